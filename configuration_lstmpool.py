@@ -1,0 +1,348 @@
+"""Configuration of an LSTM (or a rival pooling) that reads a transformer's layers in order.
+
+`LstmPoolConfig` holds the config of the backbone, which stays the only source of truth on the backbone, and the few
+knobs of what is read from it: which layers, which vector of each layer, and what turns that sequence of vectors into
+one. Every field is checked when the config is made, and fields left unset are resolved from the backbone's family
+then, so that a saved config says what the model does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PretrainedConfig
+
+
+TOKEN_POOLINGS = ("cls", "mean", "max", "last")
+LAYER_POOLINGS = ("lstm", "gru", "attention", "weighted", "max", "concat", "last")
+LSTM_READOUTS = ("last", "final", "mean")
+
+# Families whose layers end in a LayerNorm: all layers have one scale, and the vectors need no norm of their own.
+POST_NORM_FAMILIES = frozenset(
+    "albert bart bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra ernie "
+    "flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm layoutlmv2 layoutlmv3 lilt longformer luke markuplm "
+    "mobilebert mpnet mra mvp nomic_bert nystromformer openai-gpt plbart rembert roberta roc_bert roformer squeezebert "
+    "tapas xlm xlm-roberta xlnet xmod yoso".split()
+)
+# Bidirectional families which the library files under causal language models alone, and that end a text with CLS.
+CLS_AT_THE_END = frozenset({"xlnet"})
+# Families whose layers are not called once each, bottom to top.
+NOT_A_STACK = frozenset({"albert", "funnel", "xlnet"})
+# Names of the norm that follows the top layer.
+FINAL_NORMS = "norm norm_f final_norm final_layer_norm final_layernorm emb_layer_norm_after layer_norm ln_f ln".split()
+
+_FIELDS = (
+    "backbone_config",
+    "layers",
+    "token_pooling",
+    "layer_pooling",
+    "layer_norm",
+    "lstm_hidden_size",
+    "lstm_bidirectional",
+    "lstm_readout",
+    "pooler_dropout",
+)
+OWN_FIELDS = (*_FIELDS[1:], "num_labels", "id2label", "label2id", "problem_type")  # not the backbone's
+HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+_OF_THE_BACKBONE = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+_AUTO_MAP = {
+    "AutoConfig": "configuration_lstmpool.LstmPoolConfig",
+    "AutoModel": "modeling_lstmpool.LstmPoolModel",
+    "AutoModelForSequenceClassification": "modeling_lstmpool.LstmPoolForSequenceClassification",
+}
+
+
+def count_layers(backbone_config: PretrainedConfig) -> int:
+    """Number of layers that can be read from a backbone: those of the encoder where there is a decoder as well."""
+    text_config = backbone_config.get_text_config()
+    names = ("encoder_layers", "num_hidden_layers") if text_config.is_encoder_decoder else ("num_hidden_layers",)
+    for name in names:
+        count = getattr(text_config, name, None)
+        if isinstance(count, int) and count > 0:
+            return count
+    raise ValueError(
+        f"backbone_config must say how many layers the backbone has, got a {type(text_config).__name__} without a "
+        f"positive {names[0]}. Choose a backbone that is a stack of layers."
+    )
+
+
+def is_causal(backbone_config: PretrainedConfig) -> bool:
+    """Whether a token of this backbone sees only what stands before it: its first token has then seen nothing."""
+    if backbone_config.is_encoder_decoder or backbone_config.model_type in CLS_AT_THE_END:
+        return False  # only the encoder of an encoder-decoder is read
+    if getattr(backbone_config, "is_decoder", False):
+        return True
+    config_class = type(backbone_config)
+    return config_class in MODEL_FOR_CAUSAL_LM_MAPPING and config_class not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+class LstmPoolConfig(PretrainedConfig):
+    r"""Configuration of [`LstmPoolModel`] and [`LstmPoolForSequenceClassification`].
+
+    Args:
+        backbone_config (`PretrainedConfig` or `dict`, *optional*, defaults to a `BertConfig()`):
+            Config of the backbone, of any family that `AutoModel` knows. A dict must name its `model_type`.
+        layers (`list[int]`, *optional*, defaults to all layers):
+            Which layers are read: 1-based (0 would be the embeddings, which have not attended to any context),
+            ascending, without repeats. Negative numbers count from the top: `[-4, -3, -2, -1]` reads the last four.
+            Any sequence of integers will do, such as `range(2, 13, 2)` for every other layer of 12. Stored resolved,
+            as positive numbers.
+        token_pooling (`str`, *optional*):
+            How one layer's (B, T, H) becomes (B, H): `"cls"` (the first token that the mask keeps; for XLNet the
+            last), `"mean"` or `"max"` over the tokens that the mask keeps, or `"last"` (the last token that it keeps).
+            Unset, it is resolved from the family: `"last"` for causal backbones, `"mean"` for the encoder of an
+            encoder-decoder, `"cls"` for the rest. Causal backbones refuse `"cls"`.
+        layer_pooling (`str`, *optional*, defaults to `"lstm"`):
+            How the chosen layers' (B, L, H) become (B, D): `"lstm"` or `"gru"` read them in order; `"attention"`
+            (a learned query), `"weighted"` (one learned weight a layer), `"max"` (elementwise), `"concat"` (an MLP
+            over all of them, with about the LSTM's parameter count) and `"last"` (the highest layer alone) are the
+            poolings to compare them with.
+        layer_norm (`bool`, *optional*):
+            Whether a LayerNorm is applied to each layer's vector before the layer pooling. Unset, it is resolved from
+            the family: off where every layer ends in a norm already, on for the others, whose layers differ in scale
+            by orders of magnitude.
+        lstm_hidden_size (`int`, *optional*, defaults to 256):
+            Units per direction of the LSTM or GRU; a bidirectional net gives twice this. `"concat"` takes its size
+            from the same number.
+        lstm_bidirectional (`bool`, *optional*, defaults to `True`):
+            Whether the LSTM or GRU reads the layers from the top down too.
+        lstm_readout (`str`, *optional*, defaults to `"last"`):
+            What is read from the LSTM or GRU: `"last"`, the output at the highest layer, for which the backward
+            direction has read that layer alone; `"final"`, the last state of each direction, so that both have read
+            every layer; `"mean"`, the mean of the outputs.
+        pooler_dropout (`float`, *optional*, defaults to 0.1):
+            Probability of dropout between the layer pooling and the classifier.
+        kwargs (*optional*):
+            What every config takes: `num_labels`, `id2label`, `problem_type` and so on. An unset `problem_type`
+            becomes `"regression"` for one label and `"single_label_classification"` for more, and is always saved.
+
+    Raises:
+        ValueError: if a field has a value that no model can be built from.
+
+    Example:
+
+    ```python
+    >>> config = LstmPoolConfig(backbone_config=BertConfig(num_hidden_layers=6), layers=[-4, -3, -2, -1])
+    >>> config.layers
+    [3, 4, 5, 6]
+    ```"""
+
+    model_type = "lstmpool"
+    sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = ["layer_states", "hidden_states", "attentions"]
+
+    def __init__(
+        self,
+        backbone_config: PretrainedConfig | dict[str, Any] | None = None,
+        layers: list[int] | None = None,
+        token_pooling: str | None = None,
+        layer_pooling: str = "lstm",
+        layer_norm: bool | None = None,
+        lstm_hidden_size: int = 256,
+        lstm_bidirectional: bool = True,
+        lstm_readout: str = "last",
+        pooler_dropout: float = 0.1,
+        **kwargs,
+    ):
+        _refuse_misplaced(kwargs)
+        # The fields come before `super().__init__`, which already asks for the sub-config; it gives a dict under this
+        # key a meaning of its own, so the dict becomes a config here.
+        self.backbone_config = _as_config(backbone_config)
+        self.layers = layers
+        self.token_pooling = token_pooling
+        self.layer_pooling = layer_pooling
+        self.layer_norm = layer_norm
+        self.lstm_hidden_size = lstm_hidden_size
+        self.lstm_bidirectional = lstm_bidirectional
+        self.lstm_readout = lstm_readout
+        self.pooler_dropout = pooler_dropout
+        # Unset, `super().__init__` would take from the backbone the attention that it was loaded with.
+        kwargs.setdefault("attn_implementation", {"backbone_config": self.backbone_config._attn_implementation})
+        # A model loaded from the Hub names its repository here; saved again it must name its own two files.
+        super().__init__(**{**kwargs, "auto_map": dict(_AUTO_MAP)})
+        self.resolve()
+
+    def resolve(self) -> None:
+        """Checks every field and fills those left unset (`None`) from the backbone's family.
+
+        `__init__` calls this, and so does the model, because attributes may be assigned in between.
+
+        Raises:
+            ValueError: naming the field, the value expected, the value found and the remedy.
+        """
+        family, causal = self.backbone_config.model_type, is_causal(self.backbone_config)
+        if self.token_pooling is None:
+            default = "mean" if self.backbone_config.is_encoder_decoder else "cls"
+            self.token_pooling = "last" if causal else default
+        if self.layer_norm is None:
+            self.layer_norm = family not in POST_NORM_FAMILIES
+        if self.problem_type is None:
+            self.problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
+        self.layers = _resolve_layers(self.layers, count_layers(self.backbone_config))
+
+        _check_choice("token_pooling", self.token_pooling, TOKEN_POOLINGS)
+        _check_choice("layer_pooling", self.layer_pooling, LAYER_POOLINGS)
+        _check_choice("lstm_readout", self.lstm_readout, LSTM_READOUTS)
+        for name in ("layer_norm", "lstm_bidirectional"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        size = self.lstm_hidden_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"lstm_hidden_size must be a positive integer (units per direction), got {size!r}.")
+        dropout = self.pooler_dropout
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+            raise ValueError(f"pooler_dropout must be a probability in [0, 1), got {dropout!r}.")
+        if causal and self.token_pooling == "cls":
+            raise ValueError(
+                f"token_pooling='cls' cannot be used with {family}: it is causal, so its first token has seen nothing "
+                "but itself. Use 'last' (its default) or 'mean'."
+            )
+        if self.problem_type == "single_label_classification" and self.num_labels < 2:
+            raise ValueError(
+                f"problem_type='single_label_classification' needs num_labels of 2 or more, got {self.num_labels}. "
+                "Set problem_type='regression' for a single number."
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        # The library sets keyword overrides on the finished config, where no check would see them.
+        ours = {name: kwargs.pop(name) for name in _FIELDS[1:] if name in kwargs}
+        return super().from_dict({**config_dict, **ours}, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        # The library would leave out values that equal ITS defaults, though not those of the backbone's class.
+        backbone = self.backbone_config.to_dict()
+        for key in ("_name_or_path", "transformers_version"):  # a path of this machine; said once at the top
+            backbone.pop(key, None)
+        return {**super().to_diff_dict(), "backbone_config": backbone}
+
+    @property
+    def token_readout(self) -> str:
+        """`token_pooling` with `"cls"` replaced by where it is: the `"first"` or `"last"` token that the mask keeps."""
+        if self.token_pooling != "cls":
+            return self.token_pooling
+        return "last" if self.backbone_config.model_type in CLS_AT_THE_END else "first"
+
+    def get_text_config(self, *args, **kwargs) -> PretrainedConfig:
+        """The backbone's text config, where the library looks for the vocabulary and the depth."""
+        return self.backbone_config.get_text_config(*args, **kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of the backbone's layers."""
+        return self.backbone_config.get_text_config().hidden_size
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Attention heads of each layer of the backbone."""
+        return self.backbone_config.get_text_config().num_attention_heads
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers of the backbone, whichever of them are read."""
+        return count_layers(self.backbone_config)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the backbone's token embeddings."""
+        return self.backbone_config.get_text_config().vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.backbone_config.get_text_config().vocab_size = value
+
+    def __eq__(self, other: object) -> bool:
+        # the library compares its own fields alone
+        return isinstance(other, LstmPoolConfig) and self._identity() == other._identity()
+
+    __hash__ = None
+
+    def _identity(self) -> dict[str, Any]:
+        return {key: value for key, value in self.to_diff_dict().items() if key != "transformers_version"}
+
+
+def _as_config(backbone_config: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig:
+    if backbone_config is None:
+        backbone_config = {"model_type": "bert"}
+    if isinstance(backbone_config, PretrainedConfig):
+        config = backbone_config
+    elif isinstance(backbone_config, dict):
+        fields = dict(backbone_config)
+        family = fields.pop("model_type", None)
+        if family is None:
+            raise ValueError(
+                "backbone_config, given as a dict, must name the backbone's family under 'model_type', got only "
+                f"{sorted(fields)}. Add for example model_type='bert', or pass the config object."
+            )
+        try:
+            config = AutoConfig.for_model(family, **fields)
+        except ValueError as error:
+            if f"Unrecognized model identifier: {family}" not in str(error):
+                raise
+            raise ValueError(
+                f"backbone_config has model_type={family!r}, which this version of transformers does not know. "
+                "Upgrade transformers, or register the family with AutoConfig.register."
+            ) from None
+    else:
+        raise ValueError(
+            f"backbone_config must be a config or a dict, got {backbone_config!r}. Use "
+            "AutoConfig.from_pretrained(name) for it, or from_backbone(name) of the model to load weights too."
+        )
+    if config.model_type == LstmPoolConfig.model_type:
+        raise ValueError("backbone_config is itself an LstmPoolConfig; pass the config of a plain backbone.")
+    return config
+
+
+def _resolve_layers(layers: Any, n: int) -> list[int]:
+    if layers is None:
+        return list(range(1, n + 1))
+    try:
+        if isinstance(layers, (str, bytes, dict, set)) or any(isinstance(layer, bool) for layer in layers):
+            raise TypeError
+        given = [operator.index(layer) for layer in layers]
+    except TypeError:
+        raise ValueError(f"layers must be a list of integers such as [2, 4, 6], got {layers!r}.") from None
+    bad = [layer for layer in given if layer == 0 or abs(layer) > n]
+    if bad or not given:
+        raise ValueError(
+            f"layers must lie in 1..{n} (or -{n}..-1, counted from the top), got {bad if given else 'none'}; this "
+            f"backbone has {n} layers, and 0, its embeddings, cannot be read."
+        )
+    resolved = [layer if layer > 0 else n + 1 + layer for layer in given]
+    if any(low >= high for low, high in zip(resolved, resolved[1:], strict=False)):
+        raise ValueError(
+            f"layers must be ascending and without repeats, got {given}, which is {resolved} from the bottom up. "
+            f"Use {sorted(set(resolved))}."
+        )
+    return resolved
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.{hint}")
+
+
+def _refuse_misplaced(kwargs: dict[str, Any]) -> None:
+    """A config keeps any keyword it does not know; those that are surely mistakes must not vanish in it."""
+    for key in kwargs:
+        if key in _OF_THE_BACKBONE:
+            raise ValueError(f"{key} belongs to the backbone. Set it on backbone_config, where it is read from.")
+        if key == "backbone":
+            raise ValueError(
+                "backbone is not a field of LstmPoolConfig. Pass backbone_config, or load pretrained weights with "
+                "LstmPoolForSequenceClassification.from_backbone(name)."
+            )
+        close = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.85)
+        if close:
+            raise ValueError(f"{key} is not a field of LstmPoolConfig. Did you mean {close[0]}?")
+
+
+if not __name__.startswith(
+    "transformers_modules."
+):  # code loaded from a Hub folder must not replace the installed one
+    AutoConfig.register(LstmPoolConfig.model_type, LstmPoolConfig, exist_ok=True)
+LstmPoolConfig.register_for_auto_class()

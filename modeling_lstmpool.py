@@ -1,0 +1,448 @@
+"""An LSTM that reads a pretrained transformer's layers in order, for classification and regression.
+
+    input_ids (B, T) -> backbone, layers 1..N -> one vector a layer, `layer_states` (B, L, H)
+    -> layer pooling, a BiLSTM by default -> `pooler_output` (B, D) -> dropout -> classifier -> `logits` (B, C)
+
+Each layer's vector is taken while the backbone runs and the (B, T, H) it came from is let go, so inference needs the
+memory of the bare backbone. B batch, T tokens, L layers read, H backbone hidden size, D pooled size, C labels.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+
+from .configuration_lstmpool import FINAL_NORMS, HUB_KEYS, NOT_A_STACK, OWN_FIELDS, LstmPoolConfig
+
+
+@dataclass
+class LstmPoolModelOutput(BaseModelOutputWithPooling):
+    """The library's fields, of which `pooler_output` is (B, D), and `layer_states` (B, L, H)."""
+
+    layer_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class LstmPoolClassifierOutput(SequenceClassifierOutput):
+    """The library's fields, and `layer_states` (B, L, H)."""
+
+    layer_states: torch.FloatTensor | None = None
+
+
+# ------------------------------------------------------------------------------------- one vector a layer, as it runs
+_active = threading.local()  # a capture belongs to one forward of one thread
+
+
+class _Capture:
+    """The layer states of one forward, filled by the hooks while the backbone runs."""
+
+    def __init__(self, layers: list[int], pool: Callable[[Tensor], Tensor]):
+        self.layers, self.pool, self.grad = layers, pool, torch.is_grad_enabled()
+        self.states: list[Tensor] = []  # (B, H) each
+
+    def record(self, layer: int, hidden: Tensor) -> None:
+        """`hidden` (B, T, H) left `layer`, and stands for the layers below it that LayerDrop left out, too."""
+        while len(self.states) < len(self.layers) and self.layers[len(self.states)] <= layer:
+            if torch.compiler.is_compiling() or not self.grad:
+                self.states.append(self.pool(hidden))
+                continue
+            # Older versions run the hooks of a checkpointed layer inside the checkpoint: without gradients, or with
+            # saved tensors counted that must come again on recomputation, when nothing is captured.
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+                self.states.append(self.pool(hidden))
+
+
+def _record_input(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of the module above `layer`: what enters it is what left `layer`."""
+    if (capture := getattr(_active, "capture", None)) is not None:
+        capture.record(layer, args[0] if args else kwargs["hidden_states"])
+
+
+def pool_tokens(hidden: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
+    """One vector per text from one layer's `hidden` (B, T, H): the "first" or "last" token that `attention_mask`
+    (B, T) keeps, or the "mean" or "max" of those it keeps (of all, without a mask).
+
+    Returns (B, H), a copy that does not hold on to `hidden`; finite for a row that keeps no token.
+    """
+    if attention_mask is None:
+        attention_mask = hidden.new_ones(hidden.shape[:2])
+    kept = (attention_mask != 0).to(hidden.device)  # (B, T)
+    if how in ("first", "last"):
+        index = kept.int().argmax(1) if how == "first" else kept.size(1) - 1 - kept.int().flip(1).argmax(1)
+        return hidden[torch.arange(hidden.size(0), device=hidden.device), index]
+    if how == "mean":  # in float32: a sum over tokens leaves the range of float16
+        total = hidden.masked_fill(~kept[..., None], 0).sum(1, dtype=torch.float32)
+        return (total / kept.sum(1, keepdim=True).clamp(min=1)).to(hidden.dtype)
+    highest = hidden.masked_fill(~kept[..., None], torch.finfo(hidden.dtype).min).amax(1)
+    return highest.masked_fill(~kept.any(1, keepdim=True), 0)
+
+
+# ------------------------------------------------------------------------------------------------------- the backbone
+def _reduce(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrainedModel, nn.ModuleList | None]:
+    """Takes from a backbone what nothing reads, and finds its stack of layers (None where that is not certain)."""
+    if config.backbone_config.is_encoder_decoder:
+        backbone = backbone.get_encoder()
+    if isinstance(getattr(backbone, "pooler", None), nn.Module):
+        backbone.pooler = nn.Identity()  # some families call it without asking whether it is there
+    total, top = config.num_hidden_layers, config.layers[-1]
+    lists = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)}
+    stacks = [name for name, modules in lists.items() if len(modules) == total]
+    if len(stacks) != 1 or config.backbone_config.model_type in NOT_A_STACK:
+        return backbone, None
+    if top < total:
+        del lists[stacks[0]][top:]
+        for owner in (backbone.get_submodule(stacks[0].rpartition(".")[0]), backbone):
+            for norm in FINAL_NORMS:
+                if isinstance(getattr(owner, norm, None), nn.Module):
+                    setattr(owner, norm, nn.Identity())  # it belongs to a layer that is not there
+    return backbone, lists[stacks[0]]
+
+
+def _position_source(backbone: PreTrainedModel, accepted: frozenset[str]) -> str | None:
+    """How a backbone numbers the tokens of a row: None (by itself), "arange", or the name of the buffer it reads."""
+    for name, module in backbone.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return None  # RoBERTa and its kin count the tokens that are not padding
+    buffers = [name for name, _ in backbone.named_buffers() if name.endswith("position_ids")]
+    return None if "position_ids" not in accepted else buffers[0] if buffers else "arange"
+
+
+# ----------------------------------------------------------------------------------------------------- layer poolings
+class LayerPooling(nn.Module):
+    """Base of the poolings: layer states (B, L, H), lowest layer first, to (B, D), where D is `output_size`."""
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.hidden_size) if config.layer_norm else nn.Identity()
+        self.output_size: int = config.hidden_size
+
+    def forward(self, layer_states: Tensor) -> Tensor:
+        return self.pool(self.layer_norm(layer_states))
+
+
+class _FreshWeights:
+    """For nets with a second list of their weights. Loading and offloading replace the parameters behind its back, so
+    it is made anew before use, and laid out in one block where cuDNN wants that."""
+
+    def forward(self, *args, **kwargs):
+        if not torch.compiler.is_compiling():
+            self._flat_weights = [getattr(self, name) for name in self._flat_weights_names]
+            if self._flat_weights[0].is_cuda and len({w.untyped_storage().data_ptr() for w in self._flat_weights}) > 1:
+                self.flatten_parameters()
+        return super().forward(*args, **kwargs)
+
+
+class LstmPooling(LayerPooling):
+    """A recurrent net reads the layers in order; `config.lstm_readout` says what is taken from it."""
+
+    net = type("FreshLSTM", (_FreshWeights, nn.LSTM), {})
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__(config)
+        self.units, self.readout = config.lstm_hidden_size, config.lstm_readout
+        self.rnn = self.net(config.hidden_size, self.units, batch_first=True, bidirectional=config.lstm_bidirectional)
+        self.output_size = self.units * (1 + config.lstm_bidirectional)
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        outputs, _ = self.rnn(layer_states)  # (B, L, D)
+        if self.readout == "last":
+            return outputs[:, -1]
+        if self.readout == "mean":
+            return outputs.mean(1)
+        # the backward direction has read every layer only when it is back at the lowest
+        return torch.cat([outputs[:, -1, : self.units], outputs[:, 0, self.units :]], dim=-1)
+
+
+class GruPooling(LstmPooling):
+    net = type("FreshGRU", (_FreshWeights, nn.GRU), {})
+
+
+class AttentionPooling(LayerPooling):
+    """A learned query decides, text by text, how much each layer counts."""
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__(config)
+        self.query = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return (self.query(layer_states).softmax(1) * layer_states).sum(1)
+
+
+class WeightedPooling(LayerPooling):
+    """One learned weight a layer, the same for every text, as in ELMo (https://arxiv.org/abs/1802.05365)."""
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__(config)
+        self.layer_weights = nn.Parameter(torch.zeros(len(config.layers)))
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return (self.layer_weights.softmax(0)[:, None] * layer_states).sum(1)
+
+
+class MaxPooling(LayerPooling):
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return layer_states.amax(1)
+
+
+class LastPooling(LayerPooling):
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return layer_states[:, -1]
+
+
+class ConcatPooling(LayerPooling):
+    """One hidden layer over all layers side by side, with as many parameters as the LSTM would have."""
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__(config)
+        inputs, units = len(config.layers) * config.hidden_size, config.lstm_hidden_size
+        lstm_parameters = 4 * units * (config.hidden_size + units + 2) * (1 + config.lstm_bidirectional)
+        self.output_size = max(1, round(lstm_parameters / (inputs + 1)))
+        self.dense = nn.Linear(inputs, self.output_size)
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return F.gelu(self.dense(layer_states.flatten(1)))
+
+
+_LAYER_POOLINGS = {
+    **{"lstm": LstmPooling, "gru": GruPooling, "attention": AttentionPooling, "weighted": WeightedPooling},
+    **{"max": MaxPooling, "concat": ConcatPooling, "last": LastPooling},
+}
+
+
+# --------------------------------------------------------------------------------------------------------- the models
+class LstmPoolPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation, shared by the two models."""
+
+    config_class = LstmPoolConfig
+    base_model_prefix = "lstmpool"
+    # the backbone decides for itself, and says no where it must
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    # from the **kwargs of `forward` Trainer would conclude that the loss is a sum over items
+    accepts_loss_kwargs = False
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.RNNBase):  # as torch does; the library knows the LSTM, but not the GRU
+            for parameter in module.parameters():
+                nn.init.uniform_(parameter, -1 / math.sqrt(module.hidden_size), 1 / math.sqrt(module.hidden_size))
+        elif isinstance(module, WeightedPooling):
+            nn.init.zeros_(module.layer_weights)
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_backbone(cls, name_or_path: str, **kwargs) -> LstmPoolPreTrainedModel:
+        """A model on the pretrained weights of a Hub repository or folder, with a new pooler (and classifier).
+
+        Fields of [`LstmPoolConfig`], `num_labels`, `id2label`, `label2id` and `problem_type` go to the config, all other
+        keywords to the loading of the backbone (`revision`, `dtype`, `trust_remote_code`, `attn_implementation` ...).
+        With `output_loading_info=True`, (model, report), where `missing_keys` are those of the new modules.
+
+        Raises ValueError for a field that no model can be built from, or a checkpoint that is an LstmPool model already.
+        """
+        fields = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
+        report = kwargs.pop("output_loading_info", False)
+        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+        found = kwargs.get("config") or AutoConfig.from_pretrained(name_or_path, **hub)
+        LstmPoolConfig(backbone_config=found, **fields)  # a wrong field is told before any weights are read
+        known = MODEL_MAPPING.get(type(found), ())
+        for backbone_class in known if isinstance(known, (list, tuple)) else (known,):
+            if "add_pooling_layer" in inspect.signature(backbone_class.__init__).parameters:
+                kwargs["add_pooling_layer"] = False  # the library then reports that the checkpoint has one
+        backbone, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+
+        model = cls(LstmPoolConfig(backbone_config=backbone.config, **fields), backbone=backbone).eval()
+        for module in (model.base_model.pooler, getattr(model, "classifier", None)):
+            if module is not None:
+                module.to(device=backbone.device, dtype=backbone.dtype)
+        info["missing_keys"] = {key for key in model.state_dict() if ".backbone." not in f".{key}"}
+        return (model, info) if report else model
+
+
+class LstmPoolModel(LstmPoolPreTrainedModel):
+    """A backbone whose layers are read in order and pooled into one vector a text. Weights are random: `from_backbone`
+    gives pretrained ones. A `backbone` passed in is taken over, and what nothing reads is removed from it."""
+
+    def __init__(self, config: LstmPoolConfig, backbone: PreTrainedModel | None = None):
+        config.resolve()
+        super().__init__(config)
+        if backbone is None:
+            backbone = AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+        self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
+        self.backbone, stack = _reduce(backbone, config)
+        self.pooler = _LAYER_POOLINGS[config.layer_pooling](config)
+
+        self._streams = stack is not None
+        for layer, module in enumerate(stack or ()):  # now: a hook added to a compiled backbone is never called
+            module.register_forward_pre_hook(partial(_record_input, layer), with_kwargs=True)
+        self._accepted = frozenset(inspect.signature(self.backbone.forward).parameters)
+        self._position_source = _position_source(self.backbone, self._accepted)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        layer_states: torch.FloatTensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> LstmPoolModelOutput | tuple:
+        """Runs the backbone on `input_ids` (B, T) or `inputs_embeds` (B, T, H), and pools its layers; or pools
+        `layer_states` (B, L, H) of an earlier run, and ignores the other inputs.
+
+        `attention_mask` (B, T) is 0 where a token is padding, on either side; `position_ids` (B, T), unset, count from
+        each row's first kept token; `token_type_ids` (B, T) are ignored by backbones that have none. `kwargs`:
+        `output_hidden_states`, `output_attentions`, and further inputs of the backbone's own, such as `bbox`.
+
+        Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone has not.
+        """
+        flags = {name: kwargs.pop(name, None) for name in ("output_hidden_states", "output_attentions")}
+        flags = {name: getattr(self.config, name) if flag is None else flag for name, flag in flags.items()}
+        result = LstmPoolModelOutput(layer_states=layer_states)
+        if layer_states is None:
+            named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+            named |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+            outputs, result.layer_states = self._run_backbone(self._check_inputs(named, kwargs), flags)
+            result.last_hidden_state = outputs.last_hidden_state
+            result.hidden_states = outputs.get("hidden_states") if flags["output_hidden_states"] else None
+            result.attentions = outputs.get("attentions")
+        expected = (len(self.config.layers), self.config.hidden_size)
+        if result.layer_states.shape[1:] != expected:
+            raise ValueError(
+                f"layer_states must be (B, layers, hidden) = (B, {expected[0]}, {expected[1]}), got "
+                f"{tuple(result.layer_states.shape)}. Compute them with a model of the same backbone and config.layers."
+            )
+        result.pooler_output = self.pooler(result.layer_states)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if return_dict else result.to_tuple()
+
+    def _check_inputs(self, named: dict[str, Tensor | None], others: dict[str, Any]) -> dict[str, Any]:
+        """What the backbone is called with."""
+        if unknown := others.keys() - self._accepted:
+            takes = sorted(self._accepted - {"args", "kwargs"})
+            raise TypeError(f"{sorted(unknown)} are no inputs of {type(self.backbone).__name__}, which takes {takes}.")
+        tokens, embeds, mask = named["input_ids"], named["inputs_embeds"], named["attention_mask"]
+        if (tokens is None) == (embeds is None):
+            raise ValueError("Give one of input_ids (B, T), inputs_embeds (B, T, H) and layer_states (B, L, H).")
+        shape = embeds.shape[:2] if tokens is None else tokens.shape  # (B, T)
+        if mask is not None and mask.shape != shape:
+            raise ValueError(f"attention_mask must have the tokens' shape {tuple(shape)}, got {tuple(mask.shape)}.")
+        if mask is not None and named["position_ids"] is None and self._position_source:
+            first = (mask != 0).int().argmax(1, keepdim=True)  # (B, 1)
+            positions = (torch.arange(shape[1], device=mask.device) - first).clamp(min=0)  # (B, T)
+            if self._position_source != "arange":
+                positions = self.backbone.get_buffer(self._position_source)[0].to(mask.device)[positions]
+            named["position_ids"] = positions
+        inputs = {**named, **others, "use_cache": False}  # a decoder's cache serves generation
+        return {key: value for key, value in inputs.items() if key in self._accepted and value is not None}
+
+    def _run_backbone(self, inputs: dict[str, Any], flags: dict[str, bool]) -> tuple[Any, Tensor]:
+        layers = self.config.layers
+        pool = partial(pool_tokens, attention_mask=inputs.get("attention_mask"), how=self.config.token_readout)
+        flags = {name: True for name, flag in flags.items() if flag}
+        if not self._streams:
+            flags["output_hidden_states"] = True
+        outer, _active.capture = getattr(_active, "capture", None), (capture := _Capture(layers, pool))
+        try:
+            outputs = self.backbone(**inputs, **flags, return_dict=True)
+        finally:
+            _active.capture = outer
+        if self._streams:
+            if len(capture.states) < len(layers) - 1 and not self.training:  # LayerDrop leaves layers out in training
+                raise RuntimeError(f"{type(self.backbone).__name__} ran without calling the layers {layers} in order.")
+            capture.record(layers[-1], outputs.last_hidden_state)
+        states = capture.states if self._streams else [pool(outputs.hidden_states[layer]) for layer in layers]
+        # with a device_map the layers may lie on several devices
+        return outputs, torch.stack([state.to(states[-1].device) for state in states], dim=1)  # (B, L, H)
+
+
+class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
+    """[`LstmPoolModel`] with dropout and a linear head, for one class a text, several labels, or numbers."""
+
+    def __init__(self, config: LstmPoolConfig, backbone: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.lstmpool = LstmPoolModel(config, backbone)
+        self.supports_gradient_checkpointing = self.lstmpool.supports_gradient_checkpointing
+        self.dropout = nn.Dropout(config.pooler_dropout)
+        self.classifier = nn.Linear(self.lstmpool.pooler.output_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        layer_states: torch.FloatTensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> LstmPoolClassifierOutput | tuple:
+        """Takes what [`LstmPoolModel`] takes; `labels`, if given, as `sequence_loss` wants them."""
+        outputs = self.lstmpool(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, layer_states, True, **kwargs
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))  # (B, C)
+        loss = None if labels is None else sequence_loss(logits, labels, self.config.problem_type)
+        extras = {name: outputs[name] for name in ("hidden_states", "attentions", "layer_states") if name in outputs}
+        result = LstmPoolClassifierOutput(loss=loss, logits=logits, **extras)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if return_dict else result.to_tuple()
+
+
+def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+    """Mean loss, in float32, of `logits` (B, C) by `problem_type`: cross-entropy for "single_label_classification",
+    with `labels` (B,) in 0..C-1, or -100 to leave a row out; binary cross-entropy for "multi_label_classification",
+    with (B, C) of zeros and ones; squared error for "regression", with (B, C) numbers, or (B,) if C is 1.
+
+    Raises ValueError for labels of another shape, kind or range.
+    """
+    (batch, classes), labels, logits = logits.shape, labels.to(logits.device), logits.float()
+    if problem_type == "single_label_classification":
+        wanted, ok = (
+            f"{batch} integers in 0..{classes - 1}",
+            labels.shape == (batch,) and not labels.is_floating_point(),
+        )
+        allowed = (labels >= 0) & (labels < classes) | (labels == -100)
+    else:
+        labels = labels[:, None] if labels.shape == (batch,) and classes == 1 else labels
+        wanted, ok = f"{batch} rows of {classes} numbers", labels.shape == (batch, classes)
+        allowed = (labels >= 0) & (labels <= 1) if problem_type == "multi_label_classification" else labels == labels
+    if not ok or not torch.compiler.is_compiling() and not allowed.all():
+        raise ValueError(
+            f"labels for problem_type={problem_type!r} and num_labels={classes} must be {wanted}, got {labels.dtype} of "
+            f"shape {tuple(labels.shape)}, {labels.flatten()[:8].tolist()} ... Set problem_type to what the labels are."
+        )
+    if problem_type == "single_label_classification":
+        return F.cross_entropy(logits, labels.long())
+    return (F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits)(logits, labels.float())
+
+
+if not __name__.startswith(
+    "transformers_modules."
+):  # code loaded from a Hub folder must not replace the installed one
+    AutoModel.register(LstmPoolConfig, LstmPoolModel, exist_ok=True)
+    AutoModelForSequenceClassification.register(LstmPoolConfig, LstmPoolForSequenceClassification, exist_ok=True)
+LstmPoolModel.register_for_auto_class("AutoModel")
+LstmPoolForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
