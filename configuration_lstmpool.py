@@ -23,13 +23,15 @@ LSTM_READOUTS = ("last", "final", "mean")
 POST_NORM_FAMILIES = frozenset(
     "albert bart bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra ernie "
     "flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm layoutlmv2 layoutlmv3 lilt longformer luke markuplm "
-    "mobilebert mpnet mra mvp nomic_bert nystromformer openai-gpt plbart rembert roberta roc_bert roformer squeezebert "
-    "tapas xlm xlm-roberta xlnet xmod yoso".split()
+    "mobilebert mpnet mra mvp nomic_bert nystromformer openai-gpt plbart rembert roberta roc_bert roformer "
+    "squeezebert tapas xlm xlm-roberta xlnet xmod yoso".split()
 )
 # Bidirectional families which the library files under causal language models alone, and that end a text with CLS.
 CLS_AT_THE_END = frozenset({"xlnet"})
 # Families whose layers are not called once each, bottom to top.
 NOT_A_STACK = frozenset({"albert", "funnel", "xlnet"})
+# Families that number their tokens from 2, which an explicit `position_ids` would have to know.
+OFFSET_POSITIONS = frozenset({"nystromformer"})
 # Names of the norm that follows the top layer.
 FINAL_NORMS = "norm norm_f final_norm final_layer_norm final_layernorm emb_layer_norm_after layer_norm ln_f ln".split()
 
@@ -205,6 +207,29 @@ class LstmPoolConfig(PretrainedConfig):
                 "Set problem_type='regression' for a single number."
             )
 
+    def check_labels(self, labels: Any, batch_size: int, read_values: bool = True) -> None:
+        """Checks a tensor of labels against `problem_type` and `num_labels`; `read_values=False`, its shape alone.
+
+        Raises:
+            ValueError: for labels of another shape, kind or range than the loss needs.
+        """
+        n, single = self.num_labels, self.problem_type == "single_label_classification"
+        shapes = [(batch_size,)] if single else [(batch_size, n), *([(batch_size,)] if n == 1 else [])]
+        ok = tuple(labels.shape) in shapes and not (single and labels.is_floating_point())
+        if ok and read_values:
+            allowed = labels == labels  # a missing number, NaN, is not equal to itself
+            if self.problem_type != "regression":
+                allowed = (labels >= 0) & (labels <= (n - 1 if single else 1)) | (single & (labels == -100))
+            ok = bool(allowed.all())
+        if not ok:
+            kind = {"regression": "numbers", "multi_label_classification": "zeros and ones"}
+            raise ValueError(
+                f"labels for problem_type={self.problem_type!r} must be {kind.get(self.problem_type, 'integers')} of "
+                f"shape {shapes[0]}" + (f" in 0..{n - 1}" if single else "") + f", got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}: {labels.flatten()[:8].tolist()} ... Set problem_type to what the labels are, "
+                f"and num_labels ({n}) to how many there are."
+            )
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         # The library sets keyword overrides on the finished config, where no check would see them.
@@ -220,7 +245,7 @@ class LstmPoolConfig(PretrainedConfig):
 
     @property
     def token_readout(self) -> str:
-        """`token_pooling` with `"cls"` replaced by where it is: the `"first"` or `"last"` token that the mask keeps."""
+        """`token_pooling`, with `"cls"` replaced by where it is: the `"first"` or `"last"` token that is kept."""
         if self.token_pooling != "cls":
             return self.token_pooling
         return "last" if self.backbone_config.model_type in CLS_AT_THE_END else "first"
@@ -291,7 +316,8 @@ def _as_config(backbone_config: PretrainedConfig | dict[str, Any] | None) -> Pre
             "AutoConfig.from_pretrained(name) for it, or from_backbone(name) of the model to load weights too."
         )
     if config.model_type == LstmPoolConfig.model_type:
-        raise ValueError("backbone_config is itself an LstmPoolConfig; pass the config of a plain backbone.")
+        raise ValueError("backbone_config is itself an LstmPoolConfig. Pass that of a plain backbone; a saved LstmPool model is "
+            "loaded with from_pretrained.")
     return config
 
 
@@ -341,8 +367,6 @@ def _refuse_misplaced(kwargs: dict[str, Any]) -> None:
             raise ValueError(f"{key} is not a field of LstmPoolConfig. Did you mean {close[0]}?")
 
 
-if not __name__.startswith(
-    "transformers_modules."
-):  # code loaded from a Hub folder must not replace the installed one
+if not __name__.startswith("transformers_modules."):  # a Hub folder's code must not replace the installed one
     AutoConfig.register(LstmPoolConfig.model_type, LstmPoolConfig, exist_ok=True)
 LstmPoolConfig.register_for_auto_class()

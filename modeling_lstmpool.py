@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
-from .configuration_lstmpool import FINAL_NORMS, HUB_KEYS, NOT_A_STACK, OWN_FIELDS, LstmPoolConfig
+from .configuration_lstmpool import FINAL_NORMS, HUB_KEYS, NOT_A_STACK, OFFSET_POSITIONS, OWN_FIELDS, LstmPoolConfig
 
 
 @dataclass
@@ -70,11 +70,8 @@ def _record_input(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, 
 
 
 def pool_tokens(hidden: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
-    """One vector per text from one layer's `hidden` (B, T, H): the "first" or "last" token that `attention_mask`
-    (B, T) keeps, or the "mean" or "max" of those it keeps (of all, without a mask).
-
-    Returns (B, H), a copy that does not hold on to `hidden`; finite for a row that keeps no token.
-    """
+    """(B, H) from a layer's `hidden` (B, T, H): the "first" or "last" token that `attention_mask` (B, T) keeps, or the
+    "mean" or "max" of all that it keeps. A copy that does not hold on to `hidden`; finite for a row without tokens."""
     if attention_mask is None:
         attention_mask = hidden.new_ones(hidden.shape[:2])
     kept = (attention_mask != 0).to(hidden.device)  # (B, T)
@@ -109,15 +106,6 @@ def _reduce(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrain
     return backbone, lists[stacks[0]]
 
 
-def _position_source(backbone: PreTrainedModel, accepted: frozenset[str]) -> str | None:
-    """How a backbone numbers the tokens of a row: None (by itself), "arange", or the name of the buffer it reads."""
-    for name, module in backbone.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return None  # RoBERTa and its kin count the tokens that are not padding
-    buffers = [name for name, _ in backbone.named_buffers() if name.endswith("position_ids")]
-    return None if "position_ids" not in accepted else buffers[0] if buffers else "arange"
-
-
 # ----------------------------------------------------------------------------------------------------- layer poolings
 class LayerPooling(nn.Module):
     """Base of the poolings: layer states (B, L, H), lowest layer first, to (B, D), where D is `output_size`."""
@@ -143,10 +131,13 @@ class _FreshWeights:
         return super().forward(*args, **kwargs)
 
 
+_Lstm, _Gru = (type(f"_{kind.__name__.title()}", (_FreshWeights, kind), {}) for kind in (nn.LSTM, nn.GRU))
+
+
 class LstmPooling(LayerPooling):
     """A recurrent net reads the layers in order; `config.lstm_readout` says what is taken from it."""
 
-    net = type("FreshLSTM", (_FreshWeights, nn.LSTM), {})
+    net = _Lstm
 
     def __init__(self, config: LstmPoolConfig):
         super().__init__(config)
@@ -165,7 +156,7 @@ class LstmPooling(LayerPooling):
 
 
 class GruPooling(LstmPooling):
-    net = type("FreshGRU", (_FreshWeights, nn.GRU), {})
+    net = _Gru
 
 
 class AttentionPooling(LayerPooling):
@@ -244,11 +235,11 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
     def from_backbone(cls, name_or_path: str, **kwargs) -> LstmPoolPreTrainedModel:
         """A model on the pretrained weights of a Hub repository or folder, with a new pooler (and classifier).
 
-        Fields of [`LstmPoolConfig`], `num_labels`, `id2label`, `label2id` and `problem_type` go to the config, all other
+        Fields of [`LstmPoolConfig`], `num_labels`, `id2label`, `label2id` and `problem_type` go to the config, other
         keywords to the loading of the backbone (`revision`, `dtype`, `trust_remote_code`, `attn_implementation` ...).
         With `output_loading_info=True`, (model, report), where `missing_keys` are those of the new modules.
 
-        Raises ValueError for a field that no model can be built from, or a checkpoint that is an LstmPool model already.
+        Raises ValueError for a field that no model can be built from, or a checkpoint that is an LstmPool already.
         """
         fields = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
         report = kwargs.pop("output_loading_info", False)
@@ -286,7 +277,10 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         for layer, module in enumerate(stack or ()):  # now: a hook added to a compiled backbone is never called
             module.register_forward_pre_hook(partial(_record_input, layer), with_kwargs=True)
         self._accepted = frozenset(inspect.signature(self.backbone.forward).parameters)
-        self._position_source = _position_source(self.backbone, self._accepted)
+        # RoBERTa and its kin number the tokens that are not padding themselves, from an offset
+        tables = [m for name, m in self.backbone.named_modules() if name.endswith("position_embeddings")]
+        offset = any(getattr(table, "padding_idx", None) is not None for table in tables)
+        self._counts_positions = not offset and config.backbone_config.model_type not in OFFSET_POSITIONS
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -303,7 +297,6 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         layer_states: torch.FloatTensor | None = None,
-        return_dict: bool | None = None,
         **kwargs,
     ) -> LstmPoolModelOutput | tuple:
         """Runs the backbone on `input_ids` (B, T) or `inputs_embeds` (B, T, H), and pools its layers; or pools
@@ -311,28 +304,31 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
 
         `attention_mask` (B, T) is 0 where a token is padding, on either side; `position_ids` (B, T), unset, count from
         each row's first kept token; `token_type_ids` (B, T) are ignored by backbones that have none. `kwargs`:
-        `output_hidden_states`, `output_attentions`, and further inputs of the backbone's own, such as `bbox`.
+        `output_hidden_states`, `output_attentions`, `return_dict`, and inputs of the backbone's own, such as `bbox`.
 
         Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone has not.
         """
-        flags = {name: kwargs.pop(name, None) for name in ("output_hidden_states", "output_attentions")}
-        flags = {name: getattr(self.config, name) if flag is None else flag for name, flag in flags.items()}
+        return_dict, wants_states, wants_attentions = (
+            getattr(self.config, name) if (flag := kwargs.pop(name, None)) is None else flag
+            for name in ("return_dict", "output_hidden_states", "output_attentions")
+        )
         result = LstmPoolModelOutput(layer_states=layer_states)
         if layer_states is None:
             named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
             named |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
-            outputs, result.layer_states = self._run_backbone(self._check_inputs(named, kwargs), flags)
+            inputs = self._check_inputs(named, kwargs)
+            if wants_attentions:
+                inputs["output_attentions"] = True
+            if wants_states or not self._streams:
+                inputs["output_hidden_states"] = True
+            outputs, result.layer_states = self._run_backbone(inputs)
             result.last_hidden_state = outputs.last_hidden_state
-            result.hidden_states = outputs.get("hidden_states") if flags["output_hidden_states"] else None
+            result.hidden_states = outputs.get("hidden_states") if wants_states else None
             result.attentions = outputs.get("attentions")
-        expected = (len(self.config.layers), self.config.hidden_size)
-        if result.layer_states.shape[1:] != expected:
-            raise ValueError(
-                f"layer_states must be (B, layers, hidden) = (B, {expected[0]}, {expected[1]}), got "
-                f"{tuple(result.layer_states.shape)}. Compute them with a model of the same backbone and config.layers."
-            )
+        layers, hidden, found = len(self.config.layers), self.config.hidden_size, tuple(result.layer_states.shape)
+        if found[1:] != (layers, hidden):
+            raise ValueError(f"layer_states must be (B, layers, hidden) = (B, {layers}, {hidden}), got {found}.")
         result.pooler_output = self.pooler(result.layer_states)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
         return result if return_dict else result.to_tuple()
 
     def _check_inputs(self, named: dict[str, Tensor | None], others: dict[str, Any]) -> dict[str, Any]:
@@ -346,24 +342,19 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         shape = embeds.shape[:2] if tokens is None else tokens.shape  # (B, T)
         if mask is not None and mask.shape != shape:
             raise ValueError(f"attention_mask must have the tokens' shape {tuple(shape)}, got {tuple(mask.shape)}.")
-        if mask is not None and named["position_ids"] is None and self._position_source:
+        if mask is not None and named["position_ids"] is None and self._counts_positions:
             first = (mask != 0).int().argmax(1, keepdim=True)  # (B, 1)
-            positions = (torch.arange(shape[1], device=mask.device) - first).clamp(min=0)  # (B, T)
-            if self._position_source != "arange":
-                positions = self.backbone.get_buffer(self._position_source)[0].to(mask.device)[positions]
-            named["position_ids"] = positions
+            named["position_ids"] = (torch.arange(shape[1], device=mask.device) - first).clamp(min=0)  # (B, T)
         inputs = {**named, **others, "use_cache": False}  # a decoder's cache serves generation
         return {key: value for key, value in inputs.items() if key in self._accepted and value is not None}
 
-    def _run_backbone(self, inputs: dict[str, Any], flags: dict[str, bool]) -> tuple[Any, Tensor]:
+    def _run_backbone(self, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+        """The backbone's outputs, and the layer states (B, L, H) taken on the way."""
         layers = self.config.layers
         pool = partial(pool_tokens, attention_mask=inputs.get("attention_mask"), how=self.config.token_readout)
-        flags = {name: True for name, flag in flags.items() if flag}
-        if not self._streams:
-            flags["output_hidden_states"] = True
         outer, _active.capture = getattr(_active, "capture", None), (capture := _Capture(layers, pool))
         try:
-            outputs = self.backbone(**inputs, **flags, return_dict=True)
+            outputs = self.backbone(**inputs, return_dict=True)
         finally:
             _active.capture = outer
         if self._streams:
@@ -396,52 +387,32 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         layer_states: torch.FloatTensor | None = None,
         labels: Tensor | None = None,
-        return_dict: bool | None = None,
         **kwargs,
     ) -> LstmPoolClassifierOutput | tuple:
-        """Takes what [`LstmPoolModel`] takes; `labels`, if given, as `sequence_loss` wants them."""
-        outputs = self.lstmpool(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, layer_states, True, **kwargs
-        )
+        """Takes what [`LstmPoolModel`] takes. The loss is the mean over the batch, in float32, by `config.problem_type`:
+
+        cross-entropy for "single_label_classification", with integer `labels` (B,), -100 where a row does not count;
+        binary cross-entropy for "multi_label_classification", with zeros and ones (B, C); squared error for
+        "regression", with numbers (B, C), or (B,) if C is 1. Raises ValueError for labels of another shape or range.
+        """
+        return_dict = kwargs.pop("return_dict", None)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, layer_states)
+        outputs = self.lstmpool(*inputs, **kwargs, return_dict=True)
         logits = self.classifier(self.dropout(outputs.pooler_output))  # (B, C)
-        loss = None if labels is None else sequence_loss(logits, labels, self.config.problem_type)
-        extras = {name: outputs[name] for name in ("hidden_states", "attentions", "layer_states") if name in outputs}
+        loss = None if labels is None else self._loss(logits, labels.to(logits.device))
+        extras = {name: outputs.get(name) for name in ("hidden_states", "attentions", "layer_states")}
         result = LstmPoolClassifierOutput(loss=loss, logits=logits, **extras)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if return_dict else result.to_tuple()
+        return result if (self.config.return_dict if return_dict is None else return_dict) else result.to_tuple()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.config.check_labels(labels, batch_size=len(logits), read_values=not torch.compiler.is_compiling())
+        if self.config.problem_type == "single_label_classification":
+            return F.cross_entropy(logits.float(), labels.long())
+        loss = F.mse_loss if self.config.problem_type == "regression" else F.binary_cross_entropy_with_logits
+        return loss(logits.float(), labels.view_as(logits).float())
 
 
-def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
-    """Mean loss, in float32, of `logits` (B, C) by `problem_type`: cross-entropy for "single_label_classification",
-    with `labels` (B,) in 0..C-1, or -100 to leave a row out; binary cross-entropy for "multi_label_classification",
-    with (B, C) of zeros and ones; squared error for "regression", with (B, C) numbers, or (B,) if C is 1.
-
-    Raises ValueError for labels of another shape, kind or range.
-    """
-    (batch, classes), labels, logits = logits.shape, labels.to(logits.device), logits.float()
-    if problem_type == "single_label_classification":
-        wanted, ok = (
-            f"{batch} integers in 0..{classes - 1}",
-            labels.shape == (batch,) and not labels.is_floating_point(),
-        )
-        allowed = (labels >= 0) & (labels < classes) | (labels == -100)
-    else:
-        labels = labels[:, None] if labels.shape == (batch,) and classes == 1 else labels
-        wanted, ok = f"{batch} rows of {classes} numbers", labels.shape == (batch, classes)
-        allowed = (labels >= 0) & (labels <= 1) if problem_type == "multi_label_classification" else labels == labels
-    if not ok or not torch.compiler.is_compiling() and not allowed.all():
-        raise ValueError(
-            f"labels for problem_type={problem_type!r} and num_labels={classes} must be {wanted}, got {labels.dtype} of "
-            f"shape {tuple(labels.shape)}, {labels.flatten()[:8].tolist()} ... Set problem_type to what the labels are."
-        )
-    if problem_type == "single_label_classification":
-        return F.cross_entropy(logits, labels.long())
-    return (F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits)(logits, labels.float())
-
-
-if not __name__.startswith(
-    "transformers_modules."
-):  # code loaded from a Hub folder must not replace the installed one
+if not __name__.startswith("transformers_modules."):  # a Hub folder's code must not replace the installed one
     AutoModel.register(LstmPoolConfig, LstmPoolModel, exist_ok=True)
     AutoModelForSequenceClassification.register(LstmPoolConfig, LstmPoolForSequenceClassification, exist_ok=True)
 LstmPoolModel.register_for_auto_class("AutoModel")

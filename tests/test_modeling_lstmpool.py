@@ -1,0 +1,353 @@
+"""The architecture: the seed, every pooling against numbers worked out by hand, the losses."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from lstmpool.configuration_lstmpool import LAYER_POOLINGS
+from lstmpool.modeling_lstmpool import LstmPoolModel, pool_tokens
+
+from .conftest import FAMILIES, backbone_config, random_inputs, tiny_config, tiny_model
+
+
+class Seed(nn.Module):
+    """The system as its source describes it, written independently of the project."""
+
+    def __init__(self, backbone, indices, units, labels):
+        super().__init__()
+        self.backbone, self.indices = backbone, indices
+        self.lstm = nn.LSTM(backbone.config.hidden_size, units, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(2 * units, labels)
+
+    def forward(self, **inputs):
+        hidden_states = self.backbone(**inputs, output_hidden_states=True).hidden_states
+        cls = [hidden_states[index][:, 0] for index in self.indices]
+        out, _ = self.lstm(torch.stack(cls, dim=1))
+        return self.head(out[:, -1, :])
+
+
+@pytest.mark.parametrize("layers", [None, [2, 4], [1, 3]])
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "deberta-v2"])
+def test_it_is_faithful_to_the_seed(family, layers):
+    model = tiny_model(family, layers=layers, layer_norm=False)
+    seed = Seed(AutoModel.from_config(backbone_config(family)).eval(), layers or [1, 2, 3, 4], units=5, labels=3)
+    top = model.config.layers[-1]
+    above = {name for name in seed.backbone.state_dict() for i in range(top, 4) if f"layer.{i}." in name}
+    missing = seed.backbone.load_state_dict(model.lstmpool.backbone.state_dict(), strict=False)
+    assert {name for name in missing.missing_keys if "pooler" not in name} == above
+    seed.lstm.load_state_dict(model.lstmpool.pooler.rnn.state_dict())
+    seed.head.load_state_dict(model.classifier.state_dict())
+
+    inputs = random_inputs(lengths=[7, 3, 5], pad_id=1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, seed(**inputs), atol=1e-6, rtol=0)
+
+
+# --------------------------------------------------------------------------------------------------- the layers' order
+@pytest.mark.parametrize("batch", [1, 3])
+def test_constant_layers_come_out_in_order(batch):
+    # the reshape of public code, `stack(dim=-1).view(-1, L, H)`, mixes 0, 1, 2, 3 within a layer
+    model = tiny_model()
+    for index, layer in enumerate(model.lstmpool.backbone.encoder.layer):
+        layer.forward = lambda hidden, *args, index=index, **kwargs: torch.full_like(hidden, index + 1.0)
+    states = model(**random_inputs(batch)).layer_states
+    assert states.shape == (batch, 4, 16)
+    for layer in range(4):
+        assert (states[:, layer] == layer + 1).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_does_not_depend_on_its_batch_mates(family):
+    model, inputs = tiny_model(family), random_inputs(lengths=[7, 7, 7])
+    with torch.no_grad():
+        together = model(**inputs).logits
+        for row in range(3):
+            alone = model(**{name: value[row : row + 1] for name, value in inputs.items()}).logits
+            torch.testing.assert_close(alone[0], together[row], atol=1e-6, rtol=1e-5)
+
+
+def test_reading_some_layers_is_reading_those_of_all():
+    full, inputs = tiny_model(), random_inputs(lengths=[7, 3, 5])
+    for layers in ([2, 4], [1, 2], [3]):
+        part = tiny_model(layers=layers)
+        part.lstmpool.backbone.load_state_dict(full.lstmpool.backbone.state_dict(), strict=False)
+        with torch.no_grad():
+            wanted = full(**inputs).layer_states[:, [layer - 1 for layer in layers]]
+            assert torch.equal(part(**inputs).layer_states, wanted)
+        assert len(part.lstmpool.backbone.encoder.layer) == layers[-1]
+
+
+# -------------------------------------------------------------------------------------------------------- token pooling
+HIDDEN = torch.tensor([[[1.0, 8.0], [2.0, 4.0], [6.0, 0.0], [99.0, 99.0]]])  # (1, 4, 2), the last token is poison
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"), [("first", [1.0, 8.0]), ("last", [6.0, 0.0]), ("mean", [3.0, 4.0]), ("max", [6.0, 8.0])]
+)
+def test_token_pooling_by_hand(how, expected):
+    mask = torch.tensor([[1, 1, 1, 0]])
+    assert pool_tokens(HIDDEN, mask, how).tolist() == [expected]
+    # the same on the left
+    assert pool_tokens(HIDDEN[:, [3, 0, 1, 2]], mask[:, [3, 0, 1, 2]], how).tolist() == [expected]
+    # the same without any padding
+    assert pool_tokens(HIDDEN[:, :3], None, how).tolist() == [expected]
+    # NaN behind the mask does not get out
+    poisoned = HIDDEN.masked_fill(mask[..., None] == 0, math.nan)
+    assert pool_tokens(poisoned, mask, how).tolist() == [expected]
+    # negative numbers are not lost to the zeros of the mask
+    if how == "max":
+        assert pool_tokens(-HIDDEN, mask, how).tolist() == [[-1.0, 0.0]]
+
+
+@pytest.mark.parametrize("how", ["first", "last", "mean", "max"])
+def test_a_row_without_tokens_is_finite(how):
+    mask = torch.tensor([[0, 0, 0, 0]])
+    assert pool_tokens(HIDDEN, mask, how).isfinite().all()
+
+
+def test_the_mean_does_not_leave_the_range_of_float16():
+    hidden = torch.full((1, 300, 2), 300.0, dtype=torch.float16)  # the sum, 90000, is infinite in float16
+    assert pool_tokens(hidden, torch.ones(1, 300), "mean").tolist() == [[300.0, 300.0]]
+
+
+def test_the_vectors_do_not_hold_on_to_the_layer():
+    for how in ("first", "last", "mean", "max"):
+        for mask in (None, torch.ones(1, 4)):
+            assert pool_tokens(HIDDEN, mask, how).untyped_storage().nbytes() == 2 * 4
+
+
+@pytest.mark.parametrize("token_pooling", ["cls", "mean", "max", "last"])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("gpt2", "llama", "t5")])
+def test_padding_on_either_side_changes_nothing(family, token_pooling):
+    model = tiny_model(family, token_pooling=token_pooling)
+    pad_id = model.config.backbone_config.pad_token_id or 0
+    lengths, kinds = [4, 6], {"input_ids": 0, "attention_mask": 1}
+    right = random_inputs(2, 8, lengths=lengths, pad_id=pad_id)
+    left = {name: torch.empty_like(value) for name, value in right.items()}
+    for row, length in enumerate(lengths):
+        for name in kinds:
+            left[name][row] = torch.roll(right[name][row], 8 - length)
+    with torch.no_grad():
+        on_the_right, on_the_left = model(**right).logits, model(**left).logits
+        for row, length in enumerate(lengths):
+            bare = model(input_ids=right["input_ids"][row : row + 1, :length]).logits[0]
+            torch.testing.assert_close(on_the_right[row], bare, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(on_the_left[row], bare, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_a_row_that_is_all_padding_gives_finite_numbers(attn_implementation):
+    for token_pooling in ("cls", "mean", "max", "last"):
+        model = tiny_model(token_pooling=token_pooling, attn_implementation=attn_implementation)
+        inputs = random_inputs(lengths=[7, 0, 3])
+        assert model(**inputs).logits.isfinite().all()
+
+
+def test_cls_is_where_the_family_puts_it():
+    inputs = random_inputs(2, 6, lengths=[6, 4])
+    for family, kept in (("bert", [0, 0]), ("xlnet", [5, 3])):
+        model = tiny_model(family, layers=[4])
+        with torch.no_grad():
+            outputs = model.lstmpool(**inputs)
+        wanted = torch.stack([outputs.last_hidden_state[row, token] for row, token in enumerate(kept)])
+        assert torch.equal(outputs.layer_states[:, 0], wanted)
+
+
+# -------------------------------------------------------------------------------------------------------- layer pooling
+STATES = torch.tensor([[[1.0, -2.0], [3.0, 5.0], [2.0, 0.0]]])  # (1, 3 layers, 2)
+
+
+def pooling(name, **fields):
+    """The pooling alone, for 3 layers of width 2."""
+    config = tiny_config(layer_pooling=name, layers=[1, 2, 3], **fields)
+    config.backbone_config.hidden_size = 2
+    config.backbone_config.num_attention_heads = 1
+    return LstmPoolModel(config).pooler.eval()
+
+
+def test_last_and_max_by_hand():
+    assert pooling("last")(STATES).tolist() == [[2.0, 0.0]]
+    assert pooling("max")(STATES).tolist() == [[3.0, 5.0]]
+
+
+def test_weighted_by_hand():
+    pooler = pooling("weighted")
+    pooler.layer_weights.data = torch.tensor([0.0, math.log(2), math.log(5)])  # softmax: 1/8, 2/8, 5/8
+    torch.testing.assert_close(pooler(STATES), torch.tensor([[17 / 8, 8 / 8]]))
+    assert pooling("weighted").layer_weights.tolist() == [0.0, 0.0, 0.0]  # begins as the mean
+
+
+def test_attention_by_hand():
+    pooler = pooling("attention")
+    pooler.query.weight.data = torch.tensor([[math.log(2), 0.0]])  # 2 ** (1, 3, 2), so 2/14, 8/14, 4/14
+    torch.testing.assert_close(pooler(STATES), torch.tensor([[34 / 14, 36 / 14]]))
+
+
+def test_concat_by_hand():
+    pooler = pooling("concat")
+    pooler.dense.weight.data.zero_()
+    pooler.dense.weight.data[0] = torch.tensor([1.0, 10.0, 100.0, 1e3, 1e4, 1e5])  # layer by layer, not unit by unit
+    pooler.dense.bias.data.zero_()
+    expected = 1 - 20 + 300 + 5e3 + 2e4 + 0  # large enough for GELU to be the identity
+    assert pooler(STATES)[0, 0].item() == expected
+
+
+@pytest.mark.parametrize("fields", [{}, {"layers": [2, 4]}, {"lstm_bidirectional": False}])
+def test_concat_has_the_lstms_parameter_count(fields):
+    def count(name):
+        model = LstmPoolModel(tiny_config(layer_pooling=name, lstm_hidden_size=64, **fields))
+        return sum(parameter.numel() for parameter in model.pooler.parameters())
+
+    assert abs(count("concat") / count("lstm") - 1) < 0.01
+
+
+def lstm_by_hand(x, w_ih, w_hh, b_ih, b_hh):
+    """One direction, one unit, over a list of numbers; the equations of the LSTM, gates i f g o."""
+    sigmoid, hidden, cell, outputs = (lambda z: 1 / (1 + math.exp(-z))), 0.0, 0.0, []
+    for value in x:
+        i, f, g, o = (w * value + u * hidden + a + b for w, u, a, b in zip(w_ih, w_hh, b_ih, b_hh, strict=True))
+        cell = sigmoid(f) * cell + sigmoid(i) * math.tanh(g)
+        hidden = sigmoid(o) * math.tanh(cell)
+        outputs.append(hidden)
+    return outputs
+
+
+def test_lstm_and_its_readouts_by_hand():
+    x, results = [0.5, -1.0, 2.0], {}
+    weights = {"": ([0.1, 0.2, 0.3, 0.4], [0.5, -0.6, 0.7, 0.8], [0.1] * 4, [0.0, 0.1, -0.1, 0.2])}
+    weights["_reverse"] = ([-0.3, 0.5, 0.9, 0.2], [0.4, 0.3, -0.2, 0.1], [0.2] * 4, [0.1, 0.0, 0.3, -0.2])
+    for readout in ("last", "final", "mean"):
+        config = tiny_config(layers=[1, 2, 3], lstm_hidden_size=1, lstm_readout=readout)
+        config.backbone_config.hidden_size = config.backbone_config.num_attention_heads = 1
+        pooler = LstmPoolModel(config).pooler
+        for suffix, parts in weights.items():
+            for name, values in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), parts, strict=True):
+                parameter = getattr(pooler.rnn, f"{name}_l0{suffix}")
+                parameter.data = torch.tensor(values).view_as(parameter)
+        results[readout] = pooler(torch.tensor(x).view(1, 3, 1)).flatten()
+    forward = lstm_by_hand(x, *weights[""])
+    backward = lstm_by_hand(x[::-1], *weights["_reverse"])[::-1]
+    torch.testing.assert_close(results["last"], torch.tensor([forward[-1], backward[-1]]))
+    torch.testing.assert_close(results["final"], torch.tensor([forward[-1], backward[0]]))
+    torch.testing.assert_close(results["mean"], torch.tensor([sum(forward) / 3, sum(backward) / 3]))
+
+
+def test_with_the_seeds_readout_the_backward_direction_reads_the_top_layer_alone():
+    states = torch.randn(2, 3, 2, requires_grad=True)
+    for readout, alone in (("last", True), ("final", False)):
+        (gradient,) = torch.autograd.grad(pooling("lstm", lstm_readout=readout)(states)[:, 5:].sum(), states)
+        assert (gradient[:, :2] == 0).all().item() is alone
+        assert (gradient[:, 2] != 0).any()
+
+
+@pytest.mark.parametrize("readout", ["last", "final", "mean"])
+def test_gru_is_torchs(readout):
+    pooler = pooling("gru", lstm_readout=readout)
+    gru = nn.GRU(2, 5, batch_first=True, bidirectional=True)
+    gru.load_state_dict(pooler.rnn.state_dict())
+    outputs, last = gru(STATES)
+    wanted = {"last": outputs[:, -1], "final": torch.cat([last[0], last[1]], -1), "mean": outputs.mean(1)}
+    torch.testing.assert_close(pooler(STATES), wanted[readout])
+
+
+@pytest.mark.parametrize("name", LAYER_POOLINGS)
+def test_layer_norm_brings_layers_to_one_scale(name):
+    pooler = pooling(name, layer_norm=True)
+    scaled = STATES * torch.tensor([1.0, 1e3, 30.0])[:, None] + torch.tensor([0.0, 500.0, -70.0])[:, None]
+    torch.testing.assert_close(pooler(scaled), pooler(STATES), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(pooling(name, layer_norm=False)(scaled), pooling(name, layer_norm=False)(STATES))
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+def test_single_label_loss_by_hand():
+    model = tiny_model(num_labels=3)
+    outputs = model(**random_inputs(), labels=torch.tensor([2, 0, -100]))
+    p = outputs.logits.detach().double().softmax(-1)
+    assert outputs.loss.item() == pytest.approx(-(math.log(p[0, 2]) + math.log(p[1, 0])) / 2, abs=1e-6)
+
+
+def test_multi_label_loss_by_hand():
+    model = tiny_model(num_labels=2, problem_type="multi_label_classification")
+    outputs = model(**random_inputs(2), labels=torch.tensor([[1, 0], [1, 1]]))
+    p = outputs.logits.double().sigmoid()
+    expected = -(p[0, 0].log() + (1 - p[0, 1]).log() + p[1, 0].log() + p[1, 1].log()) / 4
+    assert outputs.loss.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [[1.5, -2.0], [[1.5], [-2.0]], [1, -2]])
+def test_regression_loss_by_hand(labels):
+    model = tiny_model(num_labels=1)
+    outputs = model(**random_inputs(2), labels=torch.tensor(labels))
+    first, second = outputs.logits[:, 0].tolist()
+    target = torch.tensor(labels).flatten().tolist()
+    assert outputs.loss.item() == pytest.approx(((first - target[0]) ** 2 + (second - target[1]) ** 2) / 2, abs=1e-5)
+
+
+def test_regression_on_several_targets_by_hand():
+    model = tiny_model(num_labels=6, problem_type="regression")
+    targets = torch.arange(12.0).view(2, 6)
+    outputs = model(**random_inputs(2), labels=targets)
+    assert outputs.loss.item() == pytest.approx(((outputs.logits - targets) ** 2).sum().item() / 12, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels", "message"),
+    [
+        ({"num_labels": 3}, torch.tensor([0, 1, 3]), r"integers of shape \(3,\) in 0\.\.2"),
+        ({"num_labels": 3}, torch.tensor([0, 1, -1]), r"0\.\.2"),
+        ({"num_labels": 3}, torch.tensor([0.0, 1.0, 2.0]), "integers"),
+        ({"num_labels": 3}, torch.eye(3), r"integers.*got torch.float32 of shape \(3, 3\)"),
+        ({"num_labels": 3}, torch.tensor([0, 1]), r"shape \(3,\)"),
+        ({"num_labels": 1}, torch.tensor([0.0, 1.0, math.nan]), "numbers"),
+        ({"num_labels": 2, "problem_type": "regression"}, torch.zeros(3), r"numbers of shape \(3, 2\)"),
+        ({"num_labels": 2, "problem_type": "multi_label_classification"}, torch.tensor([0, 1, 1]), "zeros and ones"),
+        ({"num_labels": 2, "problem_type": "multi_label_classification"}, torch.full((3, 2), 2), "zeros and ones"),
+    ],
+)
+def test_wrong_labels_are_refused(fields, labels, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**fields)(**random_inputs(), labels=labels)
+
+
+# --------------------------------------------------------------------------------------------------------------- inputs
+def test_layer_states_skip_the_backbone():
+    model, inputs = tiny_model(), random_inputs()
+    first = model(**inputs)
+    model.lstmpool.backbone.forward = None  # it would raise if it were called
+    again = model(layer_states=first.layer_states, labels=torch.tensor([0, 1, 2]))
+    assert torch.equal(again.logits, first.logits)
+    assert again.loss is not None
+    states = first.layer_states.detach().requires_grad_()
+    model(layer_states=states).logits.sum().backward()
+    assert states.grad.shape == (3, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        ({}, ValueError, "Give one of input_ids"),
+        ({"layer_states": torch.zeros(2, 3, 16)}, ValueError, r"\(B, 4, 16\), got \(2, 3, 16\)"),
+        ({"layer_states": torch.zeros(4, 16)}, ValueError, r"got \(4, 16\)"),
+        (random_inputs() | {"attention_mask": torch.ones(3, 6)}, ValueError, r"\(3, 7\), got \(3, 6\)"),
+        (random_inputs() | {"token_typ_ids": torch.ones(3, 7)}, TypeError, "token_typ_ids.*token_type_ids"),
+    ],
+)
+def test_wrong_inputs_are_refused(inputs, error, message):
+    with pytest.raises(error, match=message):
+        tiny_model()(**inputs)
+
+
+def test_every_column_reaches_the_backbone():
+    model, inputs = tiny_model(), random_inputs()
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        types = torch.cat([torch.zeros(3, 4), torch.ones(3, 3)], 1).long()
+        assert not torch.allclose(model(**inputs, token_type_ids=types).logits, plain)
+        assert not torch.allclose(model(**inputs, position_ids=torch.arange(7).flip(0)[None]).logits, plain)
+        embeds = model.get_input_embeddings()(inputs["input_ids"])
+        assert torch.equal(model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"]).logits, plain)
+        # a backbone without segments has no use for them, and tokenizers make them all the same
+        assert tiny_model("gpt2")(**inputs, token_type_ids=types).logits.isfinite().all()
