@@ -316,8 +316,10 @@ def _as_config(backbone_config: PretrainedConfig | dict[str, Any] | None) -> Pre
             "AutoConfig.from_pretrained(name) for it, or from_backbone(name) of the model to load weights too."
         )
     if config.model_type == LstmPoolConfig.model_type:
-        raise ValueError("backbone_config is itself an LstmPoolConfig. Pass that of a plain backbone; a saved LstmPool model is "
-            "loaded with from_pretrained.")
+        raise ValueError(
+            "backbone_config is itself an LstmPoolConfig. Pass that of a plain backbone; a saved LstmPool model is "
+            "loaded with from_pretrained."
+        )
     return config
 
 
@@ -356,7 +358,10 @@ def _refuse_misplaced(kwargs: dict[str, Any]) -> None:
     """A config keeps any keyword it does not know; those that are surely mistakes must not vanish in it."""
     for key in kwargs:
         if key in _OF_THE_BACKBONE:
-            raise ValueError(f"{key} belongs to the backbone. Set it on backbone_config, where it is read from.")
+            raise ValueError(
+                f"{key} belongs to the backbone. Set it on backbone_config; or, if this is a checkpoint of a backbone, "
+                "load it with from_backbone."
+            )
         if key == "backbone":
             raise ValueError(
                 "backbone is not a field of LstmPoolConfig. Pass backbone_config, or load pretrained weights with "

@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 import math
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,14 +39,14 @@ class LstmPoolClassifierOutput(SequenceClassifierOutput):
     layer_states: torch.FloatTensor | None = None
 
 
-# ------------------------------------------------------------------------------------- one vector a layer, as it runs
+# -------------------------------------------------------------------------------------- one vector a layer, as it runs
 _active = threading.local()  # a capture belongs to one forward of one thread
 
 
 class _Capture:
     """The layer states of one forward, filled by the hooks while the backbone runs."""
 
-    def __init__(self, layers: list[int], pool: Callable[[Tensor], Tensor]):
+    def __init__(self, layers: list[int], pool: partial[Tensor]):
         self.layers, self.pool, self.grad = layers, pool, torch.is_grad_enabled()
         self.states: list[Tensor] = []  # (B, H) each
 
@@ -85,7 +84,7 @@ def pool_tokens(hidden: Tensor, attention_mask: Tensor | None, how: str) -> Tens
     return highest.masked_fill(~kept.any(1, keepdim=True), 0)
 
 
-# ------------------------------------------------------------------------------------------------------- the backbone
+# -------------------------------------------------------------------------------------------------------- the backbone
 def _reduce(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrainedModel, nn.ModuleList | None]:
     """Takes from a backbone what nothing reads, and finds its stack of layers (None where that is not certain)."""
     if config.backbone_config.is_encoder_decoder:
@@ -106,7 +105,7 @@ def _reduce(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrain
     return backbone, lists[stacks[0]]
 
 
-# ----------------------------------------------------------------------------------------------------- layer poolings
+# ------------------------------------------------------------------------------------------------------ layer poolings
 class LayerPooling(nn.Module):
     """Base of the poolings: layer states (B, L, H), lowest layer first, to (B, D), where D is `output_size`."""
 
@@ -119,25 +118,10 @@ class LayerPooling(nn.Module):
         return self.pool(self.layer_norm(layer_states))
 
 
-class _FreshWeights:
-    """For nets with a second list of their weights. Loading and offloading replace the parameters behind its back, so
-    it is made anew before use, and laid out in one block where cuDNN wants that."""
-
-    def forward(self, *args, **kwargs):
-        if not torch.compiler.is_compiling():
-            self._flat_weights = [getattr(self, name) for name in self._flat_weights_names]
-            if self._flat_weights[0].is_cuda and len({w.untyped_storage().data_ptr() for w in self._flat_weights}) > 1:
-                self.flatten_parameters()
-        return super().forward(*args, **kwargs)
-
-
-_Lstm, _Gru = (type(f"_{kind.__name__.title()}", (_FreshWeights, kind), {}) for kind in (nn.LSTM, nn.GRU))
-
-
 class LstmPooling(LayerPooling):
     """A recurrent net reads the layers in order; `config.lstm_readout` says what is taken from it."""
 
-    net = _Lstm
+    net = nn.LSTM
 
     def __init__(self, config: LstmPoolConfig):
         super().__init__(config)
@@ -156,7 +140,7 @@ class LstmPooling(LayerPooling):
 
 
 class GruPooling(LstmPooling):
-    net = _Gru
+    net = nn.GRU
 
 
 class AttentionPooling(LayerPooling):
@@ -211,7 +195,7 @@ _LAYER_POOLINGS = {
 }
 
 
-# --------------------------------------------------------------------------------------------------------- the models
+# ---------------------------------------------------------------------------------------------------------- the models
 class LstmPoolPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation, shared by the two models."""
 
@@ -221,6 +205,10 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     # from the **kwargs of `forward` Trainer would conclude that the loss is a sum over items
     accepts_loss_kwargs = False
+
+    def _flag(self, kwargs: dict[str, Any], name: str) -> bool:
+        value = kwargs.pop(name, None)
+        return getattr(self.config, name) if value is None else value
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.RNNBase):  # as torch does; the library knows the LSTM, but not the GRU
@@ -308,27 +296,24 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
 
         Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone has not.
         """
-        return_dict, wants_states, wants_attentions = (
-            getattr(self.config, name) if (flag := kwargs.pop(name, None)) is None else flag
-            for name in ("return_dict", "output_hidden_states", "output_attentions")
+        wants_states, wants_attentions, return_dict = (
+            self._flag(kwargs, name) for name in ("output_hidden_states", "output_attentions", "return_dict")
         )
-        result = LstmPoolModelOutput(layer_states=layer_states)
+        fields = {}
         if layer_states is None:
             named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
             named |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
             inputs = self._check_inputs(named, kwargs)
-            if wants_attentions:
-                inputs["output_attentions"] = True
-            if wants_states or not self._streams:
-                inputs["output_hidden_states"] = True
-            outputs, result.layer_states = self._run_backbone(inputs)
-            result.last_hidden_state = outputs.last_hidden_state
-            result.hidden_states = outputs.get("hidden_states") if wants_states else None
-            result.attentions = outputs.get("attentions")
-        layers, hidden, found = len(self.config.layers), self.config.hidden_size, tuple(result.layer_states.shape)
+            inputs |= {"output_attentions": True} if wants_attentions else {}
+            inputs |= {"output_hidden_states": True} if wants_states or not self._streams else {}
+            outputs, layer_states = self._run_backbone(inputs)
+            fields["last_hidden_state"] = outputs.last_hidden_state
+            fields["hidden_states"] = outputs.get("hidden_states") if wants_states else None
+            fields["attentions"] = outputs.get("attentions")
+        layers, hidden, found = len(self.config.layers), self.config.hidden_size, tuple(layer_states.shape)
         if found[1:] != (layers, hidden):
             raise ValueError(f"layer_states must be (B, layers, hidden) = (B, {layers}, {hidden}), got {found}.")
-        result.pooler_output = self.pooler(result.layer_states)
+        result = LstmPoolModelOutput(pooler_output=self.pooler(layer_states), layer_states=layer_states, **fields)
         return result if return_dict else result.to_tuple()
 
     def _check_inputs(self, named: dict[str, Tensor | None], others: dict[str, Any]) -> dict[str, Any]:
@@ -389,20 +374,20 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         labels: Tensor | None = None,
         **kwargs,
     ) -> LstmPoolClassifierOutput | tuple:
-        """Takes what [`LstmPoolModel`] takes. The loss is the mean over the batch, in float32, by `config.problem_type`:
+        """Takes what [`LstmPoolModel`] takes, and `labels`, by `config.problem_type`: for "single_label_classification"
+        integers (B,), -100 where a row does not count; for "multi_label_classification" zeros and ones (B, C); for
+        "regression" numbers (B, C), or (B,) if C is 1. The loss is the mean over the batch, in float32.
 
-        cross-entropy for "single_label_classification", with integer `labels` (B,), -100 where a row does not count;
-        binary cross-entropy for "multi_label_classification", with zeros and ones (B, C); squared error for
-        "regression", with numbers (B, C), or (B,) if C is 1. Raises ValueError for labels of another shape or range.
+        Raises ValueError for labels of another shape, kind or range.
         """
-        return_dict = kwargs.pop("return_dict", None)
+        return_dict = self._flag(kwargs, "return_dict")
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, layer_states)
         outputs = self.lstmpool(*inputs, **kwargs, return_dict=True)
         logits = self.classifier(self.dropout(outputs.pooler_output))  # (B, C)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device))
         extras = {name: outputs.get(name) for name in ("hidden_states", "attentions", "layer_states")}
         result = LstmPoolClassifierOutput(loss=loss, logits=logits, **extras)
-        return result if (self.config.return_dict if return_dict is None else return_dict) else result.to_tuple()
+        return result if return_dict else result.to_tuple()
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         self.config.check_labels(labels, batch_size=len(logits), read_values=not torch.compiler.is_compiling())
@@ -412,8 +397,7 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         return loss(logits.float(), labels.view_as(logits).float())
 
 
-if not __name__.startswith("transformers_modules."):  # a Hub folder's code must not replace the installed one
-    AutoModel.register(LstmPoolConfig, LstmPoolModel, exist_ok=True)
-    AutoModelForSequenceClassification.register(LstmPoolConfig, LstmPoolForSequenceClassification, exist_ok=True)
+AutoModel.register(LstmPoolConfig, LstmPoolModel, exist_ok=True)
+AutoModelForSequenceClassification.register(LstmPoolConfig, LstmPoolForSequenceClassification, exist_ok=True)
 LstmPoolModel.register_for_auto_class("AutoModel")
 LstmPoolForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

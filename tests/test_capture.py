@@ -97,7 +97,7 @@ def test_after_one_backward_no_parameter_lacks_a_gradient(family, layers):
     assert lacking == set()
 
 
-# ---------------------------------------------------------------------------------------------------------- compilation
+# --------------------------------------------------------------------------------------------------------- compilation
 def reset():
     torch._dynamo.reset()
 
@@ -223,7 +223,7 @@ def test_a_copied_and_a_pickled_model_still_capture():
         assert torch.equal(other(**inputs).layer_states, model(**inputs).layer_states)
 
 
-# ------------------------------------------------------------------------------------------------------------- memory
+# -------------------------------------------------------------------------------------------------------------- memory
 def test_inference_keeps_no_layer():
     """Tensors of the size of a layer's (B, T, H) that are alive when the last layer begins."""
     model, inputs, alive = tiny_model(), random_inputs(2, 40), []

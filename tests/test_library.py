@@ -8,15 +8,11 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import Dataset
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertForMaskedLM,
     BertModel,
-    Trainer,
-    TrainingArguments,
-    pipeline,
 )
 
 from lstmpool.configuration_lstmpool import LAYER_POOLINGS
@@ -82,6 +78,37 @@ def test_base_and_classifier_load_each_other(tmp_path):
     again, report = LstmPoolForSequenceClassification.from_pretrained(tmp_path / "base", output_loading_info=True)
     assert set(report["missing_keys"]) == {"classifier.weight", "classifier.bias"}
     assert torch.equal(again(**random_inputs()).layer_states, model(**random_inputs()).layer_states)
+
+
+def test_a_new_head_of_another_size(tmp_path):
+    model = scrambled(tiny_model())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    assert loaded.config.num_labels == 5 and loaded.classifier.weight.shape == (5, 10)
+    assert torch.equal(loaded(**random_inputs()).layer_states, model(**random_inputs()).layer_states)
+
+
+def test_a_bare_backbone_is_refused_with_the_way_to_load_it(tmp_path):
+    BertModel(backbone_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="from_backbone"):
+        LstmPoolForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16])
+def test_one_dtype_whatever_the_backbone_was_saved_in(default):
+    config = tiny_config()
+    config.backbone_config.dtype = torch.float16
+    torch.set_default_dtype(default)
+    try:
+        model = LstmPoolForSequenceClassification(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in model.parameters()} == {default}
+
+
+def test_from_config_of_the_auto_classes():
+    assert type(AutoModel.from_config(tiny_config())) is LstmPoolModel
+    assert type(AutoModelForSequenceClassification.from_config(tiny_config())) is LstmPoolForSequenceClassification
 
 
 def test_only_safetensors_are_written(tmp_path):
@@ -245,7 +272,7 @@ def test_from_backbone_refuses_an_lstmpool(tmp_path):
         LstmPoolForSequenceClassification.from_backbone(str(tmp_path))
 
 
-# ---------------------------------------------------------------------------------------------- embeddings, attention
+# ----------------------------------------------------------------------------------------------- embeddings, attention
 @pytest.mark.parametrize("family", ["bert", "deberta-v2", "gpt2", "t5", "xlnet"])
 def test_resizing_the_token_embeddings(tmp_path, family):
     model, inputs = tiny_model(family), random_inputs()
@@ -287,7 +314,7 @@ def test_checkpointing_is_refused_where_the_backbone_has_none(family):
         tiny_model(family).gradient_checkpointing_enable()
 
 
-# -------------------------------------------------------------------------------------------------------------- outputs
+# ------------------------------------------------------------------------------------------------------------- outputs
 @pytest.mark.parametrize("layers", [None, [1, 3]])
 def test_hidden_states_and_attentions_on_request(layers):
     model, inputs = tiny_model(layers=layers, attn_implementation="eager"), random_inputs()
@@ -317,88 +344,7 @@ def test_the_tuple_is_the_dict():
     assert isinstance(model.lstmpool(**inputs), tuple)
 
 
-# --------------------------------------------------------------------------------------------------- Trainer, pipeline
-class Rows(Dataset):
-    def __init__(self, n=8, labels=3):
-        inputs = random_inputs(n, 7, lengths=[7, 3, 5, 4, 6, 2, 7, 5][:n])
-        types = torch.cat([torch.zeros(n, 2), torch.ones(n, 5)], 1).long()
-        label = torch.arange(n) % labels if labels > 1 else torch.arange(float(n))
-        self.columns = inputs | {"token_type_ids": types, "labels": label}
-
-    def __len__(self):
-        return len(self.columns["labels"])
-
-    def __getitem__(self, row):
-        return {name: column[row] for name, column in self.columns.items()}
-
-
-def trainer(model, folder, **arguments):
-    arguments = {"report_to": [], "disable_tqdm": True, "seed": 1, "use_cpu": True} | arguments
-    return Trainer(model, TrainingArguments(str(folder), **arguments), train_dataset=Rows(), eval_dataset=Rows())
-
-
-def test_accumulation_gives_the_same_loss_and_step(tmp_path):
-    results = []
-    for batch, steps in ((8, 1), (4, 2), (2, 4)):
-        run = trainer(
-            tiny_model(),
-            tmp_path / str(batch),
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=steps,
-            max_steps=1,
-            optim="sgd",
-            learning_rate=1.0,
-            max_grad_norm=0.0,
-            lr_scheduler_type="constant",
-        )
-        before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
-        loss = run.train().training_loss
-        step = {name: before[name] - parameter.detach() for name, parameter in run.model.named_parameters()}
-        results.append((loss, step))
-    for loss, step in results[1:]:
-        assert loss == pytest.approx(results[0][0], abs=1e-5)
-        for name, gradient in results[0][1].items():
-            torch.testing.assert_close(step[name], gradient, atol=2e-6, rtol=1e-4, msg=name)
-
-
-def test_trainer_passes_every_column_and_predicts_logits_alone(tmp_path):
-    model = tiny_model()
-    model.config.output_hidden_states = True  # the extras must stay out of the predictions
-    seen = []
-    model.lstmpool.backbone.register_forward_pre_hook(
-        lambda m, args, kwargs: seen.append(set(kwargs)), with_kwargs=True
-    )
-    run = trainer(model, tmp_path, per_device_eval_batch_size=3)
-    run._remove_unused_columns = lambda dataset, description=None: dataset
-    predictions = run.predict(Rows()).predictions
-    assert predictions.shape == (8, 3)
-    assert all({"input_ids", "attention_mask", "token_type_ids"} <= names for names in seen)
-    run._set_signature_columns_if_needed()
-    assert {"input_ids", "attention_mask", "token_type_ids", "labels", "layer_states"} <= set(run._signature_columns)
-
-
-def test_pipeline_returns_the_raw_value_of_a_regression(tokenizer):
-    model = tiny_model(num_labels=1)
-    model.classifier.bias.data.fill_(7.5)
-    score = pipeline("text-classification", model=model, tokenizer=tokenizer)("where is my order")[0]["score"]
-    wanted = model(**tokenizer("where is my order", return_tensors="pt")).logits.item()
-    assert score == pytest.approx(wanted, abs=1e-5) and score > 5
-
-
-def test_pipeline_by_problem_type(tokenizer):
-    text = "the parcel is late"
-    for problem_type, function in (
-        ("single_label_classification", "softmax"),
-        ("multi_label_classification", "sigmoid"),
-    ):
-        model = tiny_model(problem_type=problem_type, id2label={0: "a", 1: "b", 2: "c"})
-        scores = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)([text])[0]
-        logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
-        wanted = logits.softmax(-1) if function == "softmax" else logits.sigmoid()
-        for row in scores:
-            assert row["score"] == pytest.approx(wanted["abc".index(row["label"])].item(), abs=1e-5)
-
-
+# --------------------------------------------------------------------------------------------------------- remote code
 def test_the_saved_config_names_all_classes_whichever_was_saved(tmp_path):
     wanted = {
         "AutoConfig": "configuration_lstmpool.LstmPoolConfig",

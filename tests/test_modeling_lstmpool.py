@@ -69,18 +69,25 @@ def test_a_text_does_not_depend_on_its_batch_mates(family):
             torch.testing.assert_close(alone[0], together[row], atol=1e-6, rtol=1e-5)
 
 
-def test_reading_some_layers_is_reading_those_of_all():
-    full, inputs = tiny_model(), random_inputs(lengths=[7, 3, 5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reading_some_layers_is_reading_those_of_all(family):
+    full, inputs = tiny_model(family), random_inputs(lengths=[7, 3, 5])
     for layers in ([2, 4], [1, 2], [3]):
-        part = tiny_model(layers=layers)
+        part = tiny_model(family, layers=layers)
         part.lstmpool.backbone.load_state_dict(full.lstmpool.backbone.state_dict(), strict=False)
         with torch.no_grad():
             wanted = full(**inputs).layer_states[:, [layer - 1 for layer in layers]]
             assert torch.equal(part(**inputs).layer_states, wanted)
-        assert len(part.lstmpool.backbone.encoder.layer) == layers[-1]
 
 
-# -------------------------------------------------------------------------------------------------------- token pooling
+def test_layers_above_the_highest_one_read_are_not_built_and_nor_is_their_norm():
+    assert len(tiny_model("bert", layers=[1, 3]).lstmpool.backbone.encoder.layer) == 3
+    cut, whole = tiny_model("gpt2", layers=[1, 3]), tiny_model("gpt2", layers=[1, 4])
+    assert {name for name in whole.state_dict() if name.endswith(("ln_f.weight", "h.3.ln_1.weight"))} != set()
+    assert {name for name in cut.state_dict() if ".ln_f." in name or ".h.3." in name} == set()
+
+
+# ------------------------------------------------------------------------------------------------------- token pooling
 HIDDEN = torch.tensor([[[1.0, 8.0], [2.0, 4.0], [6.0, 0.0], [99.0, 99.0]]])  # (1, 4, 2), the last token is poison
 
 
@@ -156,7 +163,7 @@ def test_cls_is_where_the_family_puts_it():
         assert torch.equal(outputs.layer_states[:, 0], wanted)
 
 
-# -------------------------------------------------------------------------------------------------------- layer pooling
+# ------------------------------------------------------------------------------------------------------- layer pooling
 STATES = torch.tensor([[[1.0, -2.0], [3.0, 5.0], [2.0, 0.0]]])  # (1, 3 layers, 2)
 
 
@@ -261,7 +268,7 @@ def test_layer_norm_brings_layers_to_one_scale(name):
     assert not torch.allclose(pooling(name, layer_norm=False)(scaled), pooling(name, layer_norm=False)(STATES))
 
 
-# --------------------------------------------------------------------------------------------------------------- losses
+# -------------------------------------------------------------------------------------------------------------- losses
 def test_single_label_loss_by_hand():
     model = tiny_model(num_labels=3)
     outputs = model(**random_inputs(), labels=torch.tensor([2, 0, -100]))
@@ -312,7 +319,7 @@ def test_wrong_labels_are_refused(fields, labels, message):
         tiny_model(**fields)(**random_inputs(), labels=labels)
 
 
-# --------------------------------------------------------------------------------------------------------------- inputs
+# -------------------------------------------------------------------------------------------------------------- inputs
 def test_layer_states_skip_the_backbone():
     model, inputs = tiny_model(), random_inputs()
     first = model(**inputs)
