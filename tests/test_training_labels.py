@@ -1,0 +1,85 @@
+import pytest
+
+from lstmpool.training.errors import InputError
+from lstmpool.training.labels import MULTI, REGRESSION, SINGLE, Labels
+
+
+def infer(*values, problem_type=None, known=None):
+    return Labels.infer({"label": list(values)}, problem_type, known)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem_type", "names"),
+    [
+        (["no", "yes", "no"], SINGLE, ["no", "yes"]),
+        ([10, 2, 1], SINGLE, ["1", "2", "10"]),
+        (["10", "2", "-1"], SINGLE, ["-1", "2", "10"]),
+        ([True, False], SINGLE, ["False", "True"]),
+        (["1", "2", "x"], SINGLE, ["1", "2", "x"]),
+        (["1.5", "2"], REGRESSION, ["label"]),
+        ([1.0, 2.0], REGRESSION, ["label"]),
+        ([["b"], [], ["a", "b"]], MULTI, ["a", "b"]),
+    ],
+)
+def test_the_task_is_read_off_the_labels(values, problem_type, names):
+    labels = infer(*values)
+    assert (labels.problem_type, labels.names) == (problem_type, names)
+    assert "label" in labels.evidence
+
+
+def test_names_do_not_depend_on_the_order_of_the_rows():
+    values = ["d", "a", "c", "b", "a"]
+    assert infer(*values).config_fields == infer(*reversed(values)).config_fields
+    assert infer(*values).config_fields["id2label"] == {0: "a", 1: "b", 2: "c", 3: "d"}
+    assert infer(*values).config_fields["label2id"] == {"a": 0, "b": 1, "c": 2, "d": 3}
+
+
+def test_names_that_the_data_set_declares_keep_their_order():
+    assert infer("neg", "pos", known=["pos", "neg", "mixed"]).names == ["pos", "neg", "mixed"]
+
+
+def test_the_user_may_name_the_task():
+    assert infer(0, 1, 5, problem_type=REGRESSION).encode({"label": [0, "5"]}, "file") == [0.0, 5.0]
+    multi = infer("b a", "", "c", problem_type=MULTI)
+    assert multi.names == ["a", "b", "c"]
+    assert multi.encode({"label": ["c|a", ""]}, "file") == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+
+
+def test_several_columns_are_targets_of_one_regression():
+    columns = {"grammar": ["3", "2.5"], "cohesion": ["1", "4"]}
+    labels = Labels.infer(columns)
+    assert (labels.problem_type, labels.names) == (REGRESSION, ["grammar", "cohesion"])
+    assert labels.encode(columns, "file") == [[3.0, 1.0], [2.5, 4.0]]
+
+
+def test_labels_become_numbers():
+    assert infer("b", "a").encode({"label": ["a", "b", "b"]}, "file") == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("train", "values", "message"),
+    [
+        (["yes", "no"], ["yes", "yess"], "file.*row 2: label 'yess' does not occur in training. Did you mean 'yes'"),
+        ([["a"], ["b"]], [["a"], ["c"]], "row 2: label 'c' does not occur"),
+        (["1.5", "2"], ["1", "nan"], "row 2: expected a number, found nothing"),
+        (["1.5", "2"], ["1", "two"], "row 2: expected a number, found 'two'"),
+        ([1.5, 2.0], [1.0, float("inf")], "row 2: expected a number, found inf"),
+        (["yes", "no"], ["yes", ""], "row 2: the label is missing"),
+        (["yes", "no"], ["yes", None], "row 2: the label is missing"),
+        ([["a"]], [["a"], None], "row 2: expected a list of labels, found None"),
+    ],
+)
+def test_wrong_labels_are_told_with_their_row(train, values, message):
+    with pytest.raises(InputError, match=message):
+        infer(*train).encode({"label": values}, "file")
+
+
+def test_labels_that_fit_no_task():
+    with pytest.raises(InputError, match="at least two labels .* only 'x'"):
+        infer("x", "x")
+    with pytest.raises(InputError, match="training row 1: expected one label, found the list"):
+        infer(["a"], problem_type=SINGLE)
+    with pytest.raises(InputError, match="one label column for single_label"):
+        Labels.infer({"a": ["x"], "b": ["y"]}, SINGLE)
+    with pytest.raises(InputError, match="training row 2.*missing"):
+        infer("x", None, "y")

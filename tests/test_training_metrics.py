@@ -1,0 +1,105 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from transformers import EvalPrediction
+
+from lstmpool.training.baselines import fit_baselines
+from lstmpool.training.errors import InputError
+from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
+from lstmpool.training.metrics import AUTO, TaskMetrics
+
+
+def test_single_label_by_hand():
+    # true 0 0 1 1 2, predicted 0 1 1 1 0: F1 of 0 is 2/4, of 1 is 4/5, of 2 is 0
+    logits = np.eye(3)[[0, 1, 1, 1, 0]]
+    result = TaskMetrics.of(SINGLE, 3)(EvalPrediction(logits, np.array([0, 0, 1, 1, 2])))
+    assert result == pytest.approx({"accuracy": 3 / 5, "f1_macro": (2 / 4 + 4 / 5 + 0) / 3})
+
+
+def test_multi_label_by_hand():
+    # label 0: 1 hit, 1 false alarm, F1 2/3; label 1: 1 hit, 1 miss, F1 2/3; label 2: 1 miss, F1 0
+    logits = np.array([[2.0, 1.0, -1.0], [0.5, -0.5, -0.1]])
+    labels = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    result = TaskMetrics.of(MULTI, 3)(EvalPrediction(logits, labels))
+    assert result == pytest.approx({"f1_micro": 4 / 7, "f1_macro": (2 / 3 + 2 / 3 + 0) / 3})
+
+
+def test_regression_by_hand():
+    # errors 1, 0, 2 in the first target and 0, 0, 3 in the second
+    predicted = np.array([[2.0, 1.0], [2.0, 2.0], [5.0, 6.0]])
+    true = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    result = TaskMetrics.of(REGRESSION, 2)(EvalPrediction(predicted, true))
+    assert result["mse"] == pytest.approx((5 / 3 + 9 / 3) / 2)
+    assert result["mae"] == pytest.approx(6 / 6)
+    assert result["mcrmse"] == pytest.approx((math.sqrt(5 / 3) + math.sqrt(3)) / 2)
+    pearson = (3 / math.sqrt(6 * 2) + 5 / math.sqrt(14 * 2)) / 2
+    assert result["pearson"] == pytest.approx(pearson)
+    assert result["spearman"] == pytest.approx((math.sqrt(3) / 2 + 1) / 2)  # 2 and 2 share their rank
+
+
+def test_one_target_may_be_flat_or_a_column():
+    metrics = TaskMetrics.of(REGRESSION, 1)
+    flat = metrics.compute(np.array([1.0, 2.0]), np.array([0.0, 2.0]))
+    assert flat == metrics.compute(np.array([[1.0], [2.0]]), np.array([0.0, 2.0]))
+    assert flat["mse"] == 0.5
+
+
+def test_a_constant_has_no_correlation():
+    result = TaskMetrics.of(REGRESSION, 1).compute(np.array([2.0, 2.0]), np.array([1.0, 3.0]))
+    assert math.isnan(result["pearson"]) and math.isnan(result["spearman"]) and result["mse"] == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "name", "greater"),
+    [
+        (SINGLE, AUTO, "accuracy", True),
+        (MULTI, AUTO, "f1_micro", True),
+        (REGRESSION, AUTO, "mse", False),
+        (REGRESSION, "pearson", "pearson", True),
+        (REGRESSION, "eval_mae", "mae", False),
+        (SINGLE, "loss", "loss", False),
+    ],
+)
+def test_the_best_epoch_is_chosen_in_the_right_direction(task, given, name, greater):
+    args = SimpleNamespace(metric_for_best_model=given)
+    TaskMetrics.of(task, 1).choose_best(args)
+    assert (args.metric_for_best_model, args.greater_is_better) == (name, greater)
+
+
+def test_a_metric_of_another_task_is_refused():
+    with pytest.raises(InputError, match="must be one of accuracy, f1_macro, loss, got mse"):
+        TaskMetrics.of(SINGLE, 2).choose_best(SimpleNamespace(metric_for_best_model="mse"))
+
+
+def baselines_of(labels, problem_type):
+    """Baselines on states whose first column gives the labels away; labels by split."""
+    noise = np.random.default_rng(0).normal(size=(8, 3))
+    states = {split: np.c_[np.asarray(y, float).reshape(8, -1)[:, :1] * 5, noise] for split, y in labels.items()}
+    arrays = {split: np.array(y) for split, y in labels.items()}
+    return fit_baselines(states, arrays, problem_type, TaskMetrics.of(problem_type, 2))
+
+
+def test_majority_class_and_linear_model():
+    train, test = [0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1, 1]
+    linear, majority = baselines_of({"train": train, "validation": train, "test": test}, SINGLE).values()
+    assert majority["test"]["accuracy"] == 2 / 8
+    assert majority["train"]["accuracy"] == 5 / 8
+    assert linear["test"]["accuracy"] == 1
+
+
+def test_mean_and_ridge():
+    train, test = [[0.0, 1.0], [2.0, 3.0]] * 4, [[2.0, 3.0], [0.0, 1.0]] * 4
+    results = baselines_of({"train": train, "test": test}, REGRESSION)
+    linear, mean = results.values()
+    assert mean["test"]["mcrmse"] == pytest.approx(1)  # each target lies 1 away from its mean
+    assert linear["test"]["mcrmse"] < 0.5
+    assert "mean of training" in results and "ridge" in next(iter(results))
+
+
+def test_baselines_of_multi_label():
+    train = [[1, 1], [0, 0], [1, 1], [1, 0]] * 2
+    linear, majority = baselines_of({"train": train, "test": train}, MULTI).values()
+    assert majority["test"]["f1_micro"] == pytest.approx(2 * 6 / (8 + 10))  # label 0 to all rows, label 1 to none
+    assert linear["test"]["f1_micro"] > majority["test"]["f1_micro"]

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+
+from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.errors import InputError
+from lstmpool.training.output import check_output, prepare_output, write_output
+
+from .conftest import tiny_model
+from .training_fixtures import save_backbone
+
+
+CODE = {"configuration_lstmpool.py", "modeling_lstmpool.py"}
+
+
+def arguments(folder, **options):
+    return TrainingArguments(output_dir=str(folder), use_cpu=True, **options)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A folder with a finished run, a checkpoint, and a file of the user's."""
+    folder = tmp_path / "out"
+    tiny_model().save_pretrained(folder)
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    (folder / "vocab.txt").write_text("left by another tokenizer")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def test_the_code_is_there_before_training(tmp_path):
+    args = arguments(tmp_path / "new" / "out")
+    check_output(args)
+    prepare_output(args)
+    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == CODE
+    check_output(args)  # a run that was stopped before its first checkpoint can be started again
+
+
+def test_a_run_is_not_overwritten_unasked(finished):
+    before = sorted(path.name for path in finished.rglob("*"))
+    with pytest.raises(InputError, match="holds a run already .*--resume_from_checkpoint last.*--overwrite"):
+        check_output(arguments(finished))
+    assert sorted(path.name for path in finished.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kept", ["model.safetensors", "checkpoint-5"])
+def test_parts_of_a_run_are_not_overwritten_unasked(finished, kept):
+    (finished / "config.json").rename(finished / "checkpoint-5" / "config.json")
+    if kept == "checkpoint-5":
+        (finished / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="holds a run already"):
+        check_output(arguments(finished))
+
+
+def test_overwriting_removes_the_run_and_nothing_else(finished):
+    args = arguments(finished, overwrite=True)
+    check_output(args)
+    prepare_output(args)
+    assert {path.name for path in finished.iterdir()} == CODE | {"notes.txt"}
+
+
+def test_another_kind_of_model_is_never_overwritten(tmp_path):
+    folder = save_backbone(tmp_path / "bert")
+    with pytest.raises(InputError, match="another kind of model"):
+        check_output(arguments(folder, overwrite=True))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="found a file"):
+        check_output(arguments(tmp_path / "file"))
+
+
+def test_resuming_needs_a_checkpoint(finished, tmp_path):
+    args = arguments(finished, resume_from_checkpoint="last")
+    check_output(args)
+    prepare_output(args)
+    assert args.resume_from_checkpoint == str(finished / "checkpoint-5")
+    assert (finished / "checkpoint-5").is_dir()
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        check_output(arguments(tmp_path / "new", resume_from_checkpoint="last"))
+    with pytest.raises(InputError, match="trainer_state.json"):
+        check_output(arguments(finished, resume_from_checkpoint=str(tmp_path)))
+
+
+def test_nothing_is_moved_into_place_before_all_is_written(tmp_path):
+    class Broken:
+        init_kwargs = {}
+
+        def save_pretrained(self, folder):
+            raise OSError("disk full")
+
+    folder = tmp_path / "out"
+    prepare_output(arguments(folder))
+    with pytest.raises(OSError, match="disk full"):
+        write_output(folder, tiny_model(), Broken(), "card", {})
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == CODE
+
+
+def test_metrics_are_valid_json(tmp_path):
+    class Tokenizer:
+        init_kwargs = {}
+
+        def save_pretrained(self, folder):
+            pass
+
+    write_output(tmp_path, tiny_model(), Tokenizer(), "card", {"results": {"pearson": float("nan"), "mse": 1.0}})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"results": {"pearson": None, "mse": 1.0}}
+    assert not (tmp_path / ".unfinished").exists()

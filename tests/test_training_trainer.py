@@ -1,0 +1,58 @@
+import torch
+
+from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.trainer import LstmPoolTrainer, split_groups
+
+from .conftest import tiny_model
+
+
+def trainer_for(tmp_path, **arguments):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=1e-5, weight_decay=0.1, **arguments)
+    return LstmPoolTrainer(tiny_model(layer_norm=True), args)
+
+
+def groups_by_name(trainer):
+    optimizer = trainer.create_optimizer()
+    groups = [(id(p), group) for group in optimizer.param_groups for p in group["params"]]
+    assert len(groups) == len(dict(groups))  # no parameter is in two groups
+    groups = dict(groups)
+    return {name: groups[id(p)] for name, p in trainer.model.named_parameters()}
+
+
+def test_the_new_layers_have_their_own_rate(tmp_path):
+    groups = groups_by_name(trainer_for(tmp_path, head_learning_rate=1e-2))
+    rates = {name: group["lr"] for name, group in groups.items()}
+    for name, rate in rates.items():
+        assert rate == (1e-5 if ".backbone." in name else 1e-2), name
+    assert "lstmpool.pooler.rnn.weight_ih_l0" in rates and "classifier.weight" in rates
+
+
+def test_biases_and_norms_do_not_decay(tmp_path):
+    groups = groups_by_name(trainer_for(tmp_path, head_learning_rate=1e-2))
+    for name, group in groups.items():
+        spared = "bias" in name or "norm" in name.lower()
+        assert group["weight_decay"] == (0.0 if spared else 0.1), name
+
+
+def test_without_a_rate_of_their_own_all_is_as_the_library_does_it(tmp_path):
+    optimizer = trainer_for(tmp_path, head_learning_rate=None).create_optimizer()
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-5, 1e-5]
+
+
+def test_both_rates_follow_the_schedule(tmp_path):
+    trainer = trainer_for(tmp_path, head_learning_rate=1e-2)
+    trainer.create_optimizer_and_scheduler(num_training_steps=4)
+    for _ in range(2):
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert sorted({group["lr"] for group in trainer.optimizer.param_groups}) == [0.5e-5, 0.5e-2]
+
+
+def test_groups_keep_their_other_settings():
+    first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [first, second], "momentum": 0.5}], lr=0.1)
+    split_groups(optimizer, {id(second)}, 0.3)
+    assert [(g["params"], g["lr"], g["momentum"]) for g in optimizer.param_groups] == [
+        ([first], 0.1, 0.5),
+        ([second], 0.3, 0.5),
+    ]

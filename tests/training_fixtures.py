@@ -1,0 +1,46 @@
+"""A tiny random BERT with its tokenizer, and tables of rows, for the tests of the training command."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertModel, BertTokenizer
+
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = "alpha beta gamma delta one two three four red blue green dog cat bird sun moon".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def save_backbone(folder: Path) -> Path:
+    """Saves a BERT of 2 layers, H = 16, and a WordPiece tokenizer over `WORDS`."""
+    torch.manual_seed(0)
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *WORDS])}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=32, **sizes)
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(vocab=vocabulary, model_max_length=32).save_pretrained(folder)
+    return folder
+
+
+def write_csv(path: Path, columns: dict[str, list]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def sentences(n: int) -> list[str]:
+    return [f"{WORDS[i % 16]} {WORDS[(3 * i + 1) % 16]} {WORDS[(7 * i + 2) % 16]}" for i in range(n)]
+
+
+def run_python(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    """Python in a process of its own, without a network, as a user starts it."""
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100", **env}
+    return subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=settings, capture_output=True, text=True, timeout=300, check=False
+    )

@@ -1,0 +1,226 @@
+"""From a command line, `[RECIPE] [--flag value ...]`, to the three groups of arguments.
+
+A recipe (YAML or JSON) holds flags by name. It is turned into flags that stand before those of the command line, so
+that both pass the same checks and the command line wins.
+"""
+
+import argparse
+import json
+import shutil
+import textwrap
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from transformers import HfArgumentParser
+
+from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.files import splits_of_folder
+from lstmpool.training.metrics import AUTO
+
+
+# What a fine-tune wants, where it differs from the library's defaults.
+DEFAULTS = {
+    "learning_rate": 5e-5,
+    "warmup_steps": 0.1,  # a share of all steps
+    "weight_decay": 0.01,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "logging_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "metric_for_best_model": AUTO,
+    "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU, every epoch warns of it
+}
+HELP = {  # of the library's flags, those that one needs; its own texts run over many lines
+    "output_dir": "Folder that the finished model is written to, ready for the Hub. Required.",
+    "do_train": "Train. If none of the three do_* flags is named, all are done for which there are rows.",
+    "do_eval": "Evaluate on the validation rows, after each epoch and at the end.",
+    "do_predict": "Evaluate on the test rows, once, at the end.",
+    "num_train_epochs": "Number of passes over the training rows.",
+    "max_steps": "Stop after so many steps; -1: after num_train_epochs.",
+    "per_device_train_batch_size": "Rows in a training batch.",
+    "per_device_eval_batch_size": "Rows in a batch of an evaluation.",
+    "gradient_accumulation_steps": "Batches whose gradients are added up for one step.",
+    "learning_rate": "Peak learning rate of the backbone.",
+    "warmup_steps": "Steps over which the rates rise to their peaks; below 1, a share of all steps.",
+    "lr_scheduler_type": "How the rates fall after that: linear, cosine, constant and others.",
+    "weight_decay": "Weight decay of all weights but biases and norms.",
+    "max_grad_norm": "Gradients are scaled down to this norm.",
+    "eval_strategy": "When to evaluate: no, steps (see eval_steps) or epoch. Unset: epoch, with validation rows.",
+    "load_best_model_at_end": "Keep the best epoch, not the last. On where there are validation rows.",
+    "metric_for_best_model": "Metric by which the best epoch is chosen. Unset: by the task.",
+    "save_total_limit": "How many checkpoints are kept, the best one included.",
+    "resume_from_checkpoint": "Continue from this checkpoint folder; 'last' for the newest in output_dir.",
+    "seed": "Seed of the new weights, the order of the rows and dropout.",
+    "bf16": "Train in bfloat16 mixed precision.",
+    "fp16": "Train in float16 mixed precision.",
+    "activation_checkpointing": "Less memory for more time.",
+}
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "group_by_length": "train_sampling_strategy",
+    "model_name_or_path": "backbone",
+    "no_cuda": "use_cpu",
+    "overwrite_output_dir": "overwrite",
+    "warmup_ratio": "warmup_steps",
+}
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> None:  # argparse would print the usage first
+        raise InputError(f"{message}. See --help.")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """One spelling of each flag, and its default where it has one."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        kind = getattr(action.type, "__name__", "")
+        metavar = "{" + ",".join(action.choices) + "}" if action.choices and len(action.choices) < 8 else None
+        metavar = metavar or {"int": "N", "float": "X"}.get(kind, "VALUE")
+        takes = {"?": "", 0: "", "+": f" {metavar} ..."}.get(action.nargs, f" {metavar}")
+        return action.option_strings[0] + takes
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default = getattr(action.default, "value", action.default)
+        unset = default in (None, False, argparse.SUPPRESS) or "Unset:" in action.help
+        return action.help if unset else f"{action.help} (default: {default})"
+
+
+def make_parser(description: str) -> HfArgumentParser:
+    """The parser of all flags, with help for those that one needs and the names of the others."""
+    width = min(119, shutil.get_terminal_size().columns)
+    parser = _Parser(
+        [ModelArguments, DataArguments, TrainingArguments],
+        usage="python train_trainer.py [RECIPE.yaml or RECIPE.json] [--flag value ...]",
+        description=description,
+        formatter_class=lambda prog: _Formatter(prog, max_help_position=32, width=width),
+        allow_abbrev=False,
+    )
+    parser.set_defaults(**DEFAULTS)
+    library, others = {f.name for f in fields(transformers.TrainingArguments)}, []
+    for action in parser._actions:
+        if action.nargs == 0 and action.dest != "help":  # --no_x, made by the library for every x that is on
+            action.help = argparse.SUPPRESS
+        elif action.dest in library - HELP.keys():
+            others.append(action.dest)
+            action.help = argparse.SUPPRESS
+        else:
+            action.help = HELP.get(action.dest, action.help)
+            if action.default is True:
+                action.help += f" Off with --no_{action.dest}."
+    names = textwrap.fill(" ".join(others), width, initial_indent="  ", subsequent_indent="  ")
+    parser.epilog = f"every other field of transformers.TrainingArguments is a flag too:\n{names}"
+    return parser
+
+
+def parse_arguments(argv: list[str], description: str) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """The three groups of arguments from `argv`, the words after the program's name.
+
+    Raises:
+        InputError: for a recipe that cannot be read, an unknown name, a value of the wrong kind, or arguments that
+            contradict each other.
+    """
+    parser = make_parser(description)
+    actions = {action.dest: action for action in parser._actions if action.nargs != 0}
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words[:1] = _flags_of_recipe(Path(words[0]), actions)
+    # A namespace that has an attribute keeps it: what is not `unset` afterwards was asked for.
+    unset = object()
+    blank = argparse.Namespace(**dict.fromkeys(actions, unset))
+    namespace, unknown = parser.parse_known_args(words, blank)
+    for word in unknown:
+        if not word.startswith("-"):
+            raise InputError(f"expected --flags after the recipe, found {word!r}; a recipe is the first word.")
+        raise _unknown(word.lstrip("-").partition("=")[0], "flag", actions)
+    given = {name: value for name, value in vars(namespace).items() if value is not unset}
+
+    groups = (ModelArguments, DataArguments, TrainingArguments)
+    model, data, training = ({f.name: given[f.name] for f in fields(group) if f.name in given} for group in groups)
+    model_args, data_args = ModelArguments(**model), DataArguments(**data)
+    return model_args, data_args, _training_arguments(training, _splits(data_args))
+
+
+def _flags_of_recipe(path: Path, actions: dict[str, argparse.Action]) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"expected a recipe (.yaml, .json) as the first word, cannot read {path}: {error}") from None
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise InputError(f"recipe {path} is not valid {path.suffix[1:].upper() or 'YAML'}: {error}") from None
+    if not isinstance(recipe, dict):
+        raise InputError(f"recipe {path} must hold lines 'flag: value', found a {type(recipe).__name__}.")
+    words = []
+    for key, value in recipe.items():
+        name = str(key).replace("-", "_")
+        if name not in actions:
+            raise _unknown(str(key), f"key in the recipe {path}", actions)
+        words += _words(actions[name], value)
+    return words
+
+
+def _words(action: argparse.Action, value: Any) -> list[str]:
+    """One entry of a recipe as words of a command line. `null` leaves the default."""
+    flag = f"--{action.dest}"
+    if value is None:
+        return []
+    if value is False and action.choices and "no" in action.choices:
+        value = "no"  # YAML reads an unquoted no as False
+    if isinstance(value, dict):
+        value = json.dumps(value)
+    if isinstance(value, list) and action.nargs == "+":
+        return [flag, *map(str, value)]
+    return [f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"]
+
+
+def _unknown(name: str, what: str, actions: dict[str, argparse.Action]) -> InputError:
+    renamed = RENAMED.get(name.replace("-", "_"))
+    hint = f" It is called {renamed!r} here." if renamed else did_you_mean(name.replace("-", "_"), actions)
+    return InputError(f"unknown {what}: {name!r}.{hint} --help lists all.")
+
+
+def _splits(data_args: DataArguments) -> set[str]:
+    """Which of train, validation and test there are rows for."""
+    files = {"train": data_args.train_file, "validation": data_args.validation_file, "test": data_args.test_file}
+    named = {split for split, path in files.items() if path is not None}
+    if data_args.dataset_folder is None:
+        return named
+    if named:
+        raise InputError(f"expected --dataset_folder or files, found both (--{min(named)}_file). Leave one out.")
+    return splits_of_folder(Path(data_args.dataset_folder))
+
+
+def _training_arguments(given: dict[str, Any], splits: set[str]) -> TrainingArguments:
+    """`given` on top of what a fine-tune wants, and of what follows from the splits that there are."""
+    if "output_dir" not in given:
+        raise InputError("expected --output_dir, the folder for the finished model, found none.")
+    if given.get("push_to_hub"):
+        raise InputError("push_to_hub is not part of this command. Upload the finished output_dir with: hf upload")
+    values = {**DEFAULTS, **given}
+    doing = {"do_train": "train", "do_eval": "validation", "do_predict": "test"}
+    if not any(values.get(flag) for flag in doing):
+        values |= {flag: split in splits for flag, split in doing.items()}
+    for flag, split in doing.items():
+        if values.get(flag) and split not in splits:
+            raise InputError(f"--{flag} needs {split} rows, found none. Name them with --{split}_file.")
+    if not values.get("do_train"):
+        raise InputError("expected rows to train on, found none. Name them with --train_file or --dataset_folder.")
+    if values.get("do_eval"):
+        values.setdefault("eval_strategy", values["save_strategy"] if values["save_strategy"] == "steps" else "epoch")
+        if values["save_strategy"] == "epoch" and values["eval_strategy"] == "steps" and "save_strategy" not in given:
+            values |= {"save_strategy": "steps", "save_steps": values.get("save_steps", values.get("eval_steps", 500))}
+        matching = values["eval_strategy"] == values["save_strategy"] != "no"
+        values.setdefault("load_best_model_at_end", matching)
+    elif values.get("eval_strategy", "no") != "no":
+        raise InputError("eval_strategy needs validation rows, found none. Name them with --validation_file.")
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise InputError(error) from None

@@ -1,0 +1,143 @@
+"""What the labels mean: which of the three tasks they are, what they are called, and their form as numbers."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lstmpool.training.errors import InputError, did_you_mean
+
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The task that the training labels set: its `problem_type`, the `names` of its C outputs, and why."""
+
+    problem_type: str
+    names: list[str]
+    evidence: str
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """What `LstmPoolConfig` is told."""
+        ids = dict(enumerate(self.names))
+        return {
+            "problem_type": self.problem_type,
+            "num_labels": len(self.names),
+            "id2label": ids,
+            "label2id": {name: i for i, name in ids.items()},
+        }
+
+    @classmethod
+    def infer(
+        cls, columns: dict[str, list[Any]], problem_type: str | None = None, known: list[str] | None = None
+    ) -> "Labels":
+        """Reads the task off the training labels.
+
+        Args:
+            columns: each label column's values, row by row; several columns are targets of a regression.
+            problem_type: the task, if the user named it.
+            known: the label names that the data set itself declares, in its order.
+
+        Raises:
+            InputError: for labels that fit no task, or not the one named.
+        """
+        name, values = next(iter(columns.items()))
+        found, evidence = _infer(columns, known)
+        if problem_type not in (None, found):
+            found, evidence = problem_type, "--problem_type says so"
+        if len(columns) > 1 and found != REGRESSION:
+            raise InputError(f"expected one label column for {found}, found {', '.join(columns)}.")
+        if found == REGRESSION:
+            return cls(found, list(columns), evidence)
+        sets = [_names_of(value, found, f"{name!r}, training row {row}") for row, value in enumerate(values, 1)]
+        names = known or sorted({label for labels in sets for label in labels}, key=_by_number)
+        if len(names) < (2 if found == SINGLE else 1):
+            raise InputError(f"expected at least two labels in column {name!r}, found only {', '.join(names)!r}.")
+        return cls(found, names, evidence)
+
+    def encode(self, columns: dict[str, list[Any]], where: str) -> list[Any]:
+        """The labels as numbers, row by row: an index, a list of C zeros and ones, a number or a list of C numbers.
+
+        Raises:
+            InputError: for a missing value, a label that training has not seen, or what is not a number; it names
+                `where` (the file or split), the row and the value.
+        """
+        if self.problem_type == REGRESSION:
+            numbers = {name: _numbers(values, f"{where}, column {name!r}") for name, values in columns.items()}
+            targets = [list(row) for row in zip(*numbers.values(), strict=True)]
+            return targets if len(self.names) > 1 else [target[0] for target in targets]
+        name, values = next(iter(columns.items()))
+        ids, encoded = {label: i for i, label in enumerate(self.names)}, []
+        for row, value in enumerate(values, 1):
+            place = f"{where}, column {name!r}, row {row}"
+            labels = _names_of(value, self.problem_type, place)
+            for label in labels:
+                if label not in ids:
+                    raise InputError(
+                        f"{place}: label {label!r} does not occur in training.{did_you_mean(label, ids)} Training has "
+                        f"{len(ids)} labels: {', '.join(self.names[:8])}{' ...' if len(ids) > 8 else ''}"
+                    )
+            if self.problem_type == SINGLE:
+                encoded.append(ids[labels[0]])
+            else:  # as floats: the loss is a binary cross-entropy
+                encoded.append([float(label in labels) for label in self.names])
+        return encoded
+
+
+def _infer(columns: dict[str, list[Any]], known: list[str] | None) -> tuple[str, str]:
+    name, values = next(iter(columns.items()))
+    if len(columns) > 1:
+        return REGRESSION, f"there are {len(columns)} label columns"
+    present = [value for value in values if not _is_missing(value)]
+    if any(isinstance(value, list) for value in present):
+        return MULTI, f"column {name!r} holds lists"
+    numbers = [_as_number(value) for value in present]
+    if not known and present and None not in numbers:
+        decimal = next((value for value in present if not str(value).strip().lstrip("+-").isdigit()), None)
+        if decimal is not None and not isinstance(decimal, bool):
+            return REGRESSION, f"column {name!r} holds decimal numbers, such as {decimal}"
+    return SINGLE, f"column {name!r} holds one name or whole number a row"
+
+
+def _names_of(value: Any, problem_type: str, place: str) -> list[str]:
+    """The label names in one cell. In multi label, a string may hold several, separated by | or spaces, or none."""
+    if problem_type == MULTI and isinstance(value, str):
+        parts = value.split("|") if "|" in value else value.split()
+        return [part.strip() for part in parts if part.strip()]
+    if problem_type == MULTI and not isinstance(value, list):
+        raise InputError(f"{place}: expected a list of labels, found {value!r}.")
+    if problem_type == SINGLE and isinstance(value, list):
+        raise InputError(f"{place}: expected one label, found the list {value!r}. Try --problem_type {MULTI}.")
+    names = value if isinstance(value, list) else [value]
+    if any(_is_missing(name) for name in names):
+        raise InputError(f"{place}: the label is missing. Fill it in or leave the row out.")
+    return [str(name).strip() for name in names]
+
+
+def _numbers(values: list[Any], place: str) -> list[float]:
+    numbers = []
+    for row, value in enumerate(values, 1):
+        number = _as_number(value)
+        if number is None or not math.isfinite(number):
+            found = "nothing" if _is_missing(value) else repr(value)
+            raise InputError(f"{place}, row {row}: expected a number, found {found}. Fill it in or leave the row out.")
+        numbers.append(number)
+    return numbers
+
+
+def _as_number(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or str(value).strip().lower() in ("", "nan")
+
+
+def _by_number(name: str) -> tuple[float, str]:
+    """Sorts 2 before 10, and names that are not whole numbers by the alphabet."""
+    return (int(name), name) if name.lstrip("-").isdecimal() else (math.inf, name)

@@ -1,0 +1,127 @@
+"""What the command says while it runs and when it is done."""
+
+import json
+import math
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProgressCallback, Trainer
+from transformers.trainer_callback import PrinterCallback
+
+from lstmpool.training.data import Split
+from lstmpool.training.labels import Labels
+
+
+Results = dict[str, dict[str, dict[str, float]]]  # metrics by model and split
+
+
+class Progress(ProgressCallback):
+    """The library's progress bar, with one line an evaluation in place of its dictionaries."""
+
+    def __init__(self, titles: dict[str, str]):
+        super().__init__()
+        self.titles, self.loss = titles, math.nan
+
+    @classmethod
+    def install(cls, trainer: Trainer, titles: dict[str, str]) -> None:
+        """Takes the place of the library's callback. `titles` are the metrics that are shown, by their keys."""
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        if not trainer.args.disable_tqdm:
+            trainer.add_callback(cls(titles))
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any):
+        if self.prediction_bar is None:  # shown only where it takes long
+            self.prediction_bar = tqdm(total=len(eval_dataloader), leave=False, dynamic_ncols=True, delay=3)
+        self.prediction_bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any):
+        if self.prediction_bar is not None:  # a line written beside a bar would bring it to light
+            self.prediction_bar.close()
+            self.prediction_bar = None
+        self.loss = logs.get("loss", self.loss)
+        evaluated = {title: logs[f"eval_{key}"] for key, title in self.titles.items() if f"eval_{key}" in logs}
+        if evaluated or ("loss" in logs and args.eval_strategy == "no"):
+            shown = {
+                "training loss": self.loss,
+                **{f"validation {title}": value for title, value in evaluated.items()},
+            }
+            words = [f"epoch {logs['epoch']:g}/{args.num_train_epochs:g}", *(f"{k} {v:.4f}" for k, v in shown.items())]
+            tqdm.write("  ".join(words))
+
+
+def describe_task(splits: dict[str, Split], labels: Labels) -> str:
+    """What will be learnt, and why it was taken for that."""
+    rows = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
+    names = ", ".join(labels.names[:12]) + (" ..." if len(labels.names) > 12 else "")
+    lines = [f"Task: {labels.problem_type}, because {labels.evidence}.", f"Rows: {rows}."]
+    return "\n".join([*lines, f"Outputs: {len(labels.names)}, {names}."])
+
+
+def describe_model(model: PreTrainedModel, title: str) -> str:
+    """How much of the model is pretrained and how much is new."""
+    total = sum(p.numel() for p in model.parameters())
+    pretrained = sum(p.numel() for p in model.base_model.backbone.parameters())
+    return (
+        f"Model: {title} ({pretrained / 1e6:.1f} million parameters), layers {model.config.layers}, "
+        f"{model.config.token_pooling} vectors; new: {model.config.layer_pooling} and classifier "
+        f"({(total - pretrained) / 1e6:.1f} million)."
+    )
+
+
+def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
+    """Which checkpoint was kept, and why."""
+    state, args = trainer.state, trainer.args
+    if not args.load_best_model_at_end or state.best_metric is None:
+        return f"The model after the last step, {state.global_step}, was kept."
+    metric, steps = args.metric_for_best_model, state.best_global_step
+    epoch = steps * state.epoch / state.global_step
+    return f"Epoch {epoch:.3g} was kept: validation {titles.get(metric, metric)} {state.best_metric:.3f}."
+
+
+def rows_of(results: Results, titles: dict[str, str]) -> list[list[str]]:
+    """A table with a head: one row for each split and model, one column for each metric in `titles`."""
+    splits = list(dict.fromkeys(split for by_split in results.values() for split in by_split))
+    rows = [["split", "model", *titles.values()]]
+    for split in splits:
+        for model, by_split in results.items():
+            rows.append([split, model, *(_number(by_split[split][key]) for key in titles)])
+    return rows
+
+
+def text_table(rows: list[list[str]]) -> str:
+    """The rows under each other, the first as a head; a split is named once."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines, last = [], None
+    for row in rows:
+        cells = ["" if row[0] == last else row[0], *row[1:]]
+        if row[0] != last and last is not None:
+            lines.append("")
+        last = row[0]
+        padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """The same in Markdown; numbers are set flush right."""
+    rule = ["---" if i < 2 else "---:" for i in range(len(rows[0]))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+
+def loading_lines(model: str, pair: bool, many: bool) -> list[str]:
+    """The three lines that load the result, for a text or a `pair`, and for one answer or `many` a text.
+
+    No row of the data stands in them: a card is published, and rows may be private.
+    """
+    text = '"Where is my parcel?"' if not pair else '{"text": "It rains.", "text_pair": "It is wet."}'
+    top = ", top_k=None" if many else ""
+    return [
+        "from transformers import pipeline",
+        f'classifier = pipeline("text-classification", model={json.dumps(model)}, trust_remote_code=True{top})',
+        f"print(classifier({text}))",
+    ]
+
+
+def _number(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
