@@ -19,34 +19,45 @@ TOKEN_POOLINGS = ("cls", "mean", "max", "last")
 LAYER_POOLINGS = ("lstm", "gru", "attention", "weighted", "max", "concat", "last")
 LSTM_READOUTS = ("last", "final", "mean")
 
-# Families whose layers end in a LayerNorm: all layers have one scale, and the vectors need no norm of their own.
-POST_NORM_FAMILIES = frozenset(
-    "albert bart bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra ernie "
-    "flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm layoutlmv2 layoutlmv3 lilt longformer luke markuplm "
-    "mobilebert mpnet mra mvp nomic_bert nystromformer openai-gpt plbart rembert roberta roc_bert roformer "
-    "squeezebert tapas xlm xlm-roberta xlnet xmod yoso".split()
-)
-# Bidirectional families which the library files under causal language models alone, and that end a text with CLS.
-CLS_AT_THE_END = frozenset({"xlnet"})
-# Families whose layers are not called once each, bottom to top.
-NOT_A_STACK = frozenset({"albert", "funnel", "xlnet"})
-# Families that number their tokens from 2, which an explicit `position_ids` would have to know.
-OFFSET_POSITIONS = frozenset({"nystromformer"})
-# Names of the norm that follows the top layer.
-FINAL_NORMS = "norm norm_f final_norm final_layer_norm final_layernorm emb_layer_norm_after layer_norm ln_f ln".split()
+
+class Families:
+    """What is known of backbone families, by `model_type`, and cannot be read off a config. The tests verify it."""
+
+    # Their layers end in a LayerNorm: all have one scale, and the vectors need no norm of their own.
+    POST_NORM = frozenset(
+        "albert bart bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra "
+        "ernie flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm layoutlmv3 lilt longformer luke markuplm "
+        "mpnet mra mvp nomic_bert nystromformer openai-gpt plbart rembert roberta roc_bert roformer squeezebert tapas "
+        "xlm xlm-roberta xlnet xmod yoso".split()
+    )
+    # Bidirectional, though the library files them under causal language models alone; a text ends with its CLS.
+    CLS_AT_THE_END = frozenset({"xlnet"})
+    # Causal, though the library does not file them there.
+    DECODERS = frozenset({"mistral4"})
+    # Their layers are not one list, called bottom to top.
+    NOT_A_STACK = frozenset({"albert", "canine", "funnel"})
+    # Their layers are called past their hooks, or on hidden states of another shape.
+    NOT_HOOKED = frozenset({"squeezebert", "xlnet"})
+    # They number their tokens from 2, which an explicit `position_ids` would have to know.
+    OFFSET_POSITIONS = frozenset({"mra", "nystromformer", "yoso"})
+    # Names of the norm that follows the top layer of a pre-norm family, and a family with another.
+    FINAL_NORMS = (
+        "norm norm_f final_norm final_layer_norm final_layernorm emb_layer_norm_after layer_norm layernorm LayerNorm "
+        "ln_f ln"
+    ).split()
+    FINAL_NORM_OF = {"bigbird_pegasus": ["layernorm_embedding"]}
+    LEFT_OUT = {
+        "layoutlmv2": "it needs detectron2, and an image with every text",
+        "perceiver": "its bare model reads features, not input_ids",
+        "reformer": "they run without gradients, so that nothing could be trained on them",
+    }
+
 
 _FIELDS = (
-    "backbone_config",
-    "layers",
-    "token_pooling",
-    "layer_pooling",
-    "layer_norm",
-    "lstm_hidden_size",
-    "lstm_bidirectional",
-    "lstm_readout",
-    "pooler_dropout",
+    *("layers", "token_pooling", "layer_pooling", "layer_norm", "pooler_dropout"),
+    *("lstm_hidden_size", "lstm_bidirectional", "lstm_readout"),
 )
-OWN_FIELDS = (*_FIELDS[1:], "num_labels", "id2label", "label2id", "problem_type")  # not the backbone's
+OWN_FIELDS = (*_FIELDS, "num_labels", "id2label", "label2id", "problem_type")  # not the backbone's
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
 _OF_THE_BACKBONE = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 _AUTO_MAP = {
@@ -56,28 +67,50 @@ _AUTO_MAP = {
 }
 
 
+def stack_config(backbone_config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a backbone's config that describes the layers which are read: those of a text encoder."""
+    encoder = getattr(backbone_config, "encoder", None)
+    if backbone_config.is_encoder_decoder and isinstance(encoder, PretrainedConfig):
+        backbone_config = encoder  # `get_text_config` would give the decoder's
+    return backbone_config.get_text_config()
+
+
 def count_layers(backbone_config: PretrainedConfig) -> int:
     """Number of layers that can be read from a backbone: those of the encoder where there is a decoder as well."""
-    text_config = backbone_config.get_text_config()
+    text_config = stack_config(backbone_config)
+    if text_config.model_type == "funnel":
+        return sum(map(operator.mul, text_config.block_sizes, text_config.block_repeats))
+    if text_config.model_type == "canine":  # one layer over characters, down, the layers over blocks, up, one layer
+        return text_config.num_hidden_layers + 4
     names = ("encoder_layers", "num_hidden_layers") if text_config.is_encoder_decoder else ("num_hidden_layers",)
     for name in names:
         count = getattr(text_config, name, None)
         if isinstance(count, int) and count > 0:
-            return count
+            return count * getattr(text_config, "inner_group_num", 1)  # ALBERT's groups may hold several layers
     raise ValueError(
         f"backbone_config must say how many layers the backbone has, got a {type(text_config).__name__} without a "
         f"positive {names[0]}. Choose a backbone that is a stack of layers."
     )
 
 
+def is_post_norm(backbone_config: PretrainedConfig) -> bool:
+    """Whether every layer of this backbone ends in a norm."""
+    return backbone_config.model_type in Families.POST_NORM and not getattr(backbone_config, "pre_norm", False)
+
+
 def is_causal(backbone_config: PretrainedConfig) -> bool:
     """Whether a token of this backbone sees only what stands before it: its first token has then seen nothing."""
-    if backbone_config.is_encoder_decoder or backbone_config.model_type in CLS_AT_THE_END:
+    if backbone_config.is_encoder_decoder or backbone_config.model_type in Families.CLS_AT_THE_END:
         return False  # only the encoder of an encoder-decoder is read
-    if getattr(backbone_config, "is_decoder", False):
+    text_config, config_class = stack_config(backbone_config), type(backbone_config)
+    if getattr(text_config, "is_causal", None) is False:  # the library's switch to make an encoder of a decoder
+        return False
+    if getattr(text_config, "use_bidirectional_attention", None) is True and text_config.model_type != "gemma2":
+        return False  # Gemma's switch, which Gemma 2 has but does not read
+    if any(getattr(text_config, name, False) for name in ("is_decoder", "causal")):
         return True
-    config_class = type(backbone_config)
-    return config_class in MODEL_FOR_CAUSAL_LM_MAPPING and config_class not in MODEL_FOR_MASKED_LM_MAPPING
+    known = config_class in MODEL_FOR_CAUSAL_LM_MAPPING or backbone_config.model_type in Families.DECODERS
+    return known and config_class not in MODEL_FOR_MASKED_LM_MAPPING
 
 
 class LstmPoolConfig(PretrainedConfig):
@@ -122,14 +155,7 @@ class LstmPoolConfig(PretrainedConfig):
 
     Raises:
         ValueError: if a field has a value that no model can be built from.
-
-    Example:
-
-    ```python
-    >>> config = LstmPoolConfig(backbone_config=BertConfig(num_hidden_layers=6), layers=[-4, -3, -2, -1])
-    >>> config.layers
-    [3, 4, 5, 6]
-    ```"""
+    """
 
     model_type = "lstmpool"
     sub_configs = {"backbone_config": AutoConfig}
@@ -179,7 +205,7 @@ class LstmPoolConfig(PretrainedConfig):
             default = "mean" if self.backbone_config.is_encoder_decoder else "cls"
             self.token_pooling = "last" if causal else default
         if self.layer_norm is None:
-            self.layer_norm = family not in POST_NORM_FAMILIES
+            self.layer_norm = not is_post_norm(self.backbone_config)
         if self.problem_type is None:
             self.problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
         self.layers = _resolve_layers(self.layers, count_layers(self.backbone_config))
@@ -230,10 +256,15 @@ class LstmPoolConfig(PretrainedConfig):
                 f"and num_labels ({n}) to how many there are."
             )
 
+    def pop_flag(self, kwargs: dict[str, Any], name: str) -> bool:
+        """Takes a flag such as `return_dict` out of `kwargs`; where it is not given or None, this config's."""
+        flag = kwargs.pop(name, None)
+        return getattr(self, name) if flag is None else flag
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         # The library sets keyword overrides on the finished config, where no check would see them.
-        ours = {name: kwargs.pop(name) for name in _FIELDS[1:] if name in kwargs}
+        ours = {name: kwargs.pop(name) for name in _FIELDS if name in kwargs}
         return super().from_dict({**config_dict, **ours}, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -248,35 +279,19 @@ class LstmPoolConfig(PretrainedConfig):
         """`token_pooling`, with `"cls"` replaced by where it is: the `"first"` or `"last"` token that is kept."""
         if self.token_pooling != "cls":
             return self.token_pooling
-        return "last" if self.backbone_config.model_type in CLS_AT_THE_END else "first"
+        return "last" if self.backbone_config.model_type in Families.CLS_AT_THE_END else "first"
 
     def get_text_config(self, *args, **kwargs) -> PretrainedConfig:
         """The backbone's text config, where the library looks for the vocabulary and the depth."""
         return self.backbone_config.get_text_config(*args, **kwargs)
 
-    @property
-    def hidden_size(self) -> int:
-        """H, the width of the backbone's layers."""
-        return self.backbone_config.get_text_config().hidden_size
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Attention heads of each layer of the backbone."""
-        return self.backbone_config.get_text_config().num_attention_heads
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of layers of the backbone, whichever of them are read."""
-        return count_layers(self.backbone_config)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of rows of the backbone's token embeddings."""
-        return self.backbone_config.get_text_config().vocab_size
-
-    @vocab_size.setter
-    def vocab_size(self, value: int) -> None:
-        self.backbone_config.get_text_config().vocab_size = value
+    hidden_size = property(lambda self: stack_config(self.backbone_config).hidden_size, doc="H, of the backbone.")
+    num_attention_heads = property(lambda self: stack_config(self.backbone_config).num_attention_heads)
+    num_hidden_layers = property(lambda self: count_layers(self.backbone_config), doc="Read or not, of the backbone.")
+    vocab_size = property(
+        lambda self: stack_config(self.backbone_config).vocab_size,
+        lambda self, value: setattr(stack_config(self.backbone_config), "vocab_size", value),
+    )
 
     def __eq__(self, other: object) -> bool:
         # the library compares its own fields alone
@@ -320,6 +335,13 @@ def _as_config(backbone_config: PretrainedConfig | dict[str, Any] | None) -> Pre
             "backbone_config is itself an LstmPoolConfig. Pass that of a plain backbone; a saved LstmPool model is "
             "loaded with from_pretrained."
         )
+    if config.model_type in Families.LEFT_OUT:
+        raise ValueError(
+            f"backbone_config is a {type(config).__name__}, but the layers of {config.model_type} cannot be read: "
+            f"{Families.LEFT_OUT[config.model_type]}. Choose another backbone."
+        )
+    if config.model_type == "funnel":  # of the two classes that have this config, the one without a decoder
+        config.architectures = ["FunnelBaseModel"]
     return config
 
 
@@ -359,15 +381,15 @@ def _refuse_misplaced(kwargs: dict[str, Any]) -> None:
     for key in kwargs:
         if key in _OF_THE_BACKBONE:
             raise ValueError(
-                f"{key} belongs to the backbone. Set it on backbone_config; or, if this is a checkpoint of a backbone, "
-                "load it with from_backbone."
+                f"{key} belongs to the backbone. Set it on backbone_config; or, if this is the checkpoint of a "
+                "backbone, load it with from_backbone."
             )
         if key == "backbone":
             raise ValueError(
                 "backbone is not a field of LstmPoolConfig. Pass backbone_config, or load pretrained weights with "
                 "LstmPoolForSequenceClassification.from_backbone(name)."
             )
-        close = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.85)
+        close = difflib.get_close_matches(key, ("backbone_config", *_FIELDS), n=1, cutoff=0.85)
         if close:
             raise ValueError(f"{key} is not a field of LstmPoolConfig. Did you mean {close[0]}?")
 

@@ -10,7 +10,6 @@ memory of the bare backbone. B batch, T tokens, L layers read, H backbone hidden
 from __future__ import annotations
 
 import inspect
-import math
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
-from .configuration_lstmpool import FINAL_NORMS, HUB_KEYS, NOT_A_STACK, OFFSET_POSITIONS, OWN_FIELDS, LstmPoolConfig
+from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, Families, LstmPoolConfig, is_post_norm, stack_config
 
 
 @dataclass
@@ -55,11 +54,11 @@ class _Capture:
         while len(self.states) < len(self.layers) and self.layers[len(self.states)] <= layer:
             if torch.compiler.is_compiling() or not self.grad:
                 self.states.append(self.pool(hidden))
-                continue
-            # Older versions run the hooks of a checkpointed layer inside the checkpoint: without gradients, or with
-            # saved tensors counted that must come again on recomputation, when nothing is captured.
-            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-                self.states.append(self.pool(hidden))
+            else:
+                # Older versions run a checkpointed layer's hooks inside the checkpoint: without gradients, or with the
+                # saved tensors counted, which must come again on recomputation, when nothing is captured.
+                with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+                    self.states.append(self.pool(hidden))
 
 
 def _record_input(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -68,12 +67,13 @@ def _record_input(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, 
         capture.record(layer, args[0] if args else kwargs["hidden_states"])
 
 
-def pool_tokens(hidden: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
+def pool_tokens(hidden: Tensor, attention_mask: Tensor, how: str) -> Tensor:
     """(B, H) from a layer's `hidden` (B, T, H): the "first" or "last" token that `attention_mask` (B, T) keeps, or the
     "mean" or "max" of all that it keeps. A copy that does not hold on to `hidden`; finite for a row without tokens."""
-    if attention_mask is None:
-        attention_mask = hidden.new_ones(hidden.shape[:2])
     kept = (attention_mask != 0).to(hidden.device)  # (B, T)
+    if kept.size(1) > hidden.size(1):  # a layer over blocks of tokens
+        kept = F.adaptive_max_pool1d(kept.float(), hidden.size(1)) > 0
+    hidden = hidden[:, : kept.size(1)]  # long attention fills a text up to whole blocks
     if how in ("first", "last"):
         index = kept.int().argmax(1) if how == "first" else kept.size(1) - 1 - kept.int().flip(1).argmax(1)
         return hidden[torch.arange(hidden.size(0), device=hidden.device), index]
@@ -89,20 +89,28 @@ def _reduce(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrain
     """Takes from a backbone what nothing reads, and finds its stack of layers (None where that is not certain)."""
     if config.backbone_config.is_encoder_decoder:
         backbone = backbone.get_encoder()
+    family, text_family = config.backbone_config.model_type, stack_config(config.backbone_config).model_type
+    if backbone.config.model_type != text_family:  # of a model of texts and images, the text model
+        inner = (module for module in backbone.modules() if isinstance(module, PreTrainedModel))
+        backbone = next((module for module in inner if module.config.model_type == text_family), backbone)
     if isinstance(getattr(backbone, "pooler", None), nn.Module):
         backbone.pooler = nn.Identity()  # some families call it without asking whether it is there
     total, top = config.num_hidden_layers, config.layers[-1]
     lists = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)}
-    stacks = [name for name, modules in lists.items() if len(modules) == total]
-    if len(stacks) != 1 or config.backbone_config.model_type in NOT_A_STACK:
+    stacks = [name for name in lists if len(lists[name]) == total]
+    if len(stacks) != 1 or family in Families.NOT_A_STACK:
         return backbone, None
     if top < total:
         del lists[stacks[0]][top:]
+        norms = Families.FINAL_NORM_OF.get(family, Families.FINAL_NORMS)
         for owner in (backbone.get_submodule(stacks[0].rpartition(".")[0]), backbone):
-            for norm in FINAL_NORMS:
+            for norm in [] if is_post_norm(config.backbone_config) else norms:
                 if isinstance(getattr(owner, norm, None), nn.Module):
                     setattr(owner, norm, nn.Identity())  # it belongs to a layer that is not there
-    return backbone, lists[stacks[0]]
+        if ties := getattr(backbone, "all_tied_weights_keys", None):  # those with a layer that is not there are void
+            built = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
+            backbone.all_tied_weights_keys = {one: other for one, other in ties.items() if {one, other} <= built}
+    return backbone, None if family in Families.NOT_HOOKED else lists[stacks[0]]
 
 
 # ------------------------------------------------------------------------------------------------------ layer poolings
@@ -118,15 +126,14 @@ class LayerPooling(nn.Module):
         return self.pool(self.layer_norm(layer_states))
 
 
-class LstmPooling(LayerPooling):
-    """A recurrent net reads the layers in order; `config.lstm_readout` says what is taken from it."""
-
-    net = nn.LSTM
+class RecurrentPooling(LayerPooling):
+    """An LSTM or GRU reads the layers in order; `config.lstm_readout` says what is taken from it."""
 
     def __init__(self, config: LstmPoolConfig):
         super().__init__(config)
         self.units, self.readout = config.lstm_hidden_size, config.lstm_readout
-        self.rnn = self.net(config.hidden_size, self.units, batch_first=True, bidirectional=config.lstm_bidirectional)
+        net = nn.LSTM if config.layer_pooling == "lstm" else nn.GRU
+        self.rnn = net(config.hidden_size, self.units, batch_first=True, bidirectional=config.lstm_bidirectional)
         self.output_size = self.units * (1 + config.lstm_bidirectional)
 
     def pool(self, layer_states: Tensor) -> Tensor:
@@ -137,10 +144,6 @@ class LstmPooling(LayerPooling):
             return outputs.mean(1)
         # the backward direction has read every layer only when it is back at the lowest
         return torch.cat([outputs[:, -1, : self.units], outputs[:, 0, self.units :]], dim=-1)
-
-
-class GruPooling(LstmPooling):
-    net = nn.GRU
 
 
 class AttentionPooling(LayerPooling):
@@ -190,8 +193,8 @@ class ConcatPooling(LayerPooling):
 
 
 _LAYER_POOLINGS = {
-    **{"lstm": LstmPooling, "gru": GruPooling, "attention": AttentionPooling, "weighted": WeightedPooling},
-    **{"max": MaxPooling, "concat": ConcatPooling, "last": LastPooling},
+    **{"lstm": RecurrentPooling, "gru": RecurrentPooling, "attention": AttentionPooling, "concat": ConcatPooling},
+    **{"weighted": WeightedPooling, "max": MaxPooling, "last": LastPooling},
 }
 
 
@@ -203,17 +206,12 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
     base_model_prefix = "lstmpool"
     # the backbone decides for itself, and says no where it must
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    # from the **kwargs of `forward` Trainer would conclude that the loss is a sum over items
-    accepts_loss_kwargs = False
-
-    def _flag(self, kwargs: dict[str, Any], name: str) -> bool:
-        value = kwargs.pop(name, None)
-        return getattr(self.config, name) if value is None else value
+    accepts_loss_kwargs = False  # or Trainer concludes from the **kwargs of `forward` that the loss is a sum
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.RNNBase):  # as torch does; the library knows the LSTM, but not the GRU
             for parameter in module.parameters():
-                nn.init.uniform_(parameter, -1 / math.sqrt(module.hidden_size), 1 / math.sqrt(module.hidden_size))
+                nn.init.uniform_(parameter, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
         elif isinstance(module, WeightedPooling):
             nn.init.zeros_(module.layer_weights)
         else:
@@ -225,26 +223,26 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
 
         Fields of [`LstmPoolConfig`], `num_labels`, `id2label`, `label2id` and `problem_type` go to the config, other
         keywords to the loading of the backbone (`revision`, `dtype`, `trust_remote_code`, `attn_implementation` ...).
-        With `output_loading_info=True`, (model, report), where `missing_keys` are those of the new modules.
-
-        Raises ValueError for a field that no model can be built from, or a checkpoint that is an LstmPool already.
+        With `output_loading_info=True`, (model, report), where `missing_keys` include those of the new modules. Raises
+        ValueError for a field that no model can be built from, or a checkpoint that is an LstmPool already.
         """
         fields = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
         report = kwargs.pop("output_loading_info", False)
         hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
         found = kwargs.get("config") or AutoConfig.from_pretrained(name_or_path, **hub)
         LstmPoolConfig(backbone_config=found, **fields)  # a wrong field is told before any weights are read
-        known = MODEL_MAPPING.get(type(found), ())
-        for backbone_class in known if isinstance(known, (list, tuple)) else (known,):
-            if "add_pooling_layer" in inspect.signature(backbone_class.__init__).parameters:
-                kwargs["add_pooling_layer"] = False  # the library then reports that the checkpoint has one
+        if found.model_type == "funnel":  # with the class that the config above has chosen
+            kwargs["config"] = found
+        known = MODEL_MAPPING.get(type(found), None)
+        if isinstance(known, type) and "add_pooling_layer" in inspect.signature(known.__init__).parameters:
+            kwargs["add_pooling_layer"] = False  # the library then reports that the checkpoint has one
         backbone, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
 
         model = cls(LstmPoolConfig(backbone_config=backbone.config, **fields), backbone=backbone).eval()
-        for module in (model.base_model.pooler, getattr(model, "classifier", None)):
-            if module is not None:
-                module.to(device=backbone.device, dtype=backbone.dtype)
-        info["missing_keys"] = {key for key in model.state_dict() if ".backbone." not in f".{key}"}
+        for module in (model.base_model.pooler, getattr(model, "classifier", nn.Identity())):
+            module.to(device=backbone.device, dtype=backbone.dtype)
+        new = {key for key in model.state_dict() if ".backbone." not in f".{key}"}
+        info["missing_keys"] = new | set(info["missing_keys"])
         return (model, info) if report else model
 
 
@@ -268,7 +266,7 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         # RoBERTa and its kin number the tokens that are not padding themselves, from an offset
         tables = [m for name, m in self.backbone.named_modules() if name.endswith("position_embeddings")]
         offset = any(getattr(table, "padding_idx", None) is not None for table in tables)
-        self._counts_positions = not offset and config.backbone_config.model_type not in OFFSET_POSITIONS
+        self._counts_positions = not offset and config.backbone_config.model_type not in Families.OFFSET_POSITIONS
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -297,46 +295,47 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone has not.
         """
         wants_states, wants_attentions, return_dict = (
-            self._flag(kwargs, name) for name in ("output_hidden_states", "output_attentions", "return_dict")
+            self.config.pop_flag(kwargs, name) for name in ("output_hidden_states", "output_attentions", "return_dict")
         )
         fields = {}
         if layer_states is None:
             named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
             named |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
-            inputs = self._check_inputs(named, kwargs)
+            inputs, kept = self._check_inputs(named, kwargs)
             inputs |= {"output_attentions": True} if wants_attentions else {}
             inputs |= {"output_hidden_states": True} if wants_states or not self._streams else {}
-            outputs, layer_states = self._run_backbone(inputs)
-            fields["last_hidden_state"] = outputs.last_hidden_state
+            outputs, layer_states = self._run_backbone(inputs, kept)
+            fields = {name: outputs.get(name) for name in ("last_hidden_state", "attentions")}
             fields["hidden_states"] = outputs.get("hidden_states") if wants_states else None
-            fields["attentions"] = outputs.get("attentions")
         layers, hidden, found = len(self.config.layers), self.config.hidden_size, tuple(layer_states.shape)
         if found[1:] != (layers, hidden):
             raise ValueError(f"layer_states must be (B, layers, hidden) = (B, {layers}, {hidden}), got {found}.")
         result = LstmPoolModelOutput(pooler_output=self.pooler(layer_states), layer_states=layer_states, **fields)
         return result if return_dict else result.to_tuple()
 
-    def _check_inputs(self, named: dict[str, Tensor | None], others: dict[str, Any]) -> dict[str, Any]:
-        """What the backbone is called with."""
+    def _check_inputs(self, named: dict[str, Tensor | None], others: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+        """What the backbone is called with, and which tokens are kept, (B, T)."""
         if unknown := others.keys() - self._accepted:
             takes = sorted(self._accepted - {"args", "kwargs"})
             raise TypeError(f"{sorted(unknown)} are no inputs of {type(self.backbone).__name__}, which takes {takes}.")
-        tokens, embeds, mask = named["input_ids"], named["inputs_embeds"], named["attention_mask"]
-        if (tokens is None) == (embeds is None):
+        if (named["input_ids"] is None) == (named["inputs_embeds"] is None):
             raise ValueError("Give one of input_ids (B, T), inputs_embeds (B, T, H) and layer_states (B, L, H).")
-        shape = embeds.shape[:2] if tokens is None else tokens.shape  # (B, T)
+        tokens = named["inputs_embeds"] if named["input_ids"] is None else named["input_ids"]
+        mask, shape = named["attention_mask"], tokens.shape[:2]  # (B, T)
         if mask is not None and mask.shape != shape:
             raise ValueError(f"attention_mask must have the tokens' shape {tuple(shape)}, got {tuple(mask.shape)}.")
+        kept = tokens.new_ones(shape) if mask is None else mask
+        first = (kept != 0).int().argmax(1, keepdim=True)  # (B, 1)
         if mask is not None and named["position_ids"] is None and self._counts_positions:
-            first = (mask != 0).int().argmax(1, keepdim=True)  # (B, 1)
-            named["position_ids"] = (torch.arange(shape[1], device=mask.device) - first).clamp(min=0)  # (B, T)
+            named["position_ids"] = (torch.arange(shape[1], device=first.device) - first).clamp(min=0)  # (B, T)
         inputs = {**named, **others, "use_cache": False}  # a decoder's cache serves generation
-        return {key: value for key, value in inputs.items() if key in self._accepted and value is not None}
+        if "global_attention_mask" in self._accepted - others.keys():  # Longformer's CLS sees the whole text
+            inputs["global_attention_mask"] = F.one_hot(first[:, 0], shape[1])  # (B, T)
+        return {key: value for key, value in inputs.items() if key in self._accepted and value is not None}, kept
 
-    def _run_backbone(self, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+    def _run_backbone(self, inputs: dict[str, Any], kept: Tensor) -> tuple[Any, Tensor]:
         """The backbone's outputs, and the layer states (B, L, H) taken on the way."""
-        layers = self.config.layers
-        pool = partial(pool_tokens, attention_mask=inputs.get("attention_mask"), how=self.config.token_readout)
+        layers, pool = self.config.layers, partial(pool_tokens, attention_mask=kept, how=self.config.token_readout)
         outer, _active.capture = getattr(_active, "capture", None), (capture := _Capture(layers, pool))
         try:
             outputs = self.backbone(**inputs, return_dict=True)
@@ -347,8 +346,8 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
                 raise RuntimeError(f"{type(self.backbone).__name__} ran without calling the layers {layers} in order.")
             capture.record(layers[-1], outputs.last_hidden_state)
         states = capture.states if self._streams else [pool(outputs.hidden_states[layer]) for layer in layers]
-        # with a device_map the layers may lie on several devices
-        return outputs, torch.stack([state.to(states[-1].device) for state in states], dim=1)  # (B, L, H)
+        # (B, L, H); with a device_map the layers may lie on several devices
+        return outputs, torch.stack([state.to(states[-1].device) for state in states], dim=1)
 
 
 class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
@@ -356,7 +355,6 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
 
     def __init__(self, config: LstmPoolConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        self.num_labels = config.num_labels
         self.lstmpool = LstmPoolModel(config, backbone)
         self.supports_gradient_checkpointing = self.lstmpool.supports_gradient_checkpointing
         self.dropout = nn.Dropout(config.pooler_dropout)
@@ -374,13 +372,12 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         labels: Tensor | None = None,
         **kwargs,
     ) -> LstmPoolClassifierOutput | tuple:
-        """Takes what [`LstmPoolModel`] takes, and `labels`, by `config.problem_type`: for "single_label_classification"
-        integers (B,), -100 where a row does not count; for "multi_label_classification" zeros and ones (B, C); for
-        "regression" numbers (B, C), or (B,) if C is 1. The loss is the mean over the batch, in float32.
+        """Takes what [`LstmPoolModel`] takes, and `labels`; the loss is their mean over the batch, in float32.
 
-        Raises ValueError for labels of another shape, kind or range.
-        """
-        return_dict = self._flag(kwargs, "return_dict")
+        By `config.problem_type`: "single_label_classification" wants integers (B,), -100 where a row does not count;
+        "multi_label_classification" zeros and ones (B, C); "regression" numbers (B, C), or (B,) if C is 1. Raises
+        ValueError for others."""
+        return_dict = self.config.pop_flag(kwargs, "return_dict")
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, layer_states)
         outputs = self.lstmpool(*inputs, **kwargs, return_dict=True)
         logits = self.classifier(self.dropout(outputs.pooler_output))  # (B, C)
