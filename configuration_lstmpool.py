@@ -59,7 +59,6 @@ _FIELDS = (
 )
 OWN_FIELDS = (*_FIELDS, "num_labels", "id2label", "label2id", "problem_type")  # not the backbone's
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
-_OF_THE_BACKBONE = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 _AUTO_MAP = {
     "AutoConfig": "configuration_lstmpool.LstmPoolConfig",
     "AutoModel": "modeling_lstmpool.LstmPoolModel",
@@ -234,11 +233,8 @@ class LstmPoolConfig(PretrainedConfig):
             )
 
     def check_labels(self, labels: Any, batch_size: int, read_values: bool = True) -> None:
-        """Checks a tensor of labels against `problem_type` and `num_labels`; `read_values=False`, its shape alone.
-
-        Raises:
-            ValueError: for labels of another shape, kind or range than the loss needs.
-        """
+        """Raises ValueError for a tensor of labels of another shape or kind, or (if `read_values`) another range, than
+        the loss for `problem_type` and `num_labels` needs."""
         n, single = self.num_labels, self.problem_type == "single_label_classification"
         shapes = [(batch_size,)] if single else [(batch_size, n), *([(batch_size,)] if n == 1 else [])]
         ok = tuple(labels.shape) in shapes and not (single and labels.is_floating_point())
@@ -257,7 +253,7 @@ class LstmPoolConfig(PretrainedConfig):
             )
 
     def pop_flag(self, kwargs: dict[str, Any], name: str) -> bool:
-        """Takes a flag such as `return_dict` out of `kwargs`; where it is not given or None, this config's."""
+        """Takes a flag such as `return_dict` out of `kwargs`; where it is not given, or None, it is this config's."""
         flag = kwargs.pop(name, None)
         return getattr(self, name) if flag is None else flag
 
@@ -266,6 +262,17 @@ class LstmPoolConfig(PretrainedConfig):
         # The library sets keyword overrides on the finished config, where no check would see them.
         ours = {name: kwargs.pop(name) for name in _FIELDS if name in kwargs}
         return super().from_dict({**config_dict, **ours}, **kwargs)
+
+    def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
+        """As the library's; raises ValueError if the backbone's code is its repository's, which no folder can carry."""
+        module = type(self.backbone_config).__module__
+        if module.startswith("transformers_modules."):
+            raise ValueError(
+                f"the backbone's code, {module}, comes from its own repository, and a folder saved now would not load "
+                "elsewhere. Put that code into a module that calls AutoConfig.register and AutoModel.register, import "
+                "it here and wherever the model is loaded, and load the backbone without trust_remote_code."
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
         # The library would leave out values that equal ITS defaults, though not those of the backbone's class.
@@ -335,11 +342,8 @@ def _as_config(backbone_config: PretrainedConfig | dict[str, Any] | None) -> Pre
             "backbone_config is itself an LstmPoolConfig. Pass that of a plain backbone; a saved LstmPool model is "
             "loaded with from_pretrained."
         )
-    if config.model_type in Families.LEFT_OUT:
-        raise ValueError(
-            f"backbone_config is a {type(config).__name__}, but the layers of {config.model_type} cannot be read: "
-            f"{Families.LEFT_OUT[config.model_type]}. Choose another backbone."
-        )
+    if reason := Families.LEFT_OUT.get(config.model_type):
+        raise ValueError(f"the layers of a {config.model_type} cannot be read: {reason}. Choose another backbone.")
     if config.model_type == "funnel":  # of the two classes that have this config, the one without a decoder
         config.architectures = ["FunnelBaseModel"]
     return config
@@ -379,15 +383,10 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def _refuse_misplaced(kwargs: dict[str, Any]) -> None:
     """A config keeps any keyword it does not know; those that are surely mistakes must not vanish in it."""
     for key in kwargs:
-        if key in _OF_THE_BACKBONE:
+        if key in ("backbone", "hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
             raise ValueError(
-                f"{key} belongs to the backbone. Set it on backbone_config; or, if this is the checkpoint of a "
-                "backbone, load it with from_backbone."
-            )
-        if key == "backbone":
-            raise ValueError(
-                "backbone is not a field of LstmPoolConfig. Pass backbone_config, or load pretrained weights with "
-                "LstmPoolForSequenceClassification.from_backbone(name)."
+                f"{key} is not a field of LstmPoolConfig. Pass backbone_config with all that concerns the backbone, or "
+                "load pretrained weights with from_backbone(name) of the model."
             )
         close = difflib.get_close_matches(key, ("backbone_config", *_FIELDS), n=1, cutoff=0.85)
         if close:
