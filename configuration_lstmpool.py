@@ -264,7 +264,7 @@ class LstmPoolConfig(PretrainedConfig):
         return super().from_dict({**config_dict, **ours}, **kwargs)
 
     def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
-        """As the library's; raises ValueError if the backbone's code is its repository's, which no folder can carry."""
+        """As the library's; raises ValueError if the backbone's code is its repository's: no folder can carry it."""
         module = type(self.backbone_config).__module__
         if module.startswith("transformers_modules."):
             raise ValueError(
@@ -385,8 +385,8 @@ def _refuse_misplaced(kwargs: dict[str, Any]) -> None:
     for key in kwargs:
         if key in ("backbone", "hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
             raise ValueError(
-                f"{key} is not a field of LstmPoolConfig. Pass backbone_config with all that concerns the backbone, or "
-                "load pretrained weights with from_backbone(name) of the model."
+                f"{key} is not a field of LstmPoolConfig. Pass backbone_config, with all that concerns the backbone, "
+                "or load pretrained weights with from_backbone(name) of the model."
             )
         close = difflib.get_close_matches(key, ("backbone_config", *_FIELDS), n=1, cutoff=0.85)
         if close:

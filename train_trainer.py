@@ -82,6 +82,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: TrainingArgu
     with quiet_loading():
         model = LstmPoolForSequenceClassification.from_backbone(backbone.path, **backbone.loading, **fields)
     print(describe_model(model, backbone.title), flush=True)
+    args.remove_unused_columns = False  # every column is the tokenizer's, or the labels; the model knows what it takes
     rows = {name: split.tokenize(tokenizer, data_args.pad_to_max_length) for name, split in splits.items()}
     trainer = LstmPoolTrainer(
         model,

@@ -2,7 +2,7 @@
 
 pytest tests/test_families.py                            # one family of each kind
 pytest -m "slow or not slow" tests/test_families.py      # all of them
-python -m tests.test_families                            # all of them, and the table tests/FAMILIES.md
+python -m tests.families_table                          # all of them, and the table tests/FAMILIES.md
 """
 
 import re

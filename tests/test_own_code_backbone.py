@@ -1,5 +1,5 @@
-"""A backbone whose code comes with its checkpoint: trusted or refused, trained, and not saved into a folder that nobody
-else could load."""
+"""A backbone whose code comes with its checkpoint: trusted or refused, trained, and not saved into a folder that
+nobody else could load."""
 
 import subprocess
 import sys
