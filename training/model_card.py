@@ -111,7 +111,7 @@ def _what(run: Run) -> str:
 def _how_measured(run: Run) -> str:
     if "validation" not in run.splits:
         return run.best
-    return f"{run.best} Validation rows chose the epoch; test rows, where there are any, were used once, at the end."
+    return f"{run.best} Validation rows chose the epoch; this run saw test rows, if any, once, at its end."
 
 
 def _data(run: Run) -> str:
