@@ -7,6 +7,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the library is importe
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import CONFIG_MAPPING
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
@@ -36,6 +38,11 @@ TINY = {
     "xlnet": {"vocab_size": 50, "d_model": 16, "n_head": 2, "n_layer": 4, "d_inner": 24},
 }
 FAMILIES = list(TINY)
+
+
+def since(version):
+    """Whether the installed transformers is at least this one. For what an older one's backbones do otherwise."""
+    return Version(transformers.__version__) >= Version(version)
 
 
 def backbone_config(family="bert", **overrides):

@@ -11,7 +11,7 @@ import torch
 from lstmpool import modeling_lstmpool
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel, pool_tokens
 
-from .conftest import FAMILIES, random_inputs, tiny_config, tiny_model
+from .conftest import FAMILIES, random_inputs, since, tiny_config, tiny_model
 
 
 # backbones with gradient checkpointing; those without say so (test_library.py)
@@ -30,10 +30,16 @@ def from_hidden_states(model, inputs):
     return outputs
 
 
+def skip_a_top_state_before_the_norm(family):
+    if family == "modernbert" and not since("5.23"):
+        pytest.skip("5.0.0 and 4.57.6 give its last hidden state before the final norm, unlike all others")
+
+
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("token_pooling", ["mean", "last"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_streamed_states_are_the_hidden_states_bit_for_bit(family, token_pooling, train):
+    skip_a_top_state_before_the_norm(family)
     model = tiny_model(family, token_pooling=token_pooling).train(train)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -61,6 +67,7 @@ def gradients(model, inputs):
 def test_gradient_checkpointing_gives_the_same_gradients(family, use_reentrant, layers):
     if (family, use_reentrant) == ("deberta-v2", True):
         pytest.skip("the bare backbone raises: its layers share a tensor that a reentrant checkpoint frees")
+    skip_a_top_state_before_the_norm(family)
     model, inputs = tiny_model(family, token_pooling="mean", layers=layers).train(), random_inputs(lengths=[7, 3, 5])
     plain = gradients(model, inputs)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})

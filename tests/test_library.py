@@ -18,7 +18,7 @@ from transformers import (
 from lstmpool.configuration_lstmpool import LAYER_POOLINGS
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
 
-from .conftest import FAMILIES, backbone_config, random_inputs, tiny_config, tiny_model
+from .conftest import FAMILIES, backbone_config, random_inputs, since, tiny_config, tiny_model
 
 
 def scrambled(model):
@@ -168,6 +168,7 @@ def test_a_partly_missing_gru_keeps_what_is_there(tmp_path):
     assert loaded.state_dict()[gone].abs().max() <= 5**-0.5
 
 
+@pytest.mark.skipif(not since("5.0"), reason="the backbone itself cannot run there")
 def test_it_can_be_made_on_the_meta_device():
     with torch.device("meta"):
         model = LstmPoolForSequenceClassification(tiny_config())
@@ -240,6 +241,7 @@ def test_from_backbone_splits_its_keywords(tmp_path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.skipif(not since("5.0"), reason="the library's report was another")
 def test_from_backbone_reports_what_is_dropped_once_and_nothing_else(tmp_path, messages):
     BertModel(backbone_config()).save_pretrained(tmp_path / "pooler")
     BertForMaskedLM(backbone_config()).save_pretrained(tmp_path / "head")
@@ -304,6 +306,8 @@ def test_the_attention_implementation_reaches_the_backbone(tmp_path, given):
     tiny_model().save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation=given)
     assert loaded.lstmpool.backbone.config._attn_implementation == wanted
+    if not since("5.0"):
+        return  # the library's switch did not reach a model inside a model inside another
     loaded.set_attn_implementation("eager")
     assert loaded.lstmpool.backbone.config._attn_implementation == "eager"
 

@@ -1,6 +1,7 @@
 """The architecture: the seed, every pooling against numbers worked out by hand, the losses."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModel
 from lstmpool.configuration_lstmpool import LAYER_POOLINGS
 from lstmpool.modeling_lstmpool import LstmPoolModel, pool_tokens
 
-from .conftest import FAMILIES, backbone_config, random_inputs, tiny_config, tiny_model
+from .conftest import FAMILIES, backbone_config, random_inputs, since, tiny_config, tiny_model
 
 
 class Seed(nn.Module):
@@ -47,13 +48,19 @@ def test_it_is_faithful_to_the_seed(family, layers):
 
 
 # --------------------------------------------------------------------------------------------------- the layers' order
+def constant_output(value, layer, args, output):
+    """Forward hook: the layer's output with `value` everywhere; older layers return a tuple."""
+    return (torch.full_like(output[0], value), *output[1:]) if isinstance(output, tuple) else output.fill_(value)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_constant_layers_come_out_in_order(batch):
     # the reshape of public code, `stack(dim=-1).view(-1, L, H)`, mixes 0, 1, 2, 3 within a layer
     model = tiny_model()
     for index, layer in enumerate(model.lstmpool.backbone.encoder.layer):
-        layer.forward = lambda hidden, *args, index=index, **kwargs: torch.full_like(hidden, index + 1.0)
-    states = model(**random_inputs(batch)).layer_states
+        layer.register_forward_hook(partial(constant_output, index + 1.0))
+    with torch.no_grad():
+        states = model(**random_inputs(batch)).layer_states
     assert states.shape == (batch, 4, 16)
     for layer in range(4):
         assert (states[:, layer] == layer + 1).all()
@@ -128,6 +135,8 @@ def test_the_vectors_do_not_hold_on_to_the_layer():
 @pytest.mark.parametrize("token_pooling", ["cls", "mean", "max", "last"])
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("gpt2", "llama", "t5")])
 def test_padding_on_either_side_changes_nothing(family, token_pooling):
+    if family == "distilbert" and not since("5.0"):
+        pytest.skip("the backbone numbers tokens from the first column, and takes no position_ids")
     model = tiny_model(family, token_pooling=token_pooling)
     pad_id = model.config.backbone_config.pad_token_id or 0
     lengths, kinds = [4, 6], {"input_ids": 0, "attention_mask": 1}
