@@ -18,6 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 TOKEN_POOLINGS = ("cls", "mean", "max", "last")
 LAYER_POOLINGS = ("lstm", "gru", "attention", "weighted", "max", "concat", "last")
 LSTM_READOUTS = ("last", "final", "mean")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
 class Families:
@@ -212,6 +213,7 @@ class LstmPoolConfig(PretrainedConfig):
         _check_choice("token_pooling", self.token_pooling, TOKEN_POOLINGS)
         _check_choice("layer_pooling", self.layer_pooling, LAYER_POOLINGS)
         _check_choice("lstm_readout", self.lstm_readout, LSTM_READOUTS)
+        _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         for name in ("layer_norm", "lstm_bidirectional"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")

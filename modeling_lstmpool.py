@@ -242,8 +242,7 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
         for module in (model.base_model.pooler, getattr(model, "classifier", nn.Identity())):
             module.to(device=backbone.device, dtype=backbone.dtype)
         new = {key for key in model.state_dict() if ".backbone." not in f".{key}"}
-        info["missing_keys"] = new | set(info["missing_keys"])
-        return (model, info) if report else model
+        return (model, {**info, "missing_keys": new | set(info["missing_keys"])}) if report else model
 
 
 class LstmPoolModel(LstmPoolPreTrainedModel):
@@ -322,8 +321,9 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
             raise ValueError("Give one of input_ids (B, T), inputs_embeds (B, T, H) and layer_states (B, L, H).")
         tokens = named["inputs_embeds"] if named["input_ids"] is None else named["input_ids"]
         mask, shape = named["attention_mask"], tokens.shape[:2]  # (B, T)
-        if mask is not None and mask.shape != shape:
-            raise ValueError(f"attention_mask must have the tokens' shape {tuple(shape)}, got {tuple(mask.shape)}.")
+        if len(shape) != 2 or (mask is not None and mask.shape != shape):
+            got = f"{tuple(shape)} and {None if mask is None else tuple(mask.shape)}"
+            raise ValueError(f"the tokens and attention_mask must have one shape, (B, T), got {got}.")
         kept = tokens.new_ones(shape) if mask is None else mask
         first = (kept != 0).int().argmax(1, keepdim=True)  # (B, 1)
         if mask is not None and named["position_ids"] is None and self._counts_positions:

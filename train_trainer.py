@@ -18,6 +18,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import torch
 import transformers
 from transformers import DataCollatorWithPadding, set_seed
 
@@ -80,7 +81,10 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: TrainingArgu
 
     # Model and trainer.
     with quiet_loading():
-        model = LstmPoolForSequenceClassification.from_backbone(backbone.path, **backbone.loading, **fields)
+        # float32 whatever it was saved in: weights held in half precision lose most small updates
+        model = LstmPoolForSequenceClassification.from_backbone(
+            backbone.path, dtype=torch.float32, **backbone.loading, **fields
+        )
     print(describe_model(model, backbone.title), flush=True)
     args.remove_unused_columns = False  # every column is the tokenizer's, or the labels; the model knows what it takes
     rows = {name: split.tokenize(tokenizer, data_args.pad_to_max_length) for name, split in splits.items()}

@@ -71,6 +71,7 @@ def test_wrong_layers_are_refused_with_the_remedy(given, message):
         ({"pooler_dropout": 1.0}, r"\[0, 1\)"),
         ({"pooler_dropout": "0.1"}, r"\[0, 1\)"),
         ({"problem_type": "single_label_classification", "num_labels": 1}, "num_labels"),
+        ({"problem_type": "regresion"}, "problem_type"),
         ({"layer_poolng": "gru"}, "Did you mean layer_pooling"),
         ({"hidden_size": 32}, "hidden_size is not a field.*backbone_config"),
         ({"backbone": "bert-base-uncased"}, "from_backbone"),

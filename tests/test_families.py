@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from lstmpool.configuration_lstmpool import LstmPoolConfig, is_causal
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, pool_tokens
 
+from .conftest import since
 from .families import (
     EXEMPT,
     FAMILIES,
@@ -197,6 +198,8 @@ def check_saved(family):
         assert not info[kind], f"{kind}: {sorted(info[kind])[:5]}"
     assert type(loaded) is type(model) and type(loaded.config) is type(model.config)
     assert type(loaded.config.backbone_config) is type(model.config.backbone_config)
+    if not since("5.1"):  # 5.0.0 and 4.57.6 write into the backbone's config which dtype was loaded
+        model.config.backbone_config.dtype = loaded.config.backbone_config.dtype
     assert loaded.config == model.config, "config differs"
     found, wanted = run(loaded, inputs).logits, run(model, inputs).logits
     assert torch.equal(found, wanted), f"logits differ by {apart(found, wanted):.1g}"
@@ -332,6 +335,8 @@ def by_speed(families):
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("family", by_speed(family for family in FAMILIES if family not in LEFT_OUT))
 def test_family(family, check):
+    if family == "zamba2" and check in ("right", "left", "vector", "saved", "weights") and not since("5.0"):
+        pytest.skip("there it cannot be saved, bare or not, and without CUDA kernels its tokens see some later ones")
     cell, expected = outcome(family, check)
     assert expected, cell
 
@@ -342,6 +347,7 @@ def test_a_family_that_is_left_out_is_refused(family):
         LstmPoolConfig(backbone_config=tiny_backbone_config(family))
 
 
+@pytest.mark.skipif(not since("5.23"), reason="the tables have families that are newer")
 def test_the_tables_name_families_that_exist():
     for table in (EXEMPT, FAST, LEFT_OUT, SPECIAL, TOKENS, UNUSED, UNUSED_WHEN_CUT):
         assert table.keys() <= set(FAMILIES)

@@ -346,7 +346,8 @@ def test_layer_states_skip_the_backbone():
         ({}, ValueError, "Give one of input_ids"),
         ({"layer_states": torch.zeros(2, 3, 16)}, ValueError, r"\(B, 4, 16\), got \(2, 3, 16\)"),
         ({"layer_states": torch.zeros(4, 16)}, ValueError, r"got \(4, 16\)"),
-        (random_inputs() | {"attention_mask": torch.ones(3, 6)}, ValueError, r"\(3, 7\), got \(3, 6\)"),
+        (random_inputs() | {"attention_mask": torch.ones(3, 6)}, ValueError, r"\(3, 7\) and \(3, 6\)"),
+        ({"input_ids": torch.tensor([5, 6])}, ValueError, r"\(B, T\), got \(2,\) and None"),
         (random_inputs() | {"token_typ_ids": torch.ones(3, 7)}, TypeError, "token_typ_ids.*token_type_ids"),
     ],
 )

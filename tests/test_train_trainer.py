@@ -4,7 +4,10 @@ import json
 import re
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
 
 from lstmpool.train_trainer import main
 
@@ -161,6 +164,22 @@ def test_multi_label_with_another_pooling(work, monkeypatch, capsys):
     assert (config["problem_type"], config["layer_pooling"]) == ("multi_label_classification", "attention")
     assert "validation" not in json.loads((work / "multi" / "metrics.json").read_text())["results"]
     assert "micro F1" in capsys.readouterr().out
+
+
+def test_a_checkpoint_in_half_precision_is_trained_in_float32(work, monkeypatch, capsys):
+    backbone = AutoModel.from_pretrained(work / "backbone", dtype=torch.bfloat16)
+    backbone.save_pretrained(work / "half")
+    AutoTokenizer.from_pretrained(work / "backbone").save_pretrained(work / "half")
+    words = [
+        "--train_file=train.csv",
+        "--validation_file=validation.csv",
+        "--output_dir=from_half",
+        "--disable_tqdm=True",
+    ]
+    assert in_process(work, monkeypatch, "--backbone=half", *words) == 0
+    assert {tensor.dtype for tensor in load_file(work / "from_half" / "model.safetensors").values()} == {torch.float32}
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 1 and "validation accuracy" in lines[0]  # without the bar, the lines are there all the same
 
 
 def test_the_same_seed_gives_the_same_numbers_and_a_run_can_be_resumed(work, monkeypatch):

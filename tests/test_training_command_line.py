@@ -90,8 +90,31 @@ def test_what_is_done_follows_from_the_files():
     assert (training.eval_strategy, training.load_best_model_at_end) == ("epoch", True)
     training = parse(*NEEDED, "--validation_file", "v.csv", "--eval_strategy=steps", "--eval_steps=5")[2]
     assert (training.save_strategy, training.save_steps, training.load_best_model_at_end) == ("steps", 5, True)
+    training = parse(*NEEDED, "--test_file", "t.csv", "--do_predict", "False")[2]
+    assert (training.do_train, training.do_predict) == (True, False)
     training = parse(*NEEDED, "--test_file", "t.csv", "--do_train")[2]
     assert (training.do_train, training.do_predict) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hub_token", "hf_secret"], "hub_token is not part of this command.*--exclude"),
+        (["--push_to_hub"], "push_to_hub is not part of this command"),
+        (["--per_device_train_batch_size", "0"], "must be more than 0, got 0"),
+        (["--num_train_epochs", "-1"], "must be more than 0, got -1"),
+        (["--label_smoothing_factor", "0.1", "--problem_type", "regression"], "for classes, not for a regression"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused_at_once(words, message):
+    with pytest.raises(InputError, match=message):
+        parse(*NEEDED, *words)
+
+
+def test_more_than_one_process_is_refused(monkeypatch):
+    monkeypatch.setattr("lstmpool.training.arguments.TrainingArguments.world_size", 2, raising=False)
+    with pytest.raises(InputError, match="runs in one process, found 2"):
+        parse(*NEEDED)
 
 
 def test_unquoted_no_in_yaml_means_the_strategy(recipe):

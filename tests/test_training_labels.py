@@ -42,7 +42,7 @@ def test_the_user_may_name_the_task():
     assert infer(0, 1, 5, problem_type=REGRESSION).encode({"label": [0, "5"]}, "file") == [0.0, 5.0]
     multi = infer("b a", "", "c", problem_type=MULTI)
     assert multi.names == ["a", "b", "c"]
-    assert multi.encode({"label": ["c|a", ""]}, "file") == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    assert multi.encode({"label": ["c a", ""]}, "file") == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
 
 
 def test_several_columns_are_targets_of_one_regression():
@@ -83,3 +83,15 @@ def test_labels_that_fit_no_task():
         Labels.infer({"a": ["x"], "b": ["y"]}, SINGLE)
     with pytest.raises(InputError, match="training row 2.*missing"):
         infer("x", None, "y")
+
+
+def test_several_labels_in_one_string_are_separated_alike_in_all_rows():
+    multi = infer("New York|x", "New York", "", problem_type=MULTI)
+    assert multi.names == ["New York", "x"]
+    assert multi.encode({"label": ["x|New York", "New York"]}, "file") == [[1.0, 1.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize("cell", ["x, y", '["x", "y"]'])
+def test_lists_written_as_text_are_refused(cell):
+    with pytest.raises(InputError, match="row 2: expected names separated by spaces or by |"):
+        infer("x", cell, problem_type=MULTI)

@@ -1,14 +1,18 @@
 import math
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
-from transformers import EvalPrediction
+import torch
+from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from lstmpool.training.baselines import fit_baselines
+from lstmpool.training.baselines import fit_baselines, top_states
 from lstmpool.training.errors import InputError
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
 from lstmpool.training.metrics import AUTO, TaskMetrics
+
+from .conftest import random_inputs, tiny_model
 
 
 def test_single_label_by_hand():
@@ -103,3 +107,28 @@ def test_baselines_of_multi_label():
     linear, majority = baselines_of({"train": train, "test": train}, MULTI).values()
     assert majority["test"]["f1_micro"] == pytest.approx(2 * 6 / (8 + 10))  # label 0 to all rows, label 1 to none
     assert linear["test"]["f1_micro"] > majority["test"]["f1_micro"]
+
+
+def test_the_linear_model_is_the_one_that_is_best_on_validation():
+    # validation has the opposite signs: the strongest regularisation, nearest to the mean, has the least error there
+    train, other = [[-1.0, -1.0], [1.0, 1.0]] * 4, [[1.0, 1.0], [-1.0, -1.0]] * 4
+    noise = np.zeros((8, 1))
+    states = {"train": np.c_[np.array(train)[:, :1], noise], "validation": np.c_[np.array(train)[:, :1], noise]}
+    labels = {"train": np.array(train), "validation": np.array(other)}
+    names = list(fit_baselines(states, labels, REGRESSION, TaskMetrics.of(REGRESSION, 2)))
+    assert "(alpha=100000)" in names[0]
+    names = list(
+        fit_baselines(states, {**labels, "validation": labels["train"]}, REGRESSION, TaskMetrics.of(REGRESSION, 2))
+    )
+    assert "(alpha=0.1)" in names[0]
+
+
+def test_the_frozen_states_are_those_of_the_top_layer(tmp_path):
+    model = tiny_model()
+    inputs = random_inputs(5, 7, lengths=[7, 3, 5, 2, 6])
+    rows = datasets.Dataset.from_dict({name: value.tolist() for name, value in inputs.items()} | {"labels": [0] * 5})
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, per_device_eval_batch_size=2, report_to=[])
+    states = top_states(Trainer(model, arguments), rows.with_format("torch"))
+    with torch.no_grad():
+        wanted = model(**inputs, output_hidden_states=True).hidden_states[-1][:, 0]
+    assert states == pytest.approx(wanted.numpy(), abs=1e-5)

@@ -6,10 +6,13 @@ from typing import Any
 
 import transformers
 
-from lstmpool.configuration_lstmpool import LAYER_POOLINGS, LSTM_READOUTS, TOKEN_POOLINGS, LstmPoolConfig
-
-
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+from lstmpool.configuration_lstmpool import (
+    LAYER_POOLINGS,
+    LSTM_READOUTS,
+    PROBLEM_TYPES,
+    TOKEN_POOLINGS,
+    LstmPoolConfig,
+)
 
 
 def _config_field(name: str, help: str, **options: Any) -> Any:

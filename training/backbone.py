@@ -76,7 +76,11 @@ class Backbone:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self.loading)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"--backbone {self.title} has no tokenizer to load: {_first_lines(error)}") from None
-        limit = tokenizer.model_max_length  # about 1e30 where the tokenizer does not know
+        limit = tokenizer.model_max_length
+        if limit > 10**9:  # the tokenizer does not know; the backbone may, of which RoBERTa and its kin use two less
+            config = AutoConfig.from_pretrained(self.path, **self.loading)
+            limit = getattr(config, "max_position_embeddings", None) or LONGEST
+            limit = limit - 2 if limit > 2 else LONGEST
         if max_seq_length is not None and not 1 <= max_seq_length <= limit:
             raise InputError(f"--max_seq_length must lie in 1..{limit} for {self.title}, got {max_seq_length}.")
         if tokenizer.pad_token is None:

@@ -144,6 +144,8 @@ def parse_arguments(argv: list[str], description: str) -> tuple[ModelArguments, 
     groups = (ModelArguments, DataArguments, TrainingArguments)
     model, data, training = ({f.name: given[f.name] for f in fields(group) if f.name in given} for group in groups)
     model_args, data_args = ModelArguments(**model), DataArguments(**data)
+    if training.get("label_smoothing_factor") and model_args.problem_type == "regression":
+        raise InputError("--label_smoothing_factor is for classes, not for a regression. Leave it out.")
     return model_args, data_args, _training_arguments(training, _splits(data_args))
 
 
@@ -201,12 +203,18 @@ def _training_arguments(given: dict[str, Any], splits: set[str]) -> TrainingArgu
     """`given` on top of what a fine-tune wants, and of what follows from the splits that there are."""
     if "output_dir" not in given:
         raise InputError("expected --output_dir, the folder for the finished model, found none.")
-    if given.get("push_to_hub"):
-        raise InputError("push_to_hub is not part of this command. Upload the finished output_dir with: hf upload")
+    if hub := [name for name in given if name.startswith(("hub_", "push_to_hub"))]:
+        raise InputError(
+            f"{hub[0]} is not part of this command. Upload the finished folder with: hf upload OWNER/NAME "
+            f"{given['output_dir']} . --exclude 'checkpoint-*'"
+        )
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs"):
+        if given.get(name, 1) <= 0:
+            raise InputError(f"--{name} must be more than 0, got {given[name]}.")
     values = {**DEFAULTS, **given}
     doing = {"do_train": "train", "do_eval": "validation", "do_predict": "test"}
     if not any(values.get(flag) for flag in doing):
-        values |= {flag: split in splits for flag, split in doing.items()}
+        values |= {flag: split in splits for flag, split in doing.items() if flag not in given}
     for flag, split in doing.items():
         if values.get(flag) and split not in splits:
             raise InputError(f"--{flag} needs {split} rows, found none. Name them with --{split}_file.")
@@ -221,6 +229,9 @@ def _training_arguments(given: dict[str, Any], splits: set[str]) -> TrainingArgu
     elif values.get("eval_strategy", "no") != "no":
         raise InputError("eval_strategy needs validation rows, found none. Name them with --validation_file.")
     try:
-        return TrainingArguments(**values)
+        args = TrainingArguments(**values)
     except (ValueError, ImportError, RuntimeError) as error:
         raise InputError(error) from None
+    if args.world_size > 1:
+        raise InputError(f"this command runs in one process, found {args.world_size}. Start it with python alone.")
+    return args

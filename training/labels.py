@@ -17,6 +17,7 @@ class Labels:
     problem_type: str
     names: list[str]
     evidence: str
+    separator: str | None = None  # of several labels in one string; None: spaces
 
     @property
     def config_fields(self) -> dict[str, Any]:
@@ -48,14 +49,19 @@ class Labels:
         if problem_type not in (None, found):
             found, evidence = problem_type, "--problem_type says so"
         if len(columns) > 1 and found != REGRESSION:
-            raise InputError(f"expected one label column for {found}, found {', '.join(columns)}.")
+            raise InputError(
+                f"expected one label column for {found}, found {', '.join(columns)}. Join the labels of a row into "
+                "one column, such as a|b."
+            )
         if found == REGRESSION:
             return cls(found, list(columns), evidence)
-        sets = [_names_of(value, found, f"{name!r}, training row {row}") for row, value in enumerate(values, 1)]
+        separator = "|" if found == MULTI and any("|" in str(value) for value in values) else None
+        places = [f"{name!r}, training row {row}" for row in range(1, len(values) + 1)]
+        sets = [_names_of(*cell, found, separator) for cell in zip(values, places, strict=True)]
         names = known or sorted({label for labels in sets for label in labels}, key=_by_number)
         if len(names) < (2 if found == SINGLE else 1):
             raise InputError(f"expected at least two labels in column {name!r}, found only {', '.join(names)!r}.")
-        return cls(found, names, evidence)
+        return cls(found, names, evidence, separator)
 
     def encode(self, columns: dict[str, list[Any]], where: str) -> list[Any]:
         """The labels as numbers, row by row: an index, a list of C zeros and ones, a number or a list of C numbers.
@@ -72,7 +78,7 @@ class Labels:
         ids, encoded = {label: i for i, label in enumerate(self.names)}, []
         for row, value in enumerate(values, 1):
             place = f"{where}, column {name!r}, row {row}"
-            labels = _names_of(value, self.problem_type, place)
+            labels = _names_of(value, place, self.problem_type, self.separator)
             for label in labels:
                 if label not in ids:
                     raise InputError(
@@ -101,11 +107,12 @@ def _infer(columns: dict[str, list[Any]], known: list[str] | None) -> tuple[str,
     return SINGLE, f"column {name!r} holds one name or whole number a row"
 
 
-def _names_of(value: Any, problem_type: str, place: str) -> list[str]:
-    """The label names in one cell. In multi label, a string may hold several, separated by | or spaces, or none."""
+def _names_of(value: Any, place: str, problem_type: str, separator: str | None) -> list[str]:
+    """The label names in one cell. In multi label, a string may hold several, or none."""
     if problem_type == MULTI and isinstance(value, str):
-        parts = value.split("|") if "|" in value else value.split()
-        return [part.strip() for part in parts if part.strip()]
+        if value.lstrip().startswith("[") or (separator is None and "," in value):
+            raise InputError(f"{place}: expected names separated by spaces or by |, found {value!r}.")
+        return [part.strip() for part in value.split(separator) if part.strip()]
     if problem_type == MULTI and not isinstance(value, list):
         raise InputError(f"{place}: expected a list of labels, found {value!r}.")
     if problem_type == SINGLE and isinstance(value, list):

@@ -27,8 +27,7 @@ class Progress(ProgressCallback):
         """Takes the place of the library's callback. `titles` are the metrics that are shown, by their keys."""
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        if not trainer.args.disable_tqdm:
-            trainer.add_callback(cls(titles))
+        trainer.add_callback((_Lines if trainer.args.disable_tqdm else cls)(titles))
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any):
         if self.prediction_bar is None:  # shown only where it takes long
@@ -43,11 +42,20 @@ class Progress(ProgressCallback):
         evaluated = {title: logs[f"eval_{key}"] for key, title in self.titles.items() if f"eval_{key}" in logs}
         if evaluated or ("loss" in logs and args.eval_strategy == "no"):
             shown = {
-                "training loss": self.loss,
+                **({} if math.isnan(self.loss) else {"training loss": self.loss}),
                 **{f"validation {title}": value for title, value in evaluated.items()},
             }
             words = [f"epoch {logs['epoch']:g}/{args.num_train_epochs:g}", *(f"{k} {v:.4f}" for k, v in shown.items())]
             tqdm.write("  ".join(words))
+
+
+class _Lines(Progress):
+    """The lines without the bar, for logs that are files."""
+
+    def _no_bar(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    on_train_begin = on_step_end = on_train_end = on_prediction_step = on_evaluate = on_predict = _no_bar
 
 
 def describe_task(splits: dict[str, Split], labels: Labels) -> str:
@@ -114,7 +122,7 @@ def loading_lines(model: str, pair: bool, many: bool) -> list[str]:
 
     No row of the data stands in them: a card is published, and rows may be private.
     """
-    text = '"Where is my parcel?"' if not pair else '{"text": "It rains.", "text_pair": "It is wet."}'
+    text = '"Your text here."' if not pair else '{"text": "Your text here.", "text_pair": "And the other one."}'
     top = ", top_k=None" if many else ""
     return [
         "from transformers import pipeline",
