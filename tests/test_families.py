@@ -337,6 +337,8 @@ def by_speed(families):
 def test_family(family, check):
     if family == "zamba2" and check in ("right", "left", "vector", "saved", "weights") and not since("5.0"):
         pytest.skip("there it cannot be saved, bare or not, and without CUDA kernels its tokens see some later ones")
+    if family == "zamba2" and since("5.0") and not since("5.1"):
+        pytest.skip("5.0.0 cannot build the bare backbone, unless its first layer is a hybrid one")
     cell, expected = outcome(family, check)
     assert expected, cell
 
