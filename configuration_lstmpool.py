@@ -139,8 +139,8 @@ class LstmPoolConfig(PretrainedConfig):
             the family: off where every layer ends in a norm already, on for the others, whose layers differ in scale
             by orders of magnitude.
         lstm_hidden_size (`int`, *optional*, defaults to 256):
-            Units per direction of the LSTM or GRU; a bidirectional net gives twice this. `"concat"` takes its size
-            from the same number.
+            Units per direction of the LSTM or GRU; a bidirectional net gives twice this. The same number sets the size
+            of `"concat"`.
         lstm_bidirectional (`bool`, *optional*, defaults to `True`):
             Whether the LSTM or GRU reads the layers from the top down too.
         lstm_readout (`str`, *optional*, defaults to `"last"`):
