@@ -186,8 +186,10 @@ class LstmPoolConfig(PretrainedConfig):
         self.lstm_bidirectional = lstm_bidirectional
         self.lstm_readout = lstm_readout
         self.pooler_dropout = pooler_dropout
-        # Unset, `super().__init__` would take from the backbone the attention that it was loaded with.
-        kwargs.setdefault("attn_implementation", {"backbone_config": self.backbone_config._attn_implementation})
+        # Unset, `super().__init__` would take from the backbone the implementations that it was loaded with.
+        for name in ("attn_implementation", "experts_implementation"):
+            if kept := getattr(self.backbone_config, f"_{name}", None):
+                kwargs.setdefault(name, {"backbone_config": kept})
         # A model loaded from the Hub names its repository here; saved again it must name its own two files.
         super().__init__(**{**kwargs, "auto_map": dict(_AUTO_MAP)})
         self.resolve()
@@ -195,10 +197,8 @@ class LstmPoolConfig(PretrainedConfig):
     def resolve(self) -> None:
         """Checks every field and fills those left unset (`None`) from the backbone's family.
 
-        `__init__` calls this, and so does the model, because attributes may be assigned in between.
-
-        Raises:
-            ValueError: naming the field, the value expected, the value found and the remedy.
+        `__init__` calls this, and so does the model, because attributes may be assigned in between. Raises ValueError,
+        naming the field, the value expected, the value found and the remedy.
         """
         family, causal = self.backbone_config.model_type, is_causal(self.backbone_config)
         if self.token_pooling is None:
