@@ -54,13 +54,14 @@ def test_the_folder_is_complete_and_holds_nothing_pickled(finished, work):
     names = {path.name for path in folder.iterdir() if path.is_file()}
     code = {"configuration_lstmpool.py", "modeling_lstmpool.py"}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
-    assert names == {"README.md", "config.json", "metrics.json", "model.safetensors", *code, *tokenizer}
+    results = {"metrics.json", "test_predictions.csv", "learning_curve.png", "confusion_matrix.png"}
+    assert names == {"README.md", "config.json", "model.safetensors", *results, *code, *tokenizer}
     config = json.loads((folder / "config.json").read_text())
     assert config["problem_type"] == "single_label_classification"
     assert config["id2label"] == {"0": "no", "1": "yes"}
     assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForSequenceClassification"}
-    for name in names - {"model.safetensors"}:
-        assert str(work) not in (folder / name).read_text(), name
+    for name in names:
+        assert str(work).encode() not in (folder / name).read_bytes(), name
 
 
 def test_the_flag_won_over_the_recipe(finished, work):
@@ -100,9 +101,12 @@ def test_the_printed_lines_load_the_result_where_nothing_of_the_project_is(finis
 def test_metrics_and_card(finished):
     folder, done = finished
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["rows"] == {"train": 24, "validation": 8, "test": 10}
+    assert {name: of["rows"] for name, of in metrics["data"].items()} == {"train": 24, "validation": 8, "test": 10}
     assert set(metrics["results"]) == {"train", "validation", "test"}
-    assert set(metrics["results"]["test"]) == {"loss", "accuracy", "f1_macro"}
+    wanted = {"accuracy", "f1_macro", "f1_weighted", "matthews_correlation", "log_loss", "brier", "ece"}
+    assert set(metrics["results"]["test"]) == wanted
+    interval = metrics["intervals"]["test"]
+    assert interval["low"] <= metrics["results"]["test"][interval["metric"]] <= interval["high"]
     assert metrics["baselines"]["majority class"]["test"]["accuracy"] == 0.6
     card = (folder / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
@@ -134,6 +138,8 @@ def test_a_finished_run_is_not_overwritten(finished, work):
         (["--backbone=package:nothing_here"], "pip install nothing-here"),
         (["--max_seq_length=99"], "must lie in 1..32"),
         (["--metric_for_best_model=mse"], "must be one of accuracy"),
+        (["--tune_thresholds"], "--tune_thresholds is for several labels a text"),
+        (["--freeze_layers=3"], "--freeze_layers must lie in 0..2"),
     ],
 )
 def test_wrong_input_ends_with_status_2_before_anything_is_written(work, monkeypatch, capsys, words, message):
@@ -162,7 +168,9 @@ def test_multi_label_with_another_pooling(work, monkeypatch, capsys):
     assert in_process(work, monkeypatch, "--output_dir=multi", *words) == 0
     config = json.loads((work / "multi" / "config.json").read_text())
     assert (config["problem_type"], config["layer_pooling"]) == ("multi_label_classification", "attention")
-    assert "validation" not in json.loads((work / "multi" / "metrics.json").read_text())["results"]
+    results = json.loads((work / "multi" / "metrics.json").read_text())
+    # held out of the training rows
+    assert {name: of["rows"] for name, of in results["data"].items()} == {"train": 21, "validation": 3, "test": 10}
     assert "micro F1" in capsys.readouterr().out
 
 
@@ -184,10 +192,11 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(work, monkeypatch,
 
 def test_the_same_seed_gives_the_same_numbers_and_a_run_can_be_resumed(work, monkeypatch):
     words = ["--train_file=train.csv", "--test_file=test.csv", "--num_train_epochs=2", "--save_total_limit=2"]
+    words += ["--validation_size=0"]
     halfway, losses, written = work / "again" / "checkpoint-2" / "model.safetensors", [], []
     for more in (["--overwrite"], ["--overwrite"], ["--resume_from_checkpoint=again/checkpoint-2"]):
         assert in_process(work, monkeypatch, "--output_dir=again", *words, *more) == 0
-        losses.append(json.loads((work / "again" / "metrics.json").read_text())["results"]["test"]["loss"])
+        losses.append(json.loads((work / "again" / "metrics.json").read_text())["results"]["test"]["log_loss"])
         written.append(halfway.stat().st_mtime_ns)
     assert losses[0] == losses[1] == pytest.approx(losses[2], abs=1e-6)
     assert written[0] < written[1] == written[2]  # the resumed run did not train its first half again

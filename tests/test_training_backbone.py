@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+import torch
 
 from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.backbone import Backbone
@@ -29,7 +30,7 @@ def test_a_package_is_found_and_not_imported(package):
     backbone = find("package:some_model")
     assert backbone.path == str(package / "deep" / "model")
     assert (backbone.title, backbone.on_hub) == ("package:some_model", False)
-    backbone.check_config({"num_labels": 2})
+    assert backbone.check_fields(backbone.load_config(), {"num_labels": 2}).num_labels == 2
 
 
 def test_a_package_with_two_models_or_none(package):
@@ -68,12 +69,43 @@ def test_folders_and_names(tmp_path):
 def test_a_config_that_does_not_fit(tmp_path):
     backbone = find(str(save_backbone(tmp_path / "mine")))
     with pytest.raises(InputError, match=r"layers must lie in 1..2"):
-        backbone.check_config({"layers": [3]})
+        backbone.check_fields(backbone.load_config(), {"layers": [3]})
     tiny_model().save_pretrained(tmp_path / "pool")
-    with pytest.raises(InputError, match="is an LstmPool model"):
-        find(str(tmp_path / "pool")).check_config({})
+    with pytest.raises(InputError, match="is an LstmPool model. To train it further, use --init_from"):
+        find(str(tmp_path / "pool")).load_config()
+    with pytest.raises(InputError, match="--init_from mine is a bert, no LstmPool model"):
+        Backbone.find(ModelArguments(init_from=str(tmp_path / "mine"))).load_config()
     with pytest.raises(InputError, match="cannot be loaded"):
-        find("owner/not-there").check_config({})
+        find("owner/not-there").load_config()
+    with pytest.raises(InputError, match="found both"):
+        Backbone.find(ModelArguments(init_from="a/b", backbone="c/d"))
+
+
+def finished(folder, **fields):
+    """A saved LstmPool model with labels a, b, c."""
+    tiny_model(id2label={0: "a", 1: "b", 2: "c"}, layers=[2, 4], **fields).save_pretrained(folder)
+    return Backbone.find(ModelArguments(init_from=str(folder)))
+
+
+def labels(*names, problem_type="single_label_classification"):
+    ids = dict(enumerate(names))
+    label2id = {name: i for i, name in ids.items()}
+    return {"num_labels": len(names), "problem_type": problem_type, "id2label": ids, "label2id": label2id}
+
+
+def test_a_finished_model_keeps_its_classifier_for_its_own_labels_alone(tmp_path):
+    start, original = finished(tmp_path / "pool"), tiny_model(layers=[2, 4]).state_dict()
+    model, fresh = start.load_model(labels("a", "b", "c"))
+    assert not fresh and model.config.layers == [2, 4]
+    assert all(torch.equal(original[key], tensor) for key, tensor in model.state_dict().items())
+    for other in (labels("b", "a", "c"), labels("a", "b"), labels("a", "b", "c", problem_type="regression")):
+        model, fresh = start.load_model(other)
+        assert fresh and model.config.id2label == other["id2label"]
+        assert (model.config.problem_type, model.num_labels) == (other["problem_type"], other["num_labels"])
+        assert model.classifier.weight.shape[0] == other["num_labels"]
+        assert not torch.equal(model.classifier.weight[:2], original["classifier.weight"][:2])
+        same = [torch.equal(original[k], t) for k, t in model.state_dict().items() if "classifier" not in k]
+        assert all(same)
 
 
 def test_the_length_is_bounded_by_the_backbone(tmp_path):

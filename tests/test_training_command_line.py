@@ -2,8 +2,10 @@ import json
 
 import pytest
 
+from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.command_line import make_parser, parse_arguments
 from lstmpool.training.errors import InputError
+from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
 
 
 NEEDED = ["--train_file", "train.csv", "--output_dir", "out"]
@@ -28,8 +30,9 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(recipe):
         "backbone: b\ntrain_file: a.csv\noutput_dir: out\nlearning_rate: 1e-4\nlayers: [-2, -1]\nseed: 7\n"
         "lstm_bidirectional: false\nlr_scheduler_kwargs: {num_cycles: 2}\n"
     )
-    model, data, training = parse(path, "--seed", "8", "--train_file=b.csv", "--layers", "1", "2")
+    model, data, training, places = parse(path, "--seed", "8", "--train_file=b.csv", "--layers", "1", "2")
     assert (training.seed, data.train_file, model.layers) == (8, "b.csv", [1, 2])
+    assert places == {"train": "b.csv"}
     assert (training.learning_rate, model.lstm_bidirectional) == (1e-4, False)  # YAML reads 1e-4 as a string
     assert training.lr_scheduler_kwargs == {"num_cycles": 2}
     assert training.per_device_train_batch_size == 16  # the command's default, where the library's is 8
@@ -59,8 +62,8 @@ def test_json_recipe_is_the_same_as_yaml_and_as_flags(recipe):
         ("a: [", "is not valid YAML"),
         ("bf16: false\noutput_dir: out", "expected rows to train on, found none"),
         ("train_file: a.csv", "expected --output_dir"),
-        ("do_eval: true\ntrain_file: a.csv\noutput_dir: out", "--do_eval needs validation rows"),
-        ("eval_strategy: epoch\ntrain_file: a.csv\noutput_dir: out", "eval_strategy needs validation rows"),
+        ("do_eval: true\ntrain_file: a.csv\nvalidation_size: 0\noutput_dir: out", "--do_eval needs validation rows"),
+        ("eval_strategy: epoch\ntrain_file: a.csv\nvalidation_size: 0\noutput_dir: out", "eval_strategy needs valid"),
         ("push_to_hub: true\ntrain_file: a.csv\noutput_dir: out", "push_to_hub is not part"),
     ],
 )
@@ -78,13 +81,17 @@ def test_wrong_words_are_told_in_one_line(tmp_path):
     with pytest.raises(InputError, match="cannot read"):
         parse(str(tmp_path / "missing.yaml"))
     with pytest.raises(InputError, match="both"):
-        parse(*NEEDED, "--dataset_folder", str(tmp_path))
+        parse(*NEEDED, "--dataset_name", str(tmp_path))
 
 
 def test_what_is_done_follows_from_the_files():
-    training = parse(*NEEDED)[2]
+    training = parse(*NEEDED)[2]  # validation rows are held out of the training rows
+    assert (training.do_train, training.do_eval, training.do_predict) == (True, True, False)
+    training = parse(*NEEDED, "--validation_size", "0")[2]
     assert (training.do_train, training.do_eval, training.do_predict) == (True, False, False)
     assert (training.eval_strategy, training.load_best_model_at_end) == ("no", False)
+    training = parse("--init_from=m", "--test_file=t.csv", "--output_dir=out")[2]
+    assert (training.do_train, training.do_eval, training.do_predict) == (False, False, True)
     training = parse(*NEEDED, "--validation_file", "v.csv", "--test_file", "t.csv")[2]
     assert (training.do_train, training.do_eval, training.do_predict) == (True, True, True)
     assert (training.eval_strategy, training.load_best_model_at_end) == ("epoch", True)
@@ -103,7 +110,12 @@ def test_what_is_done_follows_from_the_files():
         (["--push_to_hub"], "push_to_hub is not part of this command"),
         (["--per_device_train_batch_size", "0"], "must be more than 0, got 0"),
         (["--num_train_epochs", "-1"], "must be more than 0, got -1"),
-        (["--label_smoothing_factor", "0.1", "--problem_type", "regression"], "for classes, not for a regression"),
+        (["--batch_eval_metrics"], "cannot be True here: metrics such as F1 .* are computed over all rows at once"),
+        (["--prediction_loss_only", "True"], "metrics need the predictions"),
+        (["--eval_do_concat_batches", "False"], "cannot be False here"),
+        (["--label_names", "stars"], "cannot be .'stars'. here"),
+        (["--early_stopping_patience", "2", "--validation_size", "0"], "needs a best checkpoint to go back to"),
+        (["--init_from", "m", "--layers", "1"], "--layers is settled by the model of --init_from"),
     ],
 )
 def test_flags_that_cannot_work_are_refused_at_once(words, message):
@@ -140,3 +152,37 @@ def test_help_explains_what_one_needs_and_names_the_rest(monkeypatch):
 
 def test_no_flag_is_of_type_bool():
     assert [action.dest for action in make_parser("")._actions if action.type is bool] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "task", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, REGRESSION, "--label_smoothing_factor is for one label a text"),
+        ({"label_smoothing_factor": 0.1}, MULTI, "this task is multi_label_classification. Leave it out"),
+        ({"class_weights": "balanced"}, MULTI, "for several, see --tune_thresholds"),
+        ({"calibrate": "temperature", "do_eval": True}, REGRESSION, "--calibrate is for classification"),
+        ({"calibrate": "temperature"}, SINGLE, "--calibrate is fitted on validation rows, found none"),
+        ({"tune_thresholds": True, "do_eval": True}, SINGLE, "--tune_thresholds is for several labels a text"),
+        ({"regression_loss": "smooth_l1"}, SINGLE, "--regression_loss is for a regression"),
+        ({"layerwise_lr_decay": 1.5}, SINGLE, "--layerwise_lr_decay must lie in 0..1"),
+        ({"label_smoothing_factor": 1.0}, SINGLE, "must lie in 0..1, without 1, got 1.0"),
+    ],
+)
+def test_what_a_task_cannot_use_is_refused(tmp_path, options, task, message):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], **options)
+    with pytest.raises(InputError, match=message):
+        args.check_task(task)
+
+
+def test_every_task_can_use_its_own_flags(tmp_path):
+    for task, options in (
+        (SINGLE, {"label_smoothing_factor": 0.1, "class_weights": "balanced", "calibrate": "temperature"}),
+        (MULTI, {"calibrate": "temperature", "tune_thresholds": True}),
+        (REGRESSION, {"regression_loss": "smooth_l1", "layerwise_lr_decay": 0.9}),
+    ):
+        TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], do_eval=True, **options).check_task(task)
+
+
+def test_live_logs_go_to_tensorboard_where_it_is_installed():
+    assert parse(*NEEDED)[2].report_to == ["tensorboard"]
+    assert parse(*NEEDED, "--report_to", "none")[2].report_to == []

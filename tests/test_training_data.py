@@ -5,7 +5,9 @@ from transformers import AutoTokenizer
 from lstmpool.training.arguments import DataArguments
 from lstmpool.training.data import read_splits
 from lstmpool.training.errors import InputError
+from lstmpool.training.sources import named_splits
 
+from .conftest import tiny_config
 from .training_fixtures import save_backbone, sentences, write_csv
 
 
@@ -18,13 +20,14 @@ def read(tmp_path, train, test=None, problem_type=None, **options):
     files = {"train_file": str(write_csv(tmp_path / "train.csv", train))}
     if test is not None:
         files["test_file"] = str(write_csv(tmp_path / "test.csv", test))
-    return read_splits(DataArguments(**files, **options), [f.removesuffix("_file") for f in files], problem_type)
+    args = DataArguments(**files, **options)
+    return read_splits(args, named_splits(args), problem_type)
 
 
 def test_a_pair_is_encoded_as_a_pair(tmp_path, tokenizer):
     columns = {"sentence1": ["alpha beta", "one"], "sentence2": ["gamma", "two three"], "label": ["x", "y"]}
     split = read(tmp_path, columns)[0]["train"]
-    row = split.tokenize(tokenizer, pad_to_max_length=False)[0]
+    row = split.tokenize(tokenizer)[0][0]
     assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == "[CLS] alpha beta [SEP] gamma [SEP]".split()
     assert row["token_type_ids"] == [0, 0, 0, 0, 1, 1]
     named = {"q": columns["sentence1"], "a": columns["sentence2"], "label": ["x", "y"]}
@@ -32,10 +35,15 @@ def test_a_pair_is_encoded_as_a_pair(tmp_path, tokenizer):
 
 
 def test_texts_are_cut_at_the_limit_and_padded_on_request_alone(tmp_path, tokenizer):
-    columns = {"text": ["alpha " * 50, "one"], "label": ["x", "y"]}
+    # with [CLS] and [SEP] the second text is just as long as a text may be, and nothing of it is cut
+    columns = {"text": ["alpha " * 50, "beta " * 30, "one", "two"], "label": ["x", "y", "x", "y"]}
     split = read(tmp_path, columns)[0]["train"]
-    assert [len(ids) for ids in split.tokenize(tokenizer, False)["input_ids"]] == [32, 3]
-    assert [len(ids) for ids in split.tokenize(tokenizer, True)["input_ids"]] == [32, 32]
+    rows, cut = split.tokenize(tokenizer)
+    assert [len(ids) for ids in rows["input_ids"]] == [32, 32, 3, 3]
+    assert cut == 1 / 4
+    rows, cut = split.tokenize(tokenizer, pad_to_max_length=True, workers=2)
+    assert [len(ids) for ids in rows["input_ids"]] == [32, 32, 32, 32]
+    assert (cut, rows["labels"][:]) == (1 / 4, [0, 1, 0, 1])
 
 
 def test_some_rows_are_chosen_at_random_and_always_the_same(tmp_path):
@@ -63,10 +71,10 @@ GOOD = {"text": ["alpha", "beta"], "label": ["x", "y"]}
         ({"text": ["a"], "lable": ["x"]}, {}, "test.csv: expected a column 'label', .* Did you mean 'lable'"),
         ({"text": ["a", " "], "label": ["x", "y"]}, {}, "test.csv, column 'text', row 2: the text is empty"),
         ({"text": ["a"], "label": ["z"]}, {}, "test.csv, column 'label', row 1: label 'z' does not occur in training"),
-        ({"text": ["a"], "label": [""]}, {}, "test.csv, column 'label', row 1: the label is missing"),
+        ({"text": ["a", "b"], "label": ["", "x"]}, {}, "test.csv, column 'label', row 1: the label is missing"),
         ({"sentence1": ["a"], "sentence2": ["b"], "label": ["x"]}, {}, "same text columns"),
         (GOOD, {"label_column_name": "text"}, "both text and label"),
-        (GOOD, {"text_column_names": "text,label,text"}, "one column or two, got 3"),
+        (GOOD, {"id_column_name": "key"}, "train.csv: expected a column 'key', .* with --id_column_name"),
     ],
 )
 def test_wrong_rows_are_told_with_their_place(tmp_path, test, options, message):
@@ -84,13 +92,91 @@ def test_a_text_that_is_none_is_told_with_its_row(tmp_path):
     path = tmp_path / "train.parquet"
     Dataset.from_dict({"text": ["a", None], "label": ["x", "y"]}).to_parquet(path)
     with pytest.raises(InputError, match="train.parquet, column 'text', row 2: expected a text, found nothing"):
-        read_splits(DataArguments(train_file=str(path)), ["train"], None)
+        read_splits(DataArguments(train_file=str(path)), {"train": str(path)}, None)
 
 
 def test_a_saved_data_set_keeps_its_label_names(tmp_path):
     features = Features({"text": Value("string"), "label": ClassLabel(names=["pos", "neg"])})
     table = Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
     DatasetDict({"train": table, "validation": table}).save_to_disk(tmp_path / "saved")
-    splits, labels = read_splits(DataArguments(dataset_folder=str(tmp_path / "saved")), ["train", "validation"], None)
+    args = DataArguments(dataset_name=str(tmp_path / "saved"))
+    splits, labels = read_splits(args, named_splits(args), None)
     assert labels.names == ["pos", "neg"]
     assert splits["validation"].labels == [1, 0]
+
+
+def test_more_than_two_columns_are_joined_and_two_on_request(tmp_path):
+    columns = {"a": ["x", "y"], "b": ["1", "2"], "c": ["u", "v"], "label": ["p", "q"]}
+
+    def texts(**options):
+        split = read(tmp_path, columns, **options)[0]["train"]
+        return split.texts, split.pairs
+
+    assert texts(text_column_names="a,b") == (["x", "y"], ["1", "2"])
+    assert texts(text_column_names="c,a,b") == (["u x 1", "v y 2"], None)
+    assert texts(text_column_names="c,a,b", text_column_delimiter=" | ") == (["u | x | 1", "v | y | 2"], None)
+    assert texts(text_column_names="a,b", text_column_delimiter="") == (["x1", "y2"], None)
+
+
+@pytest.mark.parametrize("pair", [("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")])
+def test_columns_are_known_by_their_usual_names(tmp_path, pair):
+    split = read(tmp_path, {"label": ["p", "q"], **dict.fromkeys(pair, ["x", "y"])})[0]["train"]
+    assert split.pairs == ["x", "y"]
+    assert read(tmp_path, {"label": ["p", "q"], "sentence": ["x", "y"]})[0]["train"].pairs is None
+
+
+def test_test_rows_may_lack_labels(tmp_path):
+    for test in ({"text": ["a", "b"]}, {"text": ["a", "b"], "label": ["", ""]}):
+        split = read(tmp_path, GOOD, test)[0]["test"]
+        assert (split.texts, split.labels) == (["a", "b"], None)
+    with pytest.raises(InputError, match="row 2: the label is missing"):
+        read(tmp_path, GOOD, {"text": ["a", "b"], "label": ["x", ""]})
+
+
+def test_rows_are_named_by_their_ids_or_numbers(tmp_path):
+    def ids(columns, **options):
+        return read(tmp_path, {**GOOD, **columns}, **options)[0]["train"].ids
+
+    assert ids({}) == [0, 1]
+    assert ids({"id": ["p", "q"]}) == ["p", "q"]
+    assert ids({"id": ["p", "q"], "key": ["r", "s"]}, id_column_name="key") == ["r", "s"]
+
+
+def test_chosen_rows_keep_their_ids(tmp_path):
+    columns = {"text": sentences(50), "label": ["x", "y"] * 25, "id": [f"row {i}" for i in range(50)]}
+    split = read(tmp_path, columns, max_train_samples=10)[0]["train"]
+    assert [split.texts[i] for i in range(10)] == [sentences(50)[int(name.split()[1])] for name in split.ids]
+
+
+def test_labels_that_a_hub_data_set_does_not_give_are_minus_one(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    tables = {"train": [0, 1], "test": [-1, -1]}
+    tables = {k: Dataset.from_dict({"text": ["a", "b"], "label": v}, features=features) for k, v in tables.items()}
+    DatasetDict(tables).save_to_disk(tmp_path / "saved")
+    args = DataArguments(dataset_name=str(tmp_path / "saved"))
+    assert read_splits(args, named_splits(args), None)[0]["test"].labels is None
+
+
+def finished(*names, problem_type="single_label_classification"):
+    return tiny_config(num_labels=len(names), id2label=dict(enumerate(names)), problem_type=problem_type)
+
+
+def test_a_finished_model_keeps_its_labels_if_they_fit(tmp_path):
+    args = DataArguments(train_file=str(write_csv(tmp_path / "train.csv", {"text": ["a", "b"], "label": ["x", "z"]})))
+
+    def names(*known):
+        splits, labels = read_splits(args, named_splits(args), None, finished(*known))
+        return labels.names, splits["train"].labels
+
+    assert names("z", "y", "x") == (["z", "y", "x"], [2, 0])
+    assert names("z", "y", "w") == (["x", "z"], [0, 1])
+
+
+def test_rows_are_evaluated_by_the_labels_of_a_finished_model(tmp_path):
+    args = DataArguments(test_file=str(write_csv(tmp_path / "test.csv", {"text": ["a", "b"], "label": ["x", "z"]})))
+    splits, labels = read_splits(args, named_splits(args), None, finished("z", "y", "x"))
+    assert (splits["test"].labels, labels.names) == ([2, 0], ["z", "y", "x"])
+    with pytest.raises(InputError, match="label 'x' does not occur"):
+        read_splits(args, named_splits(args), None, finished("p", "q"))
+    multi = finished("z", "y", "x", problem_type="multi_label_classification")
+    assert read_splits(args, named_splits(args), None, multi)[0]["test"].labels == [[0, 0, 1], [1, 0, 0]]

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from lstmpool.training.errors import InputError
-from lstmpool.training.files import read_table, splits_of_folder
+from lstmpool.training.files import read_table
 
 
 ROWS = [{"text": 'a, "b"\nc', "label": "x"}, {"text": "None", "label": "NA"}]
@@ -78,11 +78,8 @@ def test_a_missing_file_is_told_with_the_nearest_name(tmp_path):
 
 def test_folders(tmp_path):
     DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "both")
-    assert splits_of_folder(tmp_path / "both") == {"train", "test"}
     with pytest.raises(InputError, match="several splits"):
         read_table(tmp_path / "both")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="none that Dataset.save_to_disk wrote"):
         read_table(tmp_path / "empty")
-    with pytest.raises(InputError, match="dataset_dict.json"):
-        splits_of_folder(tmp_path / "empty")

@@ -3,6 +3,8 @@ import pytest
 from lstmpool.training.errors import InputError
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE, Labels
 
+from .conftest import tiny_config
+
 
 def infer(*values, problem_type=None, known=None):
     return Labels.infer({"label": list(values)}, problem_type, known)
@@ -19,6 +21,8 @@ def infer(*values, problem_type=None, known=None):
         (["1.5", "2"], REGRESSION, ["label"]),
         ([1.0, 2.0], REGRESSION, ["label"]),
         ([["b"], [], ["a", "b"]], MULTI, ["a", "b"]),
+        (["b|a", "b"], MULTI, ["a", "b"]),
+        (["very good", "bad"], SINGLE, ["bad", "very good"]),
     ],
 )
 def test_the_task_is_read_off_the_labels(values, problem_type, names):
@@ -95,3 +99,29 @@ def test_several_labels_in_one_string_are_separated_alike_in_all_rows():
 def test_lists_written_as_text_are_refused(cell):
     with pytest.raises(InputError, match="row 2: expected names separated by spaces or by |"):
         infer("x", cell, problem_type=MULTI)
+
+
+def test_a_column_called_labels_holds_several_in_one_string():
+    labels = Labels.infer({"labels": ["joy love", "", "anger"]})
+    assert (labels.problem_type, labels.names) == (MULTI, ["anger", "joy", "love"])
+    assert "separated by spaces, such as 'joy love'" in labels.evidence
+    for empty in ("", None):  # an empty cell of a CSV, as the two common readers give it
+        assert labels.encode({"labels": ["love joy", empty]}, "file") == [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    assert Labels.infer({"labels": ["joy", "anger"]}).problem_type == SINGLE
+
+
+def test_columns_of_zeros_and_ones_are_labels_each():
+    columns = {"toxic": ["0", "1", "1"], "threat": ["0", "0", "1"]}
+    labels = Labels.infer(columns)
+    assert (labels.problem_type, labels.names) == (MULTI, ["toxic", "threat"])
+    assert labels.encode(columns, "file") == [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
+    assert Labels.infer({"a": [0, 1], "b": [0, 2]}).problem_type == REGRESSION
+    assert Labels.infer(columns, problem_type=REGRESSION).problem_type == REGRESSION
+
+
+def test_a_finished_model_says_what_its_columns_are():
+    numbers = tiny_config(num_labels=2, id2label={0: "grammar", 1: "cohesion"}, problem_type=REGRESSION)
+    labels = Labels.of_model(numbers, {"g": ["1"], "c": ["2"]})
+    assert labels.encode({"g": ["1"], "c": ["2"]}, "file") == [[1.0, 2.0]]
+    with pytest.raises(InputError, match="expected 2 label columns .grammar, cohesion., found g"):
+        Labels.of_model(numbers, {"g": ["1"]})

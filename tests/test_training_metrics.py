@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import datasets
@@ -19,7 +20,9 @@ def test_single_label_by_hand():
     # true 0 0 1 1 2, predicted 0 1 1 1 0: F1 of 0 is 2/4, of 1 is 4/5, of 2 is 0
     logits = np.eye(3)[[0, 1, 1, 1, 0]]
     result = TaskMetrics.of(SINGLE, 3)(EvalPrediction(logits, np.array([0, 0, 1, 1, 2])))
-    assert result == pytest.approx({"accuracy": 3 / 5, "f1_macro": (2 / 4 + 4 / 5 + 0) / 3})
+    # in counts of 3 hits, 2 2 1 true and 2 3 0 predicted: Matthews' (3 * 5 - 10) / sqrt((25 - 9) * (25 - 13))
+    wanted = {"accuracy": 3 / 5, "f1_macro": (2 / 4 + 4 / 5 + 0) / 3, "f1_weighted": (2 * 2 / 4 + 2 * 4 / 5 + 0) / 5}
+    assert result == pytest.approx(wanted | {"matthews_correlation": 5 / math.sqrt(16 * 12)})
 
 
 def test_multi_label_by_hand():
@@ -27,7 +30,8 @@ def test_multi_label_by_hand():
     logits = np.array([[2.0, 1.0, -1.0], [0.5, -0.5, -0.1]])
     labels = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
     result = TaskMetrics.of(MULTI, 3)(EvalPrediction(logits, labels))
-    assert result == pytest.approx({"f1_micro": 4 / 7, "f1_macro": (2 / 3 + 2 / 3 + 0) / 3})
+    wanted = {"f1_micro": 4 / 7, "f1_macro": (2 / 3 + 2 / 3 + 0) / 3, "subset_accuracy": 1 / 2}
+    assert result == pytest.approx(wanted)
 
 
 def test_regression_by_hand():
@@ -64,6 +68,8 @@ def test_a_constant_has_no_correlation():
         (REGRESSION, "pearson", "pearson", True),
         (REGRESSION, "eval_mae", "mae", False),
         (SINGLE, "loss", "loss", False),
+        (SINGLE, "matthews_correlation", "matthews_correlation", True),
+        (MULTI, "subset_accuracy", "subset_accuracy", True),
     ],
 )
 def test_the_best_epoch_is_chosen_in_the_right_direction(task, given, name, greater):
@@ -73,8 +79,46 @@ def test_the_best_epoch_is_chosen_in_the_right_direction(task, given, name, grea
 
 
 def test_a_metric_of_another_task_is_refused():
-    with pytest.raises(InputError, match="must be one of accuracy, f1_macro, loss, got mse"):
+    with pytest.raises(InputError, match="must be one of accuracy, f1_macro, .*loss, got mse"):
         TaskMetrics.of(SINGLE, 2).choose_best(SimpleNamespace(metric_for_best_model="mse"))
+
+
+def test_predictions_in_other_units_are_measured_in_their_own():
+    scaled = replace(TaskMetrics.of(REGRESSION, 2), scale=np.array([2.0, 10.0]))
+    logits, labels = np.array([[1.0, 1.0], [0.0, 2.0]]), np.array([[0.0, 1.0], [0.0, 0.0]])
+    result = scaled(EvalPrediction(logits, labels))
+    assert result["mse"] == pytest.approx((2**2 / 2 + 20**2 / 2) / 2)
+    one = replace(TaskMetrics.of(REGRESSION, 1), scale=np.array([2.0]))
+    assert one(EvalPrediction(logits[:, :1], labels[:, 0]))["mse"] == pytest.approx(2**2 / 2)
+
+
+def headline_by_library(task, predictions, labels, rows):
+    """The headline metric of some rows, as it is computed everywhere else."""
+    metrics = TaskMetrics.of(task, 2)
+    return metrics.compute(predictions[rows], labels[rows])[metrics.headline]
+
+
+@pytest.mark.parametrize("task", [SINGLE, MULTI, REGRESSION])
+def test_the_interval_is_a_bootstrap_of_the_headline(task):
+    generator = np.random.default_rng(1)
+    if task == SINGLE:
+        labels, predictions = generator.integers(2, size=(2, 200))
+    elif task == MULTI:
+        labels, predictions = generator.integers(2, size=(2, 200, 2))
+    else:
+        labels, predictions = generator.normal(size=(2, 200, 2))
+    low, high = TaskMetrics.of(task, 2).interval(predictions, labels)
+    draws = [generator.integers(200, size=200) for _ in range(400)]
+    by_hand = np.percentile([headline_by_library(task, predictions, labels, rows) for rows in draws], [2.5, 97.5])
+    assert (low, high) == pytest.approx(tuple(by_hand), abs=0.02 if task != REGRESSION else 0.05)
+    assert TaskMetrics.of(task, 2).interval(predictions, labels) == (low, high)  # the same every time
+
+
+def test_the_interval_of_an_accuracy_is_known():
+    labels = np.zeros(400, dtype=int)
+    predictions = (np.arange(400) < 100).astype(int)  # right in 300 of 400
+    low, high = TaskMetrics.of(SINGLE, 2).interval(predictions, labels)
+    assert (low, high) == pytest.approx((0.75 - 1.96 * 0.02165, 0.75 + 1.96 * 0.02165), abs=0.006)
 
 
 def baselines_of(labels, problem_type):

@@ -4,7 +4,7 @@ import pytest
 
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
-from lstmpool.training.output import check_output, prepare_output, write_output
+from lstmpool.training.output import check_output, json_writer, prepare_output, write_output
 
 from .conftest import tiny_model
 from .training_fixtures import save_backbone
@@ -14,7 +14,7 @@ CODE = {"configuration_lstmpool.py", "modeling_lstmpool.py"}
 
 
 def arguments(folder, **options):
-    return TrainingArguments(output_dir=str(folder), use_cpu=True, **options)
+    return TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[], **{"do_train": True, **options})
 
 
 @pytest.fixture
@@ -51,6 +51,25 @@ def test_parts_of_a_run_are_not_overwritten_unasked(finished, kept):
         (finished / "model.safetensors").unlink()
     with pytest.raises(InputError, match="holds a run already"):
         check_output(arguments(finished))
+
+
+def test_the_table_of_an_earlier_evaluation_is_not_overwritten_unasked(tmp_path):
+    (tmp_path / "test_predictions.csv").write_text("id")
+    with pytest.raises(InputError, match="holds a run already .test_predictions.csv."):
+        check_output(arguments(tmp_path))
+    check_output(arguments(tmp_path, overwrite=True))
+
+
+def test_the_model_to_start_from_is_not_overwritten(finished, tmp_path):
+    for start in (finished, finished / "checkpoint-5"):
+        with pytest.raises(InputError, match="holds the model of --init_from. Choose another folder"):
+            check_output(arguments(finished, overwrite=True), str(start))
+    check_output(arguments(tmp_path / "new"), str(finished))
+
+
+def test_a_folder_without_training_gets_no_code(tmp_path):
+    prepare_output(arguments(tmp_path / "new", do_train=False))
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_overwriting_removes_the_run_and_nothing_else(finished):
@@ -91,17 +110,14 @@ def test_nothing_is_moved_into_place_before_all_is_written(tmp_path):
     folder = tmp_path / "out"
     prepare_output(arguments(folder))
     with pytest.raises(OSError, match="disk full"):
-        write_output(folder, tiny_model(), Broken(), "card", {})
+        write_output(folder, tiny_model(), Broken(), {"README.md": lambda path: path.write_text("card")})
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == CODE
 
 
 def test_metrics_are_valid_json(tmp_path):
-    class Tokenizer:
-        init_kwargs = {}
-
-        def save_pretrained(self, folder):
-            pass
-
-    write_output(tmp_path, tiny_model(), Tokenizer(), "card", {"results": {"pearson": float("nan"), "mse": 1.0}})
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"results": {"pearson": None, "mse": 1.0}}
+    record = {"results": {"pearson": float("nan"), "mse": 1.0}, "list": [1.0, float("inf")]}
+    write_output(tmp_path, None, None, {"metrics.json": json_writer(record)})
+    wanted = {"results": {"pearson": None, "mse": 1.0}, "list": [1.0, None]}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == wanted
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json"}  # a model that was not changed is not saved
     assert not (tmp_path / ".unfinished").exists()

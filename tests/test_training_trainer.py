@@ -7,7 +7,9 @@ from .conftest import tiny_model
 
 
 def trainer_for(tmp_path, **arguments):
-    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=1e-5, weight_decay=0.1, **arguments)
+    args = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, learning_rate=1e-5, weight_decay=0.1, report_to=[], **arguments
+    )
     return LstmPoolTrainer(tiny_model(layer_norm=True), args)
 
 
@@ -51,7 +53,7 @@ def test_both_rates_follow_the_schedule(tmp_path):
 def test_groups_keep_their_other_settings():
     first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
     optimizer = torch.optim.SGD([{"params": [first, second], "momentum": 0.5}], lr=0.1)
-    split_groups(optimizer, {id(second)}, 0.3)
+    split_groups(optimizer, {id(second): 0.3})
     assert [(g["params"], g["lr"], g["momentum"]) for g in optimizer.param_groups] == [
         ([first], 0.1, 0.5),
         ([second], 0.3, 0.5),

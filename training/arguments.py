@@ -13,6 +13,7 @@ from lstmpool.configuration_lstmpool import (
     TOKEN_POOLINGS,
     LstmPoolConfig,
 )
+from lstmpool.training.errors import InputError
 
 
 def _config_field(name: str, help: str, **options: Any) -> Any:
@@ -34,7 +35,17 @@ class ModelArguments:
             "with config.json and model.safetensors inside an installed Python package. Required."
         },
     )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a backbone on the Hub."})
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of a backbone: a finished LstmPool model, a folder or a name on the Hub, to train "
+            "further or, without training rows, to evaluate. Its config stays; if the labels are its own, so does its "
+            "classifier."
+        },
+    )
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit, where the backbone or init_from is on the Hub."}
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the code that comes with the backbone, if it brings its own."}
     )
@@ -69,6 +80,19 @@ class ModelArguments:
         choices=LSTM_READOUTS,
     )
     pooler_dropout: float = _config_field("pooler_dropout", "Dropout between the LSTM and the classifier.")
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "Train the new layers alone; the backbone runs without dropout, too."}
+    )
+    freeze_embeddings: bool = field(
+        default=False,
+        metadata={"help": "Do not train the backbone's embeddings: with a large vocabulary, most of the memory."},
+    )
+    freeze_layers: int = field(
+        default=0, metadata={"help": "Do not train the embeddings and this many of the lowest layers."}
+    )
+    reinit_layers: int = field(
+        default=0, metadata={"help": "Start this many of the highest layers from random weights."}
+    )
 
     def config_fields(self) -> dict[str, Any]:
         """The fields that `LstmPoolConfig` takes."""
@@ -88,23 +112,50 @@ class DataArguments:
     )
     validation_file: str | None = field(default=None, metadata={"help": "Rows on which the best epoch is chosen."})
     test_file: str | None = field(default=None, metadata={"help": "Rows that are looked at once, at the end."})
-    dataset_folder: str | None = field(
+    dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Instead of files: a folder of save_to_disk with the splits train, validation and test."},
+        metadata={"help": "Instead of files: a data set on the Hub, or a folder of save_to_disk or of data files."},
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of the data set, such as mrpc of nyu-mll/glue."}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a data set on the Hub."}
+    )
+    train_split_name: str | None = field(
+        default=None, metadata={"help": "Split of the data set with the training rows. Unset: train."}
+    )
+    validation_split_name: str | None = field(
+        default=None, metadata={"help": "Split with the validation rows. Unset: validation, if there is one."}
+    )
+    test_split_name: str | None = field(
+        default=None, metadata={"help": "Split with the test rows. Unset: test, if there is one."}
+    )
+    validation_size: float = field(
+        default=0.1,
+        metadata={"help": "Without validation rows, the share of the training rows held out as such; 0: none."},
     )
     text_column_names: str | None = field(
         default=None,
         metadata={
-            "help": "Column of the text; two, separated by a comma, are encoded as a pair. Unset: text, or "
-            "sentence1,sentence2 if there is no text."
+            "help": "Column of the text; two, separated by a comma, are encoded as a pair, more are joined. Unset: "
+            "text, sentence, or a pair known from GLUE, such as sentence1,sentence2."
         },
+    )
+    text_column_delimiter: str | None = field(
+        default=None,
+        metadata={"help": "Join the text columns, two as well, with this between them. Unset: a space, from three."},
     )
     label_column_name: str | None = field(
         default=None,
         metadata={
-            "help": "Column of the label; several, separated by commas, are the targets of one regression. Unset: "
-            "label, or labels."
+            "help": "Column of the label; several, separated by commas, are the targets of one regression or, if they "
+            "hold zeros and ones alone, labels of which a text has any number. Unset: label, or labels."
         },
+    )
+    id_column_name: str | None = field(
+        default=None,
+        metadata={"help": "Column that names the rows in the table of predictions. Unset: id, or the row's number."},
     )
     max_seq_length: int | None = field(
         default=None, metadata={"help": "Tokens after which a text is cut. Unset: the backbone's limit, at most 512."}
@@ -117,7 +168,12 @@ class DataArguments:
     )
     max_eval_samples: int | None = field(default=None, metadata={"help": "The same for validation rows."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "The same for test rows."})
-    shuffle_seed: int = field(default=42, metadata={"help": "Seed of that choice."})
+    shuffle_seed: int = field(
+        default=42, metadata={"help": "Seed of that choice, and of the rows held out for validation."}
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that turn texts into tokens. Unset: one."}
+    )
 
 
 @dataclass(repr=False)
@@ -129,8 +185,82 @@ class TrainingArguments(transformers.TrainingArguments):
     head_learning_rate: float | None = field(
         default=1e-3, metadata={"help": "Peak learning rate of the new layers; learning_rate is the backbone's."}
     )
+    layerwise_lr_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "Each layer's rate is this times that of the layer above it; the embeddings' is the lowest."
+        },
+    )
+    regression_loss: str = field(
+        default="mse",
+        metadata={"choices": ("mse", "smooth_l1"), "help": "Loss of a regression; smooth_l1 minds outliers less."},
+    )
+    standardize_targets: bool = field(
+        default=True,
+        metadata={
+            "help": "Train a regression on targets of about unit spread; the saved weights give their own units."
+        },
+    )
+    class_weights: str | None = field(
+        default=None,
+        metadata={"choices": ("balanced",), "help": "Let every class count the same in the loss, rare ones too."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations in a row without a better one."}
+    )
+    calibrate: str | None = field(
+        default=None,
+        metadata={
+            "choices": ("temperature",),
+            "help": "Fit a temperature on validation and divide the classifier by it: the scores become honest.",
+        },
+    )
+    tune_thresholds: bool = field(
+        default=False,
+        metadata={
+            "help": "Multi label: move the classifier's bias so that 0.5 is each label's best threshold on validation."
+        },
+    )
+    predictions_format: str = field(
+        default="csv", metadata={"choices": ("csv", "parquet"), "help": "Kind of the table of test predictions."}
+    )
+    predictions_with_text: bool = field(default=False, metadata={"help": "Put the texts into that table, too."})
     baselines: bool = field(
         default=False,
         metadata={"help": "Also report the most frequent label and a linear model on the frozen backbone."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the run that output_dir holds."})
+
+    def check_task(self, problem_type: str) -> None:
+        """Refuses what the task cannot use, once it is known.
+
+        Raises:
+            InputError: naming the flag, the task that it is for, and what to do.
+        """
+        single, multi = "single_label_classification", "multi_label_classification"
+        wrong = {
+            "label_smoothing_factor": self.label_smoothing_factor > 0 and problem_type != single,
+            "class_weights": self.class_weights is not None and problem_type != single,
+            "calibrate": self.calibrate is not None and problem_type == "regression",
+            "tune_thresholds": self.tune_thresholds and problem_type != multi,
+            "regression_loss": self.regression_loss != "mse" and problem_type != "regression",
+        }
+        meant = {
+            "label_smoothing_factor": "one label a text",
+            "class_weights": "one label a text; for several, see --tune_thresholds",
+            "calibrate": "classification",
+            "tune_thresholds": "several labels a text",
+            "regression_loss": "a regression",
+        }
+        for name, is_wrong in wrong.items():
+            if is_wrong:
+                raise InputError(f"--{name} is for {meant[name]}; this task is {problem_type}. Leave it out.")
+        for name in ("calibrate", "tune_thresholds"):
+            if getattr(self, name) and not self.do_eval:
+                raise InputError(f"--{name} is fitted on validation rows, found none. Name them, or leave it out.")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise InputError(
+                f"--label_smoothing_factor must lie in 0..1, without 1, got {self.label_smoothing_factor}."
+            )
+        if not 0 < self.layerwise_lr_decay <= 1:
+            raise InputError(f"--layerwise_lr_decay must lie in 0..1, without 0, got {self.layerwise_lr_decay}.")

@@ -1,4 +1,4 @@
-"""Finds the pretrained model that `--backbone` names, and loads its config and tokenizer; its weights come later."""
+"""Finds the model that `--backbone` or `--init_from` names; loads its config, its tokenizer and, last, its weights."""
 
 import importlib.util
 import logging
@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError
 
@@ -24,6 +27,7 @@ LONGEST = 512  # tokens; beyond it, attention is costly enough that one should a
 class Backbone:
     """Where the pretrained model is: `path` is what is loaded, `title` what may be shown to others."""
 
+    flag: str  # the one that named it
     path: str
     title: str
     on_hub: bool
@@ -31,40 +35,77 @@ class Backbone:
 
     @classmethod
     def find(cls, args: ModelArguments) -> "Backbone":
-        """Resolves `--backbone`; nothing is downloaded and no package is imported.
+        """Resolves `--backbone` or `--init_from`; nothing is downloaded and no package is imported.
 
         Raises:
-            InputError: if it is unset, or names a package or folder without a model.
+            InputError: if neither or both are set, or it names a package or folder without a model.
         """
-        name, loading = args.backbone, {"trust_remote_code": args.trust_remote_code, "revision": args.model_revision}
+        if args.backbone and args.init_from:
+            raise InputError("expected --backbone or --init_from, found both. A finished model has its backbone.")
+        name, flag = (args.init_from, "--init_from") if args.init_from else (args.backbone, "--backbone")
+        loading = {"trust_remote_code": args.trust_remote_code, "revision": args.model_revision}
         if not name:
             raise InputError("expected --backbone (a name on the Hub, a folder, or package:NAME), found none.")
         if name.startswith("package:"):
-            return cls(str(_folder_in_package(name.removeprefix("package:"))), name, False, loading)
+            return cls(flag, str(_folder_in_package(name.removeprefix("package:"))), name, False, loading)
         if os.path.isdir(name):
             if not os.path.isfile(os.path.join(name, "config.json")):
-                raise InputError(f"--backbone {name} is a folder without config.json. Name the folder that holds it.")
-            return cls(name, os.path.basename(os.path.abspath(name)), False, loading)
+                raise InputError(f"{flag} {name} is a folder without config.json. Name the folder that holds it.")
+            return cls(flag, name, os.path.basename(os.path.abspath(name)), False, loading)
         if name.startswith((".", "~", "/")) or name.count("/") > 1:
-            raise InputError(f"--backbone {name} is no folder, and cannot be a name on the Hub (owner/name).")
-        return cls(name, name, True, loading)
+            raise InputError(f"{flag} {name} is no folder, and cannot be a name on the Hub (owner/name).")
+        return cls(flag, name, name, True, loading)
 
-    def check_config(self, fields: dict[str, Any]) -> None:
-        """Whether an LstmPool model with these fields of `LstmPoolConfig` can be put on the backbone.
+    def load_config(self) -> PretrainedConfig:
+        """The config of the backbone or, for `--init_from`, of the whole model.
 
         Raises:
-            InputError: if the backbone's config cannot be found or read, or a field does not fit it.
+            InputError: if it cannot be found or read, or is of the other kind.
         """
         try:
             config = AutoConfig.from_pretrained(self.path, **self.loading)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"--backbone {self.title} cannot be loaded: {_first_lines(error)}") from None
-        if config.model_type == LstmPoolConfig.model_type:
-            raise InputError(f"--backbone {self.title} is an LstmPool model. Name the plain model it is built on.")
+            raise InputError(f"{self.flag} {self.title} cannot be loaded: {_first_lines(error)}") from None
+        finished = config.model_type == LstmPoolConfig.model_type
+        if finished and self.flag == "--backbone":
+            raise InputError(f"--backbone {self.title} is an LstmPool model. To train it further, use --init_from.")
+        if not finished and self.flag == "--init_from":
+            raise InputError(f"--init_from {self.title} is a {config.model_type}, no LstmPool model. Use --backbone.")
+        return config
+
+    def check_fields(self, config: PretrainedConfig, fields: dict[str, Any]) -> LstmPoolConfig:
+        """The config of the whole model, from the `config` that was loaded and the fields of `LstmPoolConfig`.
+
+        Raises:
+            InputError: if a field does not fit the backbone.
+        """
+        if self.flag == "--init_from":
+            return config
         try:
-            LstmPoolConfig(backbone_config=config, **fields)
+            return LstmPoolConfig(backbone_config=config, **fields)
         except ValueError as error:
             raise InputError(error) from None
+
+    def load_model(self, fields: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
+        """The model, in float32, and whether its classifier is new.
+
+        `fields` are those of `LstmPoolConfig`. Of a finished model they say the labels alone: if those are not its
+        own, in the same order, it is given a new classifier.
+        """
+        # float32 whatever it was saved in: weights held in half precision lose most small updates
+        loading = {**self.loading, "dtype": torch.float32}
+        if self.flag == "--backbone":
+            return LstmPoolForSequenceClassification.from_backbone(self.path, **loading, **fields), True
+        model = LstmPoolForSequenceClassification.from_pretrained(self.path, **loading)
+        config = model.config
+        if (config.problem_type, config.id2label) == (fields["problem_type"], fields["id2label"]):
+            return model, False
+        for name in ("num_labels", "problem_type", "id2label", "label2id"):
+            setattr(config, name, fields[name])
+        model.num_labels = config.num_labels
+        model.classifier = nn.Linear(model.classifier.in_features, config.num_labels)
+        model._init_weights(model.classifier)
+        return model, True
 
     def load_tokenizer(self, max_seq_length: int | None) -> PreTrainedTokenizerBase:
         """The tokenizer, set to cut texts at `max_seq_length` tokens, and with a token to pad with.
@@ -75,17 +116,17 @@ class Backbone:
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self.loading)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"--backbone {self.title} has no tokenizer to load: {_first_lines(error)}") from None
+            raise InputError(f"{self.flag} {self.title} has no tokenizer to load: {_first_lines(error)}") from None
         limit = tokenizer.model_max_length
         if limit > 10**9:  # the tokenizer does not know; the backbone may, of which RoBERTa and its kin use two less
-            config = AutoConfig.from_pretrained(self.path, **self.loading)
-            limit = getattr(config, "max_position_embeddings", None) or LONGEST
+            config = self.load_config()
+            limit = getattr(getattr(config, "backbone_config", config), "max_position_embeddings", None) or LONGEST
             limit = limit - 2 if limit > 2 else LONGEST
         if max_seq_length is not None and not 1 <= max_seq_length <= limit:
             raise InputError(f"--max_seq_length must lie in 1..{limit} for {self.title}, got {max_seq_length}.")
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
-                raise InputError(f"--backbone {self.title}: its tokenizer has neither a pad_token nor an eos_token.")
+                raise InputError(f"{self.flag} {self.title}: its tokenizer has neither a pad_token nor an eos_token.")
             tokenizer.pad_token = tokenizer.eos_token  # the mask, not the token, says what is padding
         tokenizer.model_max_length = max_seq_length or min(limit, LONGEST)  # `truncation=True` will mean this later
         return tokenizer

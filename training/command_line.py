@@ -5,6 +5,7 @@ that both pass the same checks and the command line wins.
 """
 
 import argparse
+import importlib.util
 import json
 import shutil
 import textwrap
@@ -19,8 +20,8 @@ from transformers import HfArgumentParser
 
 from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.files import splits_of_folder
 from lstmpool.training.metrics import AUTO
+from lstmpool.training.sources import named_splits
 
 
 # What a fine-tune wants, where it differs from the library's defaults.
@@ -35,6 +36,13 @@ DEFAULTS = {
     "save_total_limit": 1,
     "metric_for_best_model": AUTO,
     "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU, every epoch warns of it
+    "report_to": ["tensorboard"] if importlib.util.find_spec("tensorboard") else ["none"],
+}
+UNFIT = {  # what the command cannot do without
+    "batch_eval_metrics": (False, "metrics such as F1 and correlations are computed over all rows at once"),
+    "eval_do_concat_batches": (True, "metrics are computed over all rows at once"),
+    "prediction_loss_only": (False, "metrics need the predictions"),
+    "label_names": (None, "the labels of every task are in the column that this command makes, labels"),
 }
 HELP = {  # of the library's flags, those that one needs; its own texts run over many lines
     "output_dir": "Folder that the finished model is written to, ready for the Hub. Required.",
@@ -45,6 +53,8 @@ HELP = {  # of the library's flags, those that one needs; its own texts run over
     "max_steps": "Stop after so many steps; -1: after num_train_epochs.",
     "per_device_train_batch_size": "Rows in a training batch.",
     "per_device_eval_batch_size": "Rows in a batch of an evaluation.",
+    "train_sampling_strategy": "Order of the rows: random, sequential, or group_by_length for less padding.",
+    "label_smoothing_factor": "One label a text: share of the target that is spread over all classes.",
     "gradient_accumulation_steps": "Batches whose gradients are added up for one step.",
     "learning_rate": "Peak learning rate of the backbone.",
     "warmup_steps": "Steps over which the rates rise to their peaks; below 1, a share of all steps.",
@@ -57,6 +67,7 @@ HELP = {  # of the library's flags, those that one needs; its own texts run over
     "save_total_limit": "How many checkpoints are kept, the best one included.",
     "resume_from_checkpoint": "Continue from this checkpoint folder; 'last' for the newest in output_dir.",
     "seed": "Seed of the new weights, the order of the rows and dropout.",
+    "report_to": "Where training is logged, besides the terminal. Unset: tensorboard, if it is installed.",
     "bf16": "Train in bfloat16 mixed precision.",
     "fp16": "Train in float16 mixed precision.",
     "activation_checkpointing": "Less memory for more time.",
@@ -119,8 +130,11 @@ def make_parser(description: str) -> HfArgumentParser:
     return parser
 
 
-def parse_arguments(argv: list[str], description: str) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """The three groups of arguments from `argv`, the words after the program's name.
+def parse_arguments(
+    argv: list[str], description: str
+) -> tuple[ModelArguments, DataArguments, TrainingArguments, dict[str, str]]:
+    """The three groups of arguments from `argv`, the words after the program's name; and where the rows of each split
+    are (see `named_splits`).
 
     Raises:
         InputError: for a recipe that cannot be read, an unknown name, a value of the wrong kind, or arguments that
@@ -144,9 +158,15 @@ def parse_arguments(argv: list[str], description: str) -> tuple[ModelArguments, 
     groups = (ModelArguments, DataArguments, TrainingArguments)
     model, data, training = ({f.name: given[f.name] for f in fields(group) if f.name in given} for group in groups)
     model_args, data_args = ModelArguments(**model), DataArguments(**data)
-    if training.get("label_smoothing_factor") and model_args.problem_type == "regression":
-        raise InputError("--label_smoothing_factor is for classes, not for a regression. Leave it out.")
-    return model_args, data_args, _training_arguments(training, _splits(data_args))
+    fixed = sorted(model.keys() & (model_args.config_fields().keys() | {"reinit_layers", "problem_type"}))
+    if model_args.init_from and fixed:
+        raise InputError(
+            f"--{fixed[0]} is settled by the model of --init_from. Leave it out, or start from --backbone."
+        )
+    if "output_dir" not in training:
+        raise InputError("expected --output_dir, the folder for the finished model, found none.")
+    places = named_splits(data_args)
+    return model_args, data_args, _training_arguments(training, places, model_args, data_args), places
 
 
 def _flags_of_recipe(path: Path, actions: dict[str, argparse.Action]) -> list[str]:
@@ -188,38 +208,35 @@ def _unknown(name: str, what: str, actions: dict[str, argparse.Action]) -> Input
     return InputError(f"unknown {what}: {name!r}.{hint} --help lists all.")
 
 
-def _splits(data_args: DataArguments) -> set[str]:
-    """Which of train, validation and test there are rows for."""
-    files = {"train": data_args.train_file, "validation": data_args.validation_file, "test": data_args.test_file}
-    named = {split for split, path in files.items() if path is not None}
-    if data_args.dataset_folder is None:
-        return named
-    if named:
-        raise InputError(f"expected --dataset_folder or files, found both (--{min(named)}_file). Leave one out.")
-    return splits_of_folder(Path(data_args.dataset_folder))
-
-
-def _training_arguments(given: dict[str, Any], splits: set[str]) -> TrainingArguments:
+def _training_arguments(
+    given: dict[str, Any], places: dict[str, str], model_args: ModelArguments, data_args: DataArguments
+) -> TrainingArguments:
     """`given` on top of what a fine-tune wants, and of what follows from the splits that there are."""
-    if "output_dir" not in given:
-        raise InputError("expected --output_dir, the folder for the finished model, found none.")
     if hub := [name for name in given if name.startswith(("hub_", "push_to_hub"))]:
         raise InputError(
             f"{hub[0]} is not part of this command. Upload the finished folder with: hf upload OWNER/NAME "
             f"{given['output_dir']} . --exclude 'checkpoint-*'"
         )
+    for name, (needed, reason) in UNFIT.items():
+        if given.get(name, needed) != needed:
+            raise InputError(f"--{name} cannot be {given[name]} here: {reason}. Leave it out.")
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs"):
         if given.get(name, 1) <= 0:
             raise InputError(f"--{name} must be more than 0, got {given[name]}.")
     values = {**DEFAULTS, **given}
+    splits = set(places)
     doing = {"do_train": "train", "do_eval": "validation", "do_predict": "test"}
+    if "train" in splits and values.get("do_train") is not False and data_args.validation_size:
+        splits.add("validation")  # held out of the training rows where there is none
     if not any(values.get(flag) for flag in doing):
         values |= {flag: split in splits for flag, split in doing.items() if flag not in given}
     for flag, split in doing.items():
         if values.get(flag) and split not in splits:
             raise InputError(f"--{flag} needs {split} rows, found none. Name them with --{split}_file.")
-    if not values.get("do_train"):
-        raise InputError("expected rows to train on, found none. Name them with --train_file or --dataset_folder.")
+    if not values.get("do_train") and not model_args.init_from:
+        raise InputError("expected rows to train on, found none. Name them with --train_file or --dataset_name.")
+    if not any(values.get(flag) for flag in doing):
+        raise InputError("expected rows, found none. Name them with --train_file, --validation_file or --test_file.")
     if values.get("do_eval"):
         values.setdefault("eval_strategy", values["save_strategy"] if values["save_strategy"] == "steps" else "epoch")
         if values["save_strategy"] == "epoch" and values["eval_strategy"] == "steps" and "save_strategy" not in given:
@@ -228,6 +245,11 @@ def _training_arguments(given: dict[str, Any], splits: set[str]) -> TrainingArgu
         values.setdefault("load_best_model_at_end", matching)
     elif values.get("eval_strategy", "no") != "no":
         raise InputError("eval_strategy needs validation rows, found none. Name them with --validation_file.")
+    if values.get("early_stopping_patience") is not None and not values.get("load_best_model_at_end"):
+        raise InputError(
+            "--early_stopping_patience needs a best checkpoint to go back to. Give it validation rows, the same "
+            "--eval_strategy and --save_strategy, and --load_best_model_at_end."
+        )
     try:
         args = TrainingArguments(**values)
     except (ValueError, ImportError, RuntimeError) as error:

@@ -1,20 +1,30 @@
 """The rows: read, checked before any model is loaded, and turned into tokens and numeric labels."""
 
 import random
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.arguments import DataArguments
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.files import read_table
 from lstmpool.training.labels import Labels
+from lstmpool.training.sources import read_rows
 
 
 LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
+# Without --text_column_names, the first of these that a table has: the names used by GLUE and its like.
+TEXT_COLUMNS = (
+    ("text",),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("sentence",),
+)
 
 
 @dataclass(frozen=True)
@@ -24,80 +34,120 @@ class Split:
     source: str  # a file's name, without the folders that lead to it
     texts: list[str]
     pairs: list[str] | None
-    labels: list[Any]
+    labels: list[Any] | None  # None: only predictions are asked for
+    ids: list[Any]
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def tokenize(self, tokenizer: PreTrainedTokenizerBase, pad_to_max_length: bool) -> Dataset:
-        """The columns that the tokenizer makes, and `labels`. Texts are cut at the tokenizer's own limit."""
+    def inputs(self) -> list[tuple[str, ...]]:
+        """Each row's text, or pair of texts."""
+        return list(zip(self.texts, self.pairs, strict=True)) if self.pairs else [(text,) for text in self.texts]
+
+    def take(self, rows: list[int], source: str | None = None) -> "Split":
+        """The rows of these numbers, in that order."""
+        columns = (self.texts, self.pairs, self.labels, self.ids)
+        return Split(source or self.source, *(None if c is None else [c[row] for row in rows] for c in columns))
+
+    def tokenize(
+        self, tokenizer: PreTrainedTokenizerBase, pad_to_max_length: bool = False, workers: int | None = None
+    ) -> tuple[Dataset, float]:
+        """The columns that the tokenizer makes, and `labels`; and the share of rows that its own limit has cut."""
         columns = {"text": self.texts} | ({"pair": self.pairs} if self.pairs else {})
-        rows = Dataset.from_dict(columns)
 
         def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
             # a pair is encoded as one: the backbone sees where the second text begins
             padding = "max_length" if pad_to_max_length else False
-            return tokenizer(batch["text"], batch.get("pair"), truncation=True, padding=padding)
+            encoded = tokenizer(batch["text"], batch.get("pair"), truncation=True, padding=padding)
+            lengths = [sum(mask) for mask in encoded["attention_mask"]]
+            # a tokenizer written in Python does not say what it has cut
+            fast = encoded.encodings or [None] * len(lengths)
+            limit = tokenizer.model_max_length
+            cut = [bool(e.overflowing) if e else n >= limit for e, n in zip(fast, lengths, strict=True)]
+            return {**encoded, "was_cut": cut}
 
-        encoded = rows.map(encode, batched=True, remove_columns=list(columns), keep_in_memory=True)
-        return encoded.add_column("labels", self.labels)
+        rows = Dataset.from_dict(columns)
+        rows = rows.map(encode, batched=True, remove_columns=list(columns), keep_in_memory=True, num_proc=workers)
+        cut = float(np.mean(rows["was_cut"]))
+        rows = rows.remove_columns("was_cut")
+        return rows if self.labels is None else rows.add_column("labels", self.labels), cut
 
 
-def read_splits(args: DataArguments, names: list[str], problem_type: str | None) -> tuple[dict[str, Split], Labels]:
-    """The splits called `names`, of which the first is train, and the task that its labels set.
+def read_splits(
+    args: DataArguments, places: dict[str, str], problem_type: str | None, finished: LstmPoolConfig | None = None
+) -> tuple[dict[str, Split], Labels]:
+    """The splits in `places` (see `named_splits`), and the task that the labels set.
+
+    Args:
+        problem_type: the task, if the user named it.
+        finished: config of the model that is trained further or evaluated; its labels are kept if they still fit.
 
     Raises:
-        InputError: for whatever in the files a model cannot be trained on, naming the file, the row and the remedy.
+        InputError: for whatever in the rows a model cannot be trained on, naming the file, the row and the remedy.
     """
     raw = {}
-    for name in names:
-        raw[name], source = _read(args, name), _source(args, name)
-        text_columns = _text_columns(raw[name], args.text_column_names, source)
-        label_columns = _label_columns(raw[name], args.label_column_name, source)
+    for name, place in places.items():
+        table, source = read_rows(args, name, place)
+        text_columns = _text_columns(table, args.text_column_names, source)
+        label_columns = _label_columns(table, args.label_column_name, source, required=name != "test")
         if set(text_columns) & set(label_columns):
             raise InputError(f"{source}: a column cannot be both text and label, got {text_columns}, {label_columns}.")
-        texts = [_texts(raw[name][column], column, source) for column in text_columns]
-        raw[name] = (source, texts, *_label_values(raw[name], label_columns))
+        texts = _joined([_texts(table[column], column, source) for column in text_columns], args.text_column_delimiter)
+        ids = _ids(table, args.id_column_name, source)
+        raw[name] = (source, texts, ids, *_label_values(table, label_columns, may_lack=name == "test"))
 
-    labels = Labels.infer(raw["train"][2], problem_type, raw["train"][3])
+    labels = _labels(raw, problem_type, finished)
     splits = {}
-    for name, (source, texts, values, _) in raw.items():
-        encoded = labels.encode(values, source)
-        keep = _chosen(len(encoded), getattr(args, LIMITS[name]), args.shuffle_seed, LIMITS[name])
-        columns = [[column[i] for i in keep] for column in (*texts, encoded)]
-        splits[name] = Split(source, columns[0], columns[1] if len(texts) == 2 else None, columns[-1])
+    for name, (source, texts, ids, values, _) in raw.items():
+        pairs = texts[1] if len(texts) == 2 else None
+        split = Split(source, texts[0], pairs, labels.encode(values, source) if values else None, ids)
+        splits[name] = split.take(_chosen(len(split), getattr(args, LIMITS[name]), args.shuffle_seed, LIMITS[name]))
     if len({split.pairs is None for split in splits.values()}) > 1:
         raise InputError("expected all files to have the same text columns. Name them with --text_column_names.")
     return splits, labels
 
 
-def _source(args: DataArguments, name: str) -> str:
-    return name if args.dataset_folder else Path(getattr(args, f"{name}_file")).name
+def _labels(raw: dict[str, tuple], problem_type: str | None, finished: LstmPoolConfig | None) -> Labels:
+    if "train" not in raw:
+        return Labels.of_model(finished, next((values for _, _, _, values, _ in raw.values() if values), {}))
+    values, known = raw["train"][3:]
+    if finished is None:
+        return Labels.infer(values, problem_type, known)
+    labels = Labels.infer(values, problem_type or finished.problem_type, known)
+    kept = Labels.of_model(finished, values)
+    same_task = labels.problem_type == kept.problem_type
+    return replace(labels, names=kept.names) if same_task and set(labels.names) <= set(kept.names) else labels
 
 
-def _read(args: DataArguments, name: str) -> Dataset:
-    if args.dataset_folder is None:
-        return read_table(Path(getattr(args, f"{name}_file")))
-    return read_table(Path(args.dataset_folder, name))  # each split is a saved data set itself
+def _joined(texts: list[list[str]], delimiter: str | None) -> list[list[str]]:
+    """One column of texts, or two that stay a pair."""
+    if len(texts) == 1 or (len(texts) == 2 and delimiter is None):
+        return texts
+    return [[(" " if delimiter is None else delimiter).join(row) for row in zip(*texts, strict=True)]]
 
 
 def _text_columns(table: Dataset, named: str | None, source: str) -> list[str]:
     columns = table.column_names
     if named is None:
-        if "text" not in columns and {"sentence1", "sentence2"} <= set(columns):
-            return ["sentence1", "sentence2"]
-        named = "text"
-    wanted = [name.strip() for name in named.split(",")]
-    if len(wanted) > 2:
-        raise InputError(f"--text_column_names takes one column or two, got {len(wanted)}: {named}")
-    return [_column(name, columns, source, "text_column_names") for name in wanted]
+        known = (names for names in TEXT_COLUMNS if set(names) <= set(columns))
+        return list(next(known, None) or [_column("text", columns, source, "text_column_names")])
+    return [_column(name.strip(), columns, source, "text_column_names") for name in named.split(",")]
 
 
-def _label_columns(table: Dataset, named: str | None, source: str) -> list[str]:
+def _label_columns(table: Dataset, named: str | None, source: str, required: bool) -> list[str]:
     columns = table.column_names
     if named is None:
         named = "labels" if "label" not in columns and "labels" in columns else "label"
-    return [_column(name.strip(), columns, source, "label_column_name") for name in named.split(",")]
+    names = [name.strip() for name in named.split(",")]
+    if not required and not any(name in columns or did_you_mean(name, columns) for name in names):
+        return []  # test rows without labels: predictions alone
+    return [_column(name, columns, source, "label_column_name") for name in names]
+
+
+def _ids(table: Dataset, named: str | None, source: str) -> list[Any]:
+    if named is None:
+        return list(table["id"]) if "id" in table.column_names else list(range(len(table)))
+    return list(table[_column(named, table.column_names, source, "id_column_name")])
 
 
 def _column(name: str, columns: list[str], source: str, flag: str) -> str:
@@ -122,8 +172,9 @@ def _texts(column: list[Any], name: str, source: str) -> list[str]:
     return texts
 
 
-def _label_values(table: Dataset, names: list[str]) -> tuple[dict[str, list[Any]], list[str] | None]:
-    """The label columns' values, and the label names if the data set declares them."""
+def _label_values(table: Dataset, names: list[str], may_lack: bool) -> tuple[dict[str, list[Any]], list[str] | None]:
+    """The label columns' values, and the label names if the data set declares them. No columns if labels `may_lack`
+    and no row has one."""
     values, known = {name: list(table[name]) for name in names}, None
     for name in names:
         feature = table.features[name]
@@ -131,7 +182,8 @@ def _label_values(table: Dataset, names: list[str]) -> tuple[dict[str, list[Any]
         if isinstance(feature, ClassLabel):
             known = list(feature.names)
             values[name] = [_declared(value, feature) for value in values[name]]
-    return values, known
+    lacking = may_lack and all(value in (None, "") for column in values.values() for value in column)
+    return {} if lacking else values, known
 
 
 def _declared(value: Any, feature: ClassLabel) -> Any:

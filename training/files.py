@@ -19,7 +19,6 @@ from lstmpool.training.errors import InputError, did_you_mean
 
 
 ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
-SPLITS = ("train", "validation", "test")
 
 
 def read_table(path: Path) -> Dataset:
@@ -57,27 +56,13 @@ def _read_file(path: Path) -> Dataset:
         raise InputError(f"{path} holds a column of mixed kinds: {error}") from None
 
 
-def splits_of_folder(folder: Path) -> set[str]:
-    """Which of train, validation and test a folder of `DatasetDict.save_to_disk` holds."""
-    try:
-        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-    except (OSError, ValueError, KeyError):
-        raise InputError(
-            f"--dataset_folder {folder} must be a folder that DatasetDict.save_to_disk wrote, and holds no readable "
-            "dataset_dict.json. For files of rows, use --train_file."
-        ) from None
-    if "train" not in names:
-        raise InputError(f"--dataset_folder {folder} must have a split named train, found {', '.join(names)}.")
-    return set(SPLITS) & set(names)
-
-
 def _load_folder(path: Path) -> Dataset:
     try:
         table = load_from_disk(str(path), keep_in_memory=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is a folder, but none that Dataset.save_to_disk wrote: {error}") from None
     if isinstance(table, DatasetDict):
-        raise InputError(f"{path} holds several splits. Name it with --dataset_folder, or one split's own folder.")
+        raise InputError(f"{path} holds several splits. Name it with --dataset_name, or one split's own folder.")
     return table
 
 

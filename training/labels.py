@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.errors import InputError, did_you_mean
 
 
@@ -37,7 +38,8 @@ class Labels:
         """Reads the task off the training labels.
 
         Args:
-            columns: each label column's values, row by row; several columns are targets of a regression.
+            columns: each label column's values, row by row; several columns are targets of a regression or, where they
+                hold zeros and ones alone, labels of which a row may have any number.
             problem_type: the task, if the user named it.
             known: the label names that the data set itself declares, in its order.
 
@@ -48,20 +50,36 @@ class Labels:
         found, evidence = _infer(columns, known)
         if problem_type not in (None, found):
             found, evidence = problem_type, "--problem_type says so"
-        if len(columns) > 1 and found != REGRESSION:
+        if len(columns) > 1 and (found == SINGLE or (found == MULTI and not _zeros_and_ones(columns))):
             raise InputError(
-                f"expected one label column for {found}, found {', '.join(columns)}. Join the labels of a row into "
-                "one column, such as a|b."
+                f"expected one label column for {found}, or several of zeros and ones for {MULTI}, found "
+                f"{', '.join(columns)}. Join the labels of a row into one column, such as a|b."
             )
-        if found == REGRESSION:
+        if found == REGRESSION or len(columns) > 1:
             return cls(found, list(columns), evidence)
         separator = "|" if found == MULTI and any("|" in str(value) for value in values) else None
         places = [f"{name!r}, training row {row}" for row in range(1, len(values) + 1)]
+        values = _cells(values, found)
         sets = [_names_of(*cell, found, separator) for cell in zip(values, places, strict=True)]
         names = known or sorted({label for labels in sets for label in labels}, key=_by_number)
         if len(names) < (2 if found == SINGLE else 1):
             raise InputError(f"expected at least two labels in column {name!r}, found only {', '.join(names)!r}.")
         return cls(found, names, evidence, separator)
+
+    @classmethod
+    def of_model(cls, config: LstmPoolConfig, columns: dict[str, list[Any]]) -> "Labels":
+        """The task and the names of a finished model, for rows with these label columns (none: without labels)."""
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        multi = config.problem_type == MULTI
+        separator = (
+            "|" if multi and any("|" in str(value) for values in columns.values() for value in values) else None
+        )
+        if len(columns) > 1 or (columns and config.problem_type == REGRESSION):
+            if len(columns) != len(names):
+                raise InputError(
+                    f"expected {len(names)} label columns ({', '.join(names)}), found {', '.join(columns)}."
+                )
+        return cls(config.problem_type, names, "--init_from says so", separator)
 
     def encode(self, columns: dict[str, list[Any]], where: str) -> list[Any]:
         """The labels as numbers, row by row: an index, a list of C zeros and ones, a number or a list of C numbers.
@@ -70,13 +88,13 @@ class Labels:
             InputError: for a missing value, a label that training has not seen, or what is not a number; it names
                 `where` (the file or split), the row and the value.
         """
-        if self.problem_type == REGRESSION:
+        if self.problem_type == REGRESSION or len(columns) > 1:
             numbers = {name: _numbers(values, f"{where}, column {name!r}") for name, values in columns.items()}
             targets = [list(row) for row in zip(*numbers.values(), strict=True)]
             return targets if len(self.names) > 1 else [target[0] for target in targets]
         name, values = next(iter(columns.items()))
         ids, encoded = {label: i for i, label in enumerate(self.names)}, []
-        for row, value in enumerate(values, 1):
+        for row, value in enumerate(_cells(values, self.problem_type), 1):
             place = f"{where}, column {name!r}, row {row}"
             labels = _names_of(value, place, self.problem_type, self.separator)
             for label in labels:
@@ -95,16 +113,31 @@ class Labels:
 def _infer(columns: dict[str, list[Any]], known: list[str] | None) -> tuple[str, str]:
     name, values = next(iter(columns.items()))
     if len(columns) > 1:
+        if _zeros_and_ones(columns):
+            return MULTI, f"there are {len(columns)} label columns of zeros and ones"
         return REGRESSION, f"there are {len(columns)} label columns"
     present = [value for value in values if not _is_missing(value)]
     if any(isinstance(value, list) for value in present):
         return MULTI, f"column {name!r} holds lists"
+    if several := next((value for value in present if "|" in str(value)), None):
+        return MULTI, f"column {name!r} holds names separated by |, such as {several}"
     numbers = [_as_number(value) for value in present]
     if not known and present and None not in numbers:
         decimal = next((value for value in present if not str(value).strip().lstrip("+-").isdigit()), None)
         if decimal is not None and not isinstance(decimal, bool):
             return REGRESSION, f"column {name!r} holds decimal numbers, such as {decimal}"
+    # a class may have a name of several words: only a plural says that the words are labels
+    several = next((value for value in present if len(str(value).split()) > 1), None)
+    if name.lower().endswith("labels") and None in numbers and several is not None:
+        return MULTI, f"column {name!r} holds names separated by spaces, such as {several!r}"
     return SINGLE, f"column {name!r} holds one name or whole number a row"
+
+
+def _cells(values: list[Any], problem_type: str) -> list[Any]:
+    """Among strings of several labels, what some readers give for an empty cell is a row without a label."""
+    if problem_type != MULTI or any(isinstance(value, list) for value in values):
+        return values
+    return ["" if value is None else value for value in values]
 
 
 def _names_of(value: Any, place: str, problem_type: str, separator: str | None) -> list[str]:
@@ -121,6 +154,10 @@ def _names_of(value: Any, place: str, problem_type: str, separator: str | None) 
     if any(_is_missing(name) for name in names):
         raise InputError(f"{place}: the label is missing. Fill it in or leave the row out.")
     return [str(name).strip() for name in names]
+
+
+def _zeros_and_ones(columns: dict[str, list[Any]]) -> bool:
+    return all(_as_number(value) in (0, 1) for values in columns.values() for value in values)
 
 
 def _numbers(values: list[Any], place: str) -> list[float]:

@@ -10,7 +10,7 @@ import datasets
 import evaluate
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
 
 from lstmpool.training.arguments import TrainingArguments
@@ -35,7 +35,8 @@ class _Metric(evaluate.Metric):
 
 
 class SingleLabelMetric(_Metric):
-    """Accuracy, and F1 averaged over the labels that occur; of integers (B,)."""
+    """Of integers (B,): accuracy, F1 averaged over the labels that occur (macro) and over rows (weighted), and
+    Matthews correlation, which is 0 for a guess however unbalanced the labels are."""
 
     row = datasets.Value("int64")
 
@@ -43,11 +44,14 @@ class SingleLabelMetric(_Metric):
         return {
             "accuracy": float(accuracy_score(references, predictions)),
             "f1_macro": float(f1_score(references, predictions, average="macro", zero_division=0)),
+            "f1_weighted": float(f1_score(references, predictions, average="weighted", zero_division=0)),
+            "matthews_correlation": float(matthews_corrcoef(references, predictions)),
         }
 
 
 class MultiLabelMetric(_Metric):
-    """F1 over all decisions (micro) and averaged over labels (macro); of zeros and ones (B, C)."""
+    """Of zeros and ones (B, C): F1 over all decisions (micro) and averaged over labels (macro), and the share of rows
+    with no label wrong (subset accuracy)."""
 
     row = datasets.Sequence(datasets.Value("int64"))
 
@@ -56,6 +60,7 @@ class MultiLabelMetric(_Metric):
         return {
             "f1_micro": float(f1_score(true, predicted, average="micro", zero_division=0)),
             "f1_macro": float(f1_score(true, predicted, average="macro", zero_division=0)),
+            "subset_accuracy": float((true == predicted).all(1).mean()),
         }
 
 
@@ -94,18 +99,24 @@ class TaskMetrics:
     decide: Callable[[np.ndarray], np.ndarray]  # from logits (B, C) to what is compared with the labels
     headline: str
     titles: dict[str, str]
+    resample: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # see `interval`
+    others: tuple[str, ...] = ()  # computed, but not shown
+    scale: np.ndarray | None = None  # (C,): what Trainer's predictions and labels must be multiplied by
 
     @classmethod
     def of(cls, problem_type: str, num_labels: int) -> "TaskMetrics":
         if problem_type == SINGLE:
-            titles = {"accuracy": "accuracy", "f1_macro": "macro F1"}
-            return cls(SingleLabelMetric(), lambda logits: logits.argmax(-1), "accuracy", titles)
+            titles, others = {"accuracy": "accuracy", "f1_macro": "macro F1"}, ("f1_weighted", "matthews_correlation")
+            return cls(SingleLabelMetric(), lambda logits: logits.argmax(-1), "accuracy", titles, _accuracies, others)
         if problem_type == MULTI:
-            titles = {"f1_micro": "micro F1", "f1_macro": "macro F1"}
-            return cls(MultiLabelMetric(), lambda logits: (logits > 0).astype(int), "f1_micro", titles)
+            titles, others = {"f1_micro": "micro F1", "f1_macro": "macro F1"}, ("subset_accuracy",)
+            decide = lambda logits: (logits > 0).astype(int)  # noqa: E731
+            return cls(MultiLabelMetric(), decide, "f1_micro", titles, _micro_f1s, others)
         titles = {"mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
         titles |= {"mcrmse": "MCRMSE"} if num_labels > 1 else {}
-        return cls(RegressionMetric(), lambda logits: logits, "mcrmse" if num_labels > 1 else "mse", titles)
+        others = () if num_labels > 1 else ("mcrmse",)
+        headline, resample = ("mcrmse", _mcrmses) if num_labels > 1 else ("mse", _mses)
+        return cls(RegressionMetric(), lambda logits: logits, headline, titles, resample, others)
 
     def choose_best(self, args: TrainingArguments) -> None:
         """Settles by which metric, and in which direction, the best epoch is chosen.
@@ -115,8 +126,9 @@ class TaskMetrics:
         """
         name = args.metric_for_best_model.removeprefix("eval_")
         name = self.headline if name == AUTO else name
-        if name not in (*self.titles, "loss"):
-            raise InputError(f"--metric_for_best_model must be one of {', '.join(self.titles)}, loss, got {name}.")
+        known = (*self.titles, *self.others, "loss")
+        if name not in known:
+            raise InputError(f"--metric_for_best_model must be one of {', '.join(known)}, got {name}.")
         args.metric_for_best_model, args.greater_is_better = name, name not in LOWER_IS_BETTER
 
     def compute(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -129,4 +141,44 @@ class TaskMetrics:
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """As `Trainer(compute_metrics=...)` wants it."""
-        return self.compute(self.decide(prediction.predictions), prediction.label_ids)
+        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        if self.scale is not None:  # a single target's labels are (B,)
+            logits, labels = logits * self.scale, labels * (self.scale if labels.ndim > 1 else self.scale[0])
+        return self.compute(self.decide(logits), labels)
+
+    def interval(
+        self, predictions: np.ndarray, labels: np.ndarray, resamples: int = 1000, seed: int = 0
+    ) -> tuple[float, float]:
+        """Bounds of the headline metric's 95% interval: of `resamples` draws of as many rows, with replacement, the
+        percentiles 2.5 and 97.5. It tells of the rows, not of the training's own chance."""
+        predictions, labels = np.asarray(predictions), np.asarray(labels)
+        generator, n, values = np.random.default_rng(seed), len(labels), []
+        for start in range(0, resamples, 100):  # some at a time, for the sake of memory
+            rows = generator.integers(n, size=(min(100, resamples - start), n))  # (R, N)
+            weights = np.apply_along_axis(np.bincount, 1, rows, minlength=n)  # (R, N): how often each row was drawn
+            values.append(self.resample(predictions, labels, weights))
+        low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
+        return float(low), float(high)
+
+
+def _accuracies(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return weights @ (predictions == labels) / len(labels)
+
+
+def _micro_f1s(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    hits = weights @ (predictions * labels).sum(1)
+    total = weights @ (predictions + labels).sum(1)
+    return np.where(total > 0, 2 * hits / np.maximum(total, 1), 0.0)
+
+
+def _squared_means(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    errors = (predictions.reshape(len(labels), -1) - labels.reshape(len(labels), -1)) ** 2  # (N, C)
+    return weights @ errors / len(labels)  # (R, C)
+
+
+def _mses(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return _squared_means(predictions, labels, weights).mean(1)
+
+
+def _mcrmses(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.sqrt(_squared_means(predictions, labels, weights)).mean(1)

@@ -6,18 +6,18 @@ no licence, no language.
 
 import platform
 import shlex
-from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import PurePath
+from typing import Any
 
 import yaml
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.backbone import Backbone
-from lstmpool.training.data import Split
-from lstmpool.training.labels import REGRESSION, SINGLE
+from lstmpool.training.data_report import balance_words
+from lstmpool.training.labels import REGRESSION
 from lstmpool.training.report import markdown_table
 
 
@@ -36,10 +36,12 @@ class Run:
     config: LstmPoolConfig
     args: TrainingArguments
     backbone: Backbone
-    splits: dict[str, Split]
+    data: dict[str, dict[str, Any]]  # see `describe_data`
     max_seq_length: int
     best: str
     table: list[list[str]]
+    learned: dict[str, Any]  # see `fold_into`
+    plots: list[str]
     snippet: list[str]
     command: list[str]
 
@@ -64,7 +66,8 @@ def model_card(run: Run) -> str:
 ## Load it
 
 The model brings its own code, two files that import torch and transformers alone; `trust_remote_code=True` runs them.
-Put the folder, or the name under which it is on the Hub, in place of `{run.name}`.
+Put the name under which it is on the Hub in place of `{run.name}`, and the commit whose code you have read in place of
+`main`; for a folder, leave `revision` out.
 
 ```python
 {chr(10).join(run.snippet)}
@@ -75,7 +78,7 @@ Put the folder, or the name under which it is on the Hub, in place of `{run.name
 {markdown_table(run.table)}
 
 {_how_measured(run)}
-
+{_learned(run)}{_plots(run)}
 ## Data
 
 {_data(run)}
@@ -109,24 +112,47 @@ def _what(run: Run) -> str:
 
 
 def _how_measured(run: Run) -> str:
-    if "validation" not in run.splits:
-        return run.best
-    return f"{run.best} Validation rows chose the epoch; this run saw test rows, if any, once, at its end."
+    of_rows = "In brackets, a 95% bootstrap interval over rows; it does not tell of the chance in training."
+    if "validation" not in run.data:
+        return f"{run.best} {of_rows}"
+    return f"{run.best} Validation rows chose the epoch; this run saw test rows, if any, once, at its end. {of_rows}"
+
+
+def _learned(run: Run) -> str:
+    """What was fitted on validation and lies in the weights, and what it did to rows that it was not fitted on."""
+    lines, split = [], "test" if "test" in run.data and run.data["test"]["labels"] else "validation"
+    if "temperature" in run.learned:
+        effect = run.learned["calibration"][split]
+        rows = [[name, f"{effect['before'][name]:.4f}", f"{effect['after'][name]:.4f}"] for name in effect["before"]]
+        lines += [
+            f"The classifier was divided by a temperature of {run.learned['temperature']:.3f}, fitted on validation. "
+            f"On {split}:",
+            markdown_table([["", "before", "after"], *rows]),
+        ]
+    if "folded_thresholds" in run.learned:
+        effect = run.learned["thresholds"][split]
+        rows = [
+            [name, f"{effect['at_half'][name]:.3f}", f"{effect['at_thresholds'][name]:.3f}"]
+            for name in effect["at_half"]
+        ]
+        lines += [
+            "The classifier's bias was moved so that a score of 0.5 is the threshold that gave each label's best F1 "
+            f"on validation; scores are no longer plain probabilities. On {split}:",
+            markdown_table([["", "before", "after"], *rows]),
+        ]
+    return "".join(f"\n{line}\n" for line in lines)
+
+
+def _plots(run: Run) -> str:
+    return "".join(f"\n![{name.removesuffix('.png').replace('_', ' ')}]({name})\n" for name in run.plots)
 
 
 def _data(run: Run) -> str:
-    rows = [["split", "source", "rows", "labels"]]
-    for name, split in run.splits.items():
-        balance = "numbers"
-        if run.config.problem_type == SINGLE:
-            counts = Counter(split.labels)
-            shown = [f"{run.config.id2label[i]} {counts[i]}" for i in range(run.config.num_labels)]
-            balance = ", ".join(shown[:20]) + (" ..." if len(shown) > 20 else "")
-        elif run.config.problem_type != REGRESSION:
-            sums = [int(sum(column)) for column in zip(*split.labels, strict=True)]
-            shown = [f"{run.config.id2label[i]} {n}" for i, n in enumerate(sums)]
-            balance = ", ".join(shown[:20]) + (" ..." if len(shown) > 20 else "")
-        rows.append([name, f"`{split.source}`", str(len(split)), balance])
+    rows = [["split", "source", "rows", "tokens, median", "cut", "also in train", "labels"]]
+    for name, of in run.data.items():
+        also = str(of["also_in_train"]) if "also_in_train" in of else ""
+        numbers = [str(of["rows"]), f"{of['tokens']['median']:g}", f"{of['truncated']:.1%}", also]
+        rows.append([name, f"`{of['source']}`", *numbers, balance_words(of["labels"])])
     return markdown_table(rows)
 
 
@@ -136,11 +162,19 @@ def _settings(run: Run) -> str:
         "epochs": f"{args.num_train_epochs:g}" if args.max_steps < 0 else f"{args.max_steps} steps",
         "learning rate, backbone": f"{args.learning_rate:g}",
         "learning rate, new layers": f"{args.head_learning_rate or args.learning_rate:g}",
+        **(
+            {"rate of a layer, times that above": f"{args.layerwise_lr_decay:g}"}
+            if args.layerwise_lr_decay < 1
+            else {}
+        ),
         "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",
         "batch": str(args.train_batch_size * args.gradient_accumulation_steps * args.world_size),
         "weight decay": f"{args.weight_decay:g}",
         "optimizer": args.optim.value,
         "gradient norm, at most": f"{args.max_grad_norm:g}",
+        **({"classes weighted": args.class_weights} if args.class_weights else {}),
+        **({"label smoothing": f"{args.label_smoothing_factor:g}"} if args.label_smoothing_factor else {}),
+        **({"loss": args.regression_loss} if run.config.problem_type == REGRESSION else {}),
         "pooler dropout": f"{run.config.pooler_dropout:g}",
         "tokens, at most": str(run.max_seq_length),
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,35 @@ from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
 
 
+Writer = Callable[[Path], Any]
 CODE = [Path(inspect.getfile(module)) for module in (configuration_lstmpool, modeling_lstmpool)]
 STAGING = ".unfinished"
 # What a finished run leaves beside its checkpoints; --overwrite removes these and nothing else.
-WRITTEN = {"README.md", "config.json", "metrics.json", *(path.name for path in CODE)} | set(
+RESULTS = {"metrics.json", "test_predictions.csv", "test_predictions.parquet"}
+PLOTS = {"learning_curve.png", "confusion_matrix.png", "predicted_against_true.png", "reliability.png"}
+WRITTEN = {"README.md", "config.json", *RESULTS, *PLOTS, *(path.name for path in CODE)} | set(
     "added_tokens.json chat_template.jinja merges.txt sentencepiece.bpe.model special_tokens_map.json spiece.model "
     "spm.model tokenizer.json tokenizer.model tokenizer_config.json training_args.bin vocab.json vocab.txt".split()
 )
 
 
-def check_output(args: TrainingArguments) -> None:
+def check_output(args: TrainingArguments, init_from: str | None = None) -> None:
     """Refuses an output folder that holds another run, and turns `resume_from_checkpoint` into a folder.
 
     Raises:
-        InputError: if the folder is taken, or there is no checkpoint to resume from.
+        InputError: if the folder is taken, or that of the model to start from, or has no checkpoint to resume from.
     """
     folder = Path(args.output_dir)
+    if init_from and folder.resolve() in (Path(init_from).resolve(), *Path(init_from).resolve().parents):
+        raise InputError(f"--output_dir {folder} holds the model of --init_from. Choose another folder.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} must be a folder, found a file.")
     if args.resume_from_checkpoint:
         args.resume_from_checkpoint = str(_checkpoint(folder, args.resume_from_checkpoint))
         return
-    held = [path.name for path in _written(folder) if path.name == "config.json" or path.name not in WRITTEN]
-    if held and not _is_ours(folder):
+    left = {path.name for path in _written(folder)}
+    held = sorted(left - (WRITTEN - RESULTS - {"config.json"}))
+    if left - WRITTEN | left & {"config.json"} and not _is_ours(folder):
         raise InputError(f"--output_dir {folder} holds another kind of model ({held[0]}). Choose another folder.")
     if held and not args.overwrite:
         raise InputError(
@@ -52,7 +59,7 @@ def check_output(args: TrainingArguments) -> None:
 
 
 def prepare_output(args: TrainingArguments) -> None:
-    """Empties the folder of the run that is replaced, and puts the model's code into it.
+    """Empties the folder of the run that is replaced, and puts the code of the model that will be trained into it.
 
     The code comes first because whatever uploads the folder during training must find it there.
     """
@@ -62,27 +69,37 @@ def prepare_output(args: TrainingArguments) -> None:
         if not args.resume_from_checkpoint:
             for path in _written(folder):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in CODE:
+        for path in CODE if args.do_train else ():
             shutil.copyfile(path, folder / path.name)
     except OSError as error:
         raise InputError(f"--output_dir {folder} cannot be written: {error}") from None
 
 
 def write_output(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str, metrics: dict[str, Any]
+    folder: Path, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, files: dict[str, Writer]
 ) -> None:
-    """Weights, config, code, tokenizer, README.md and metrics.json, ready for the Hub."""
+    """The model (None: it is not saved) with its config, code and tokenizer, and `files`, all of them or nothing.
+
+    `files` are what writes each, by their names.
+    """
     staging = folder / STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging)
-    _forget_source(tokenizer)
-    tokenizer.save_pretrained(staging)
-    (staging / "README.md").write_text(card, encoding="utf-8")
-    text = json.dumps(_without_nan(metrics), indent=2, allow_nan=False)
-    (staging / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    staging.mkdir(parents=True)
+    if model is not None:
+        model.save_pretrained(staging)
+        _forget_source(tokenizer)
+        tokenizer.save_pretrained(staging)
+    for name, write in files.items():
+        write(staging / name)
     for path in sorted(staging.iterdir()):
         os.replace(path, folder / path.name)
     staging.rmdir()
+
+
+def json_writer(value: dict[str, Any]) -> Writer:
+    """Writes `value` as JSON, what is undefined in it as null."""
+    text = json.dumps(_without_nan(value), indent=2, allow_nan=False)
+    return lambda path: path.write_text(text + "\n", encoding="utf-8")
 
 
 def _forget_source(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -129,4 +146,6 @@ def _without_nan(value: Any) -> Any:
     """JSON knows no NaN: what is undefined becomes null."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

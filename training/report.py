@@ -8,7 +8,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer_callback import PrinterCallback
 
-from lstmpool.training.data import Split
 from lstmpool.training.labels import Labels
 
 
@@ -58,12 +57,10 @@ class _Lines(Progress):
     on_train_begin = on_step_end = on_train_end = on_prediction_step = on_evaluate = on_predict = _no_bar
 
 
-def describe_task(splits: dict[str, Split], labels: Labels) -> str:
+def describe_task(labels: Labels) -> str:
     """What will be learnt, and why it was taken for that."""
-    rows = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     names = ", ".join(labels.names[:12]) + (" ..." if len(labels.names) > 12 else "")
-    lines = [f"Task: {labels.problem_type}, because {labels.evidence}.", f"Rows: {rows}."]
-    return "\n".join([*lines, f"Outputs: {len(labels.names)}, {names}."])
+    return f"Task: {labels.problem_type}, because {labels.evidence}.\nOutputs: {len(labels.names)}, {names}."
 
 
 def describe_model(model: PreTrainedModel, title: str) -> str:
@@ -80,6 +77,8 @@ def describe_model(model: PreTrainedModel, title: str) -> str:
 def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
     """Which checkpoint was kept, and why."""
     state, args = trainer.state, trainer.args
+    if not args.do_train:
+        return "The model of --init_from was evaluated, not trained."
     if not args.load_best_model_at_end or state.best_metric is None:
         return f"The model after the last step, {state.global_step}, was kept."
     metric, steps = args.metric_for_best_model, state.best_global_step
@@ -87,13 +86,23 @@ def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
     return f"Epoch {epoch:.3g} was kept: validation {titles.get(metric, metric)} {state.best_metric:.3f}."
 
 
-def rows_of(results: Results, titles: dict[str, str]) -> list[list[str]]:
-    """A table with a head: one row for each split and model, one column for each metric in `titles`."""
+def rows_of(
+    results: Results, titles: dict[str, str], headline: str, intervals: dict[str, tuple[float, float]]
+) -> list[list[str]]:
+    """A table with a head: one row for each split and model, one column for each metric in `titles`.
+
+    `intervals` of the first model's `headline`, by split, stand behind its numbers.
+    """
+    first = next(iter(results))
     splits = list(dict.fromkeys(split for by_split in results.values() for split in by_split))
     rows = [["split", "model", *titles.values()]]
     for split in splits:
         for model, by_split in results.items():
-            rows.append([split, model, *(_number(by_split[split][key]) for key in titles)])
+            cells = {key: _number(by_split[split][key]) for key in titles if split in by_split}
+            if model == first and split in intervals:
+                cells[headline] += " [{:.3f}, {:.3f}]".format(*intervals[split])
+            if cells:
+                rows.append([split, model, *cells.values()])
     return rows
 
 
@@ -117,16 +126,19 @@ def markdown_table(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
 
-def loading_lines(model: str, pair: bool, many: bool) -> list[str]:
+def loading_lines(model: str, pair: bool, many: bool, revision: str | None = None) -> list[str]:
     """The three lines that load the result, for a text or a `pair`, and for one answer or `many` a text.
 
-    No row of the data stands in them: a card is published, and rows may be private.
+    No row of the data stands in them: a card is published, and rows may be private. A `revision` is what a name on the
+    Hub should be given with: who runs code that comes with a model says which.
     """
     text = '"Your text here."' if not pair else '{"text": "Your text here.", "text_pair": "And the other one."}'
     top = ", top_k=None" if many else ""
+    pinned = f", revision={json.dumps(revision)}" if revision else ""
+    options = f"trust_remote_code=True{pinned}{top}"
     return [
         "from transformers import pipeline",
-        f'classifier = pipeline("text-classification", model={json.dumps(model)}, trust_remote_code=True{top})',
+        f'classifier = pipeline("text-classification", model={json.dumps(model)}, {options})',
         f"print(classifier({text}))",
     ]
 

@@ -1,0 +1,102 @@
+"""Which parts of the backbone are trained, from which weights, and how fast: frozen, fresh and slowed layers."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.training.arguments import ModelArguments, TrainingArguments
+from lstmpool.training.errors import InputError
+
+
+def check_layers(args: ModelArguments, config: LstmPoolConfig) -> None:
+    """Raises InputError if fewer layers are built than `args` freeze or re-initialise, or some would be both."""
+    total = config.layers[-1]
+    for name in ("freeze_layers", "reinit_layers"):
+        if not 0 <= getattr(args, name) <= total:
+            raise InputError(f"--{name} must lie in 0..{total}, the layers there are, got {getattr(args, name)}.")
+    if args.reinit_layers and (args.freeze_backbone or args.freeze_layers + args.reinit_layers > total):
+        raise InputError("--reinit_layers makes layers that must be trained. Freeze fewer layers.")
+
+
+def prepare_layers(model: PreTrainedModel, args: ModelArguments) -> None:
+    """Freezes and re-initialises what `args` say, before the optimizer is made.
+
+    Raises:
+        InputError: if the backbone's layers cannot be told apart.
+    """
+    backbone, total = model.base_model.backbone, model.config.layers[-1]
+    if args.reinit_layers:
+        for layer in stack_of(model)[1][total - args.reinit_layers :]:
+            _initialise_again(backbone, layer)
+    if args.freeze_backbone:
+        backbone.requires_grad_(False)
+        # without dropout, what it says of a text is the same in every epoch; Trainer calls train() at every step
+        backbone.register_forward_pre_hook(lambda module, inputs: module.eval() and None)
+    if args.freeze_embeddings or args.freeze_layers:
+        for module in _embeddings(model):
+            module.requires_grad_(False)
+    if args.freeze_layers:
+        stack_of(model)[1][: args.freeze_layers].requires_grad_(False)
+
+
+def learning_rates(model: PreTrainedModel, args: TrainingArguments) -> dict[str, float]:
+    """The peak rate of each trained parameter, by its name.
+
+    `args.layerwise_lr_decay` slows each layer against the one above it, and the embeddings most of all; what lies
+    above the layers, such as a final norm, goes as fast as the highest. Raises InputError as `stack_of` does.
+    """
+    decay, head = args.layerwise_lr_decay, args.head_learning_rate
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    rates = dict.fromkeys(names, args.learning_rate)
+    if decay != 1:
+        prefix, stack = stack_of(model)
+        backbone = f"{model.base_model_prefix}.backbone."
+        below = {id(p) for module in _embeddings(model) for p in module.parameters()}
+        steps = {name: len(stack) for name, parameter in model.named_parameters() if id(parameter) in below}
+        for layer in range(len(stack)):
+            start = f"{backbone}{prefix}.{layer}."
+            steps |= {name: len(stack) - 1 - layer for name in names if name.startswith(start)}
+        rates |= {name: args.learning_rate * decay ** steps[name] for name in names if name in steps}
+    if head is not None:
+        rates |= {name: head for name in names if ".backbone." not in f".{name}"}
+    return rates
+
+
+def stack_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The backbone's list of layers, lowest first, and its name in the backbone.
+
+    Raises:
+        InputError: if there is none, or several could be meant.
+    """
+    backbone, count = model.base_model.backbone, model.config.layers[-1]
+    found = {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    if len(found) != 1:
+        raise InputError(
+            f"--freeze_layers, --reinit_layers and --layerwise_lr_decay need a backbone whose {count} layers are one "
+            f"list, found {len(found)} in {type(backbone).__name__}. Leave them out."
+        )
+    return next(iter(found.items()))
+
+
+def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
+    """The input embeddings, with what is beside them in a module of their own (positions, their norm)."""
+    backbone = model.base_model.backbone
+    inputs = backbone.get_input_embeddings()
+    for child in backbone.children():
+        holds_layers = any(isinstance(module, nn.ModuleList) and len(module) for module in child.modules())
+        if not holds_layers and any(module is inputs for module in child.modules()):
+            return [child]
+    return [inputs]
+
+
+def _initialise_again(backbone: PreTrainedModel, layer: nn.Module) -> None:
+    for part in [*layer.parameters(), *layer.buffers(), *layer.modules()]:
+        part._is_hf_initialized = False  # the library's mark of loaded weights, which it would leave alone
+    with torch.no_grad():
+        for module in layer.modules():
+            backbone._init_weights(module)

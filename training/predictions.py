@@ -1,0 +1,72 @@
+"""Predictions for many texts, computed from the longest to the shortest, given in the order that was asked for."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+from datasets import Dataset
+from scipy.special import expit, softmax
+from transformers import Trainer
+
+from lstmpool.training.labels import MULTI, REGRESSION
+
+
+def by_length(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
+    """The rows from the most tokens to the fewest, so that batches need little padding, and their numbers before."""
+    lengths = np.array([sum(mask) for mask in dataset["attention_mask"]])
+    order = np.argsort(-lengths, kind="stable")
+    return dataset.select(order), order
+
+
+def predict_logits(trainer: Trainer, dataset: Dataset) -> np.ndarray:
+    """The logits (N, C) of the rows, in their order; of labels no notice is taken."""
+    if "labels" in dataset.column_names:
+        dataset = dataset.remove_columns("labels")
+    ordered, order = by_length(dataset)
+    # Trainer evaluates in the order given, but for this strategy, under which it makes an order of its own.
+    strategy, trainer.args.train_sampling_strategy = trainer.args.train_sampling_strategy, "random"
+    try:
+        found = trainer.predict(ordered).predictions
+    finally:
+        trainer.args.train_sampling_strategy = strategy
+    logits = np.empty_like(found, dtype=np.float64)
+    logits[order] = found
+    return logits
+
+
+def prediction_table(
+    logits: np.ndarray,
+    ids: list[Any],
+    names: list[str],
+    problem_type: str,
+    texts: dict[str, list[str]] | None = None,
+) -> pandas.DataFrame:
+    """One row a text, in the order of `logits` (N, C): its id, the text if given, the scores and what they come to.
+
+    `score_NAME` is the probability of the label NAME. `prediction` is the likeliest label; or those above one half,
+    separated by |; or, in a regression, the number, under `prediction_NAME` if there are several.
+    """
+    columns: dict[str, Any] = {"id": ids, **(texts or {})}
+    if problem_type == REGRESSION:
+        several = len(names) > 1
+        columns |= {f"prediction_{name}" if several else "prediction": logits[:, i] for i, name in enumerate(names)}
+        return pandas.DataFrame(columns)
+    scores = expit(logits) if problem_type == MULTI else softmax(logits, axis=1)
+    columns |= {f"score_{name}": scores[:, i] for i, name in enumerate(names)}
+    if problem_type == MULTI:
+        columns["prediction"] = ["|".join(np.array(names)[row > 0]) for row in logits]
+    else:
+        columns["prediction"] = [names[i] for i in logits.argmax(1)]
+    return pandas.DataFrame(columns)
+
+
+def write_table(table: pandas.DataFrame, path: Path) -> None:
+    """Writes CSV or Parquet, by the ending, under a temporary name first."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    if path.suffix == ".parquet":
+        table.to_parquet(unfinished, index=False)
+    else:
+        table.to_csv(unfinished, index=False)
+    os.replace(unfinished, path)
