@@ -4,7 +4,6 @@
     python train_trainer.py recipes/demo.yaml --num_train_epochs 3 --output_dir outputs/short
     python train_trainer.py --backbone distilbert-base-uncased --train_file train.csv --validation_file dev.csv \\
         --test_file test.csv --output_dir outputs/mine
-
     python train_trainer.py --backbone distilbert-base-uncased --dataset_name nyu-mll/glue \\
         --dataset_config_name mrpc --output_dir outputs/mrpc
     python train_trainer.py --init_from outputs/mine --test_file new.csv --output_dir outputs/new_predictions
