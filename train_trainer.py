@@ -36,6 +36,7 @@ from lstmpool.training.evaluation import Evaluation
 from lstmpool.training.folding import fold_into
 from lstmpool.training.holdout import hold_out
 from lstmpool.training.labels import REGRESSION, SINGLE
+from lstmpool.training.layer_cache import CACHE, StatesCollator, cached_states
 from lstmpool.training.layers import check_layers, prepare_layers
 from lstmpool.training.losses import make_loss
 from lstmpool.training.metrics import TaskMetrics
@@ -125,11 +126,18 @@ def run(
         scale.switch_on(model.classifier, fresh)
         metrics = replace(metrics, scale=scale.scale)
     print(describe_model(model, backbone.title), flush=True)
+    collator = DataCollatorWithPadding(tokenizer)  # each batch is padded to its longest text
+    if model_args.freeze_backbone and args.layer_cache != "no":
+        model.to(args.device)
+        of = {"batch_size": args.per_device_eval_batch_size, "dtype": args.layer_cache}
+        rows = {name: cached_states(model, rows[name], collator, title=name, **of) for name in rows}
+        collator = StatesCollator(len(model.config.layers), model.config.hidden_size)
+        print(f"Layer states: computed once, and kept in {CACHE}.", flush=True)
     args.remove_unused_columns = False  # every column is the tokenizer's, or the labels; the model knows what it takes
     trainer = LstmPoolTrainer(
         model,
         args,
-        data_collator=DataCollatorWithPadding(tokenizer),  # each batch is padded to its longest text
+        data_collator=collator,
         train_dataset=rows.get("train"),
         eval_dataset=by_length(rows["validation"])[0] if args.do_eval else None,
         processing_class=tokenizer,

@@ -221,8 +221,15 @@ def test_training_stops_early(work, monkeypatch):
     assert len(list(folder.glob("checkpoint-*"))) == 3  # the first is never beaten
 
 
-def test_a_frozen_backbone_is_saved_as_it_was(work, monkeypatch):
-    folder, _ = run(work, monkeypatch, "frozen", "--freeze_backbone")
+def test_a_frozen_backbone_is_saved_as_it_was_and_its_states_are_cached(work, monkeypatch):
+    monkeypatch.setattr("lstmpool.training.layer_cache.CACHE", work / "cache")
+    folder, _ = run(work, monkeypatch, "frozen", "--freeze_backbone", "--baselines")
+    assert len(list((work / "cache").iterdir())) == 3  # of train, validation and test
+    other, _ = run(work, monkeypatch, "uncached", "--freeze_backbone", "--baselines", "--layer_cache=no")
+    tables = [pandas.read_csv(of / "test_predictions.csv") for of in (folder, other)]
+    pandas.testing.assert_frame_equal(*tables, atol=1e-4)
+    numbers = [json.loads((of / "metrics.json").read_text())["baselines"] for of in (folder, other)]
+    assert numbers[0] == numbers[1]
     before, after = load_file(work / "backbone" / "model.safetensors"), load_file(folder / "model.safetensors")
     backbone = {name.removeprefix("lstmpool.backbone."): tensor for name, tensor in after.items()}
     shared = before.keys() & backbone.keys()

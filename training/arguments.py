@@ -185,6 +185,14 @@ class TrainingArguments(transformers.TrainingArguments):
     head_learning_rate: float | None = field(
         default=1e-3, metadata={"help": "Peak learning rate of the new layers; learning_rate is the backbone's."}
     )
+    layer_cache: str = field(
+        default="float32",
+        metadata={
+            "choices": ("float32", "float16", "no"),
+            "help": "With a frozen backbone: run it once and keep the layer states on disk, for later runs as well. "
+            "float16 takes half the space; no: run it in every epoch.",
+        },
+    )
     layerwise_lr_decay: float = field(
         default=1.0,
         metadata={

@@ -14,7 +14,10 @@ from lstmpool.training.labels import MULTI, REGRESSION
 
 
 def by_length(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
-    """The rows from the most tokens to the fewest, so that batches need little padding, and their numbers before."""
+    """The rows from the most tokens to the fewest, so that batches need little padding, and their numbers before. Rows
+    without tokens, those of a frozen backbone's cache, stay as they are."""
+    if "attention_mask" not in dataset.column_names:
+        return dataset, np.arange(len(dataset))
     lengths = np.array([sum(mask) for mask in dataset["attention_mask"]])
     order = np.argsort(-lengths, kind="stable")
     return dataset.select(order), order
