@@ -53,7 +53,7 @@ from lstmpool.training.report import (
     text_table,
 )
 from lstmpool.training.target_scale import TargetScale
-from lstmpool.training.trainer import LstmPoolTrainer
+from lstmpool.training.trainer import LstmPoolTrainer, check_settings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,6 +85,7 @@ def run(
 
     # All checks, before any weights are read.
     check_output(args, model_args.init_from)
+    check_settings(args)
     backbone = Backbone.find(model_args)
     config = backbone.load_config()
     wanted = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}

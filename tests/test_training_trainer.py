@@ -1,7 +1,9 @@
+import pytest
 import torch
 
 from lstmpool.training.arguments import TrainingArguments
-from lstmpool.training.trainer import LstmPoolTrainer, split_groups
+from lstmpool.training.errors import InputError
+from lstmpool.training.trainer import LstmPoolTrainer, check_settings, split_groups
 
 from .conftest import tiny_model
 
@@ -58,3 +60,18 @@ def test_groups_keep_their_other_settings():
         ([first], 0.1, 0.5),
         ([second], 0.3, 0.5),
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optim": "lomo"}, "cannot be trained with: You need to install `lomo_optim`"),
+        ({"report_to": ["wandb"]}, "WandbCallback requires wandb"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps"),
+        ({"optim": "grokadamw", "eval_strategy": "epoch"}, "Please install grokadamw"),
+    ],
+)
+def test_settings_that_the_library_refuses_are_told_before_any_weights_are_read(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        check_settings(TrainingArguments(str(tmp_path), use_cpu=True, **({"report_to": []} | options)))
+    check_settings(TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], optim="adafactor"))

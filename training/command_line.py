@@ -41,6 +41,8 @@ DEFAULTS = {
 UNFIT = {  # what the command cannot do without
     "batch_eval_metrics": (False, "metrics such as F1 and correlations are computed over all rows at once"),
     "eval_do_concat_batches": (True, "metrics are computed over all rows at once"),
+    "dataloader_drop_last": (False, "the library would drop rows of an evaluation as well"),
+    "use_liger_kernel": (False, "Liger has no kernels for this kind of model"),
     "prediction_loss_only": (False, "metrics need the predictions"),
     "label_names": (None, "the labels of every task are in the column that this command makes, labels"),
 }
@@ -252,7 +254,7 @@ def _training_arguments(
         )
     try:
         args = TrainingArguments(**values)
-    except (ValueError, ImportError, RuntimeError) as error:
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
         raise InputError(error) from None
     if args.world_size > 1:
         raise InputError(f"this command runs in one process, found {args.world_size}. Start it with python alone.")

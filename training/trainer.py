@@ -3,6 +3,8 @@
 import torch
 from transformers import Trainer
 
+from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.errors import InputError
 from lstmpool.training.layers import learning_rates
 
 
@@ -16,6 +18,19 @@ def split_groups(optimizer: torch.optim.Optimizer, rates: dict[int, float]) -> N
             by_rate.setdefault(rates.get(id(parameter), group["lr"]), []).append(parameter)
         for rate, parameters in by_rate.items():
             optimizer.param_groups.append({**group, "params": parameters, "lr": rate})
+
+
+def check_settings(args: TrainingArguments) -> None:
+    """Makes a trainer of one weight, with its optimizer and schedule, as the library checks these where it makes them.
+
+    Raises:
+        InputError: for settings that it refuses, such as an optimizer or a log whose package is not installed.
+    """
+    try:
+        trainer = Trainer(torch.nn.Linear(1, 1), args, eval_dataset=[0])
+        trainer.create_optimizer_and_scheduler(num_training_steps=10)
+    except Exception as error:  # of every kind, by the setting
+        raise InputError(f"these settings cannot be trained with: {error}") from None
 
 
 class LstmPoolTrainer(Trainer):
