@@ -1,5 +1,8 @@
 """The Trainer, with a learning rate of its own for each part of the model."""
 
+import copy
+import tempfile
+
 import torch
 from transformers import Trainer
 
@@ -26,8 +29,11 @@ def check_settings(args: TrainingArguments) -> None:
     Raises:
         InputError: for settings that it refuses, such as an optimizer or a log whose package is not installed.
     """
+    args = copy.copy(args)
+    args.push_to_hub = False  # a trainer makes its repository, and its folder, at once
     try:
-        trainer = Trainer(torch.nn.Linear(1, 1), args, eval_dataset=[0])
+        with tempfile.TemporaryDirectory() as args.output_dir:
+            trainer = Trainer(torch.nn.Linear(1, 1), args, eval_dataset=[0])
         trainer.create_optimizer_and_scheduler(num_training_steps=10)
     except Exception as error:  # of every kind, by the setting
         raise InputError(f"these settings cannot be trained with: {error}") from None
