@@ -72,7 +72,7 @@ class Hub:
             except ValueError as error:
                 raise InputError(f"the Hub refuses the header of README.md: {error}") from None
 
-    def open(self, private: bool, tag: str | None) -> None:
+    def open(self, private: bool, tag: str | None = None) -> None:
         """Finds the repository, or makes it; then the branch.
 
         Raises:
@@ -80,29 +80,30 @@ class Hub:
         """
         with self._told():
             try:
-                info = self.api.model_info(self.repo_id)
+                self.api.model_info(self.repo_id)
             except RepositoryNotFoundError:
                 self.api.create_repo(self.repo_id, private=private)
                 self.so_far = f"The new repository {self.repo_id} is there, and empty."
-                info = self.api.model_info(self.repo_id)
-            refs = self.api.list_repo_refs(self.repo_id)
-            heads = {ref.name: ref.target_commit for ref in refs.branches}
-            self.private, self.head = bool(info.private), heads.get(self.branch, info.sha)
-            self.files = tuple(self.api.list_repo_files(self.repo_id, revision=self.head))
+            branches, tags = self._look()
             self._check_is_ours()
             if private and not self.private:
                 raise InputError(f"{self.repo_id} exists and is public. Choose another name, or change its settings.")
-            if tag in [ref.name for ref in refs.tags]:
+            if tag in tags:
                 raise InputError(f"{self.repo_id} has a tag {tag} already. Choose another. {self.so_far}")
-            if self.branch not in heads:
+            if self.branch not in branches:
                 self.api.create_branch(self.repo_id, branch=self.branch)
 
-    def push_folder(self, folder: Path) -> str:
-        """One commit with all files of the folder, and without what an earlier push left; returns its id."""
-        names = {path.name for path in folder.iterdir()}
-        operations = [CommitOperationAdd(name, str(folder / name)) for name in sorted(names)]
-        operations += [CommitOperationDelete(name) for name in self.files if name not in names and _is_stale(name)]
-        commit = self._commit(operations, "Upload model")
+    def push(self, files: dict[str, Path], message: str = "Upload model") -> str:
+        """One commit with these files, by their names on the Hub, and without what an earlier push left.
+
+        Returns:
+            The id of the commit, which is the newest one if that holds the same already.
+        """
+        with self._told():
+            self._look()
+        operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+        operations += [CommitOperationDelete(name) for name in self.files if name not in files and _is_stale(name)]
+        commit = self._commit(operations, message)
         self.so_far = f"Commit {commit} was pushed."
         return commit
 
@@ -124,6 +125,14 @@ class Hub:
             self.api.create_tag(self.repo_id, tag=tag, revision=self.head)
         except CONNECTION as error:
             raise PushError(f"{self.repo_id} at commit {self.head} is right, but got no tag {tag}: {error}") from None
+
+    def _look(self) -> tuple[set[str], set[str]]:
+        """Asks for the newest commit of the branch, or of the one it will start from; returns branches and tags."""
+        info, refs = self.api.model_info(self.repo_id), self.api.list_repo_refs(self.repo_id)
+        heads = {ref.name: ref.target_commit for ref in refs.branches}
+        self.private, self.head = bool(info.private), heads.get(self.branch, info.sha)
+        self.files = tuple(self.api.list_repo_files(self.repo_id, revision=self.head))
+        return set(heads), {ref.name for ref in refs.tags}
 
     def _check_is_ours(self) -> None:
         """A name that is taken by another kind of model is not written over."""

@@ -129,7 +129,7 @@ def push(model: Checked, hub: Hub, options: Options) -> Published:
     card = (model.folder / "README.md").read_text(encoding="utf-8")
     hub.check_card(card)
     hub.open(options.private, options.tag)
-    commit = hub.push_folder(model.folder)
+    commit = hub.push({path.name: path for path in model.folder.iterdir()})
     pushed = f"{hub.repo_id} has the new commit {commit}"
     try:
         loaded = load_in_fresh_process(hub.repo_id, commit, hub.token if hub.private else None)

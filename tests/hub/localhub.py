@@ -30,7 +30,8 @@ class LocalHub:
     def __init__(self, users: dict[str, dict[str, Any]]):
         self.users, self.repos = users, {}
         self.requests: list[tuple[str, str, int]] = []  # method, path, status
-        # what happens to a request: "lost" on the way, or "unanswered", so that only the server knows it was done
+        # what happens to a request: "lost" on the way, "unanswered", so that only the server knows it was done, or
+        # "refused" for a reason of the server's own
         self.fault: Callable[[str, str], str | None] = lambda method, path: None
         self.lock, self.secret = threading.RLock(), secrets.token_hex(8)
         # large files come from another origin, as on the Hub: clients tell the two apart
@@ -83,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.body = self.read_body()
         try:
+            if self.cut == "refused":
+                raise HubError(400, "Quota exceeded")
             self.user = self.authenticate()
             for methods, pattern, function in ROUTES:
                 if self.command in methods and (match := pattern.fullmatch(split.path)):

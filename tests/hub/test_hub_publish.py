@@ -173,6 +173,7 @@ def test_a_connection_that_breaks_leaves_nothing_or_names_the_commit_and_the_nex
         assert torch.equal(logits, local_logits)
 
 
+@pytest.mark.slow
 def test_a_pushed_commit_that_does_not_load_is_named_with_status_3(hub, clients, folder):
     hub.repos["ann/broken"] = Repo(private=False)
     hub.repos["ann/broken"].commit("main", {".gitignore": b"/tokenizer.json\n"}, "the Hub leaves this out")
@@ -204,7 +205,7 @@ from pathlib import Path
 from lstmpool.training.hub_push import Hub
 hub = Hub.connect("lab/old", "main")
 hub.open(False, None)
-print(hub.push_folder(Path({str(folder / "other")!r})))
+print(hub.push({{path.name: path for path in Path({str(folder / "other")!r}).iterdir()}}))
 """
     done = clients.python(code, token=ANN)
     files = set(hub.repos["lab/old"].commits[done.stdout.strip()].files)
