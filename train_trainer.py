@@ -7,12 +7,14 @@
     python train_trainer.py --backbone distilbert-base-uncased --dataset_name nyu-mll/glue \\
         --dataset_config_name mrpc --output_dir outputs/mrpc
     python train_trainer.py --init_from outputs/mine --test_file new.csv --output_dir outputs/new_predictions
+    python train_trainer.py recipes/demo.yaml --push_to_hub --hub_model_id your-name/support-mail
 
 A recipe is a YAML or JSON file of the flags below, by their names; flags on the command line override it. The rows are
 CSV, JSON, JSON lines or Parquet, or a data set of the Hub, with a column `text` (or `sentence1` and `sentence2`, a
 pair) and a column `label`: names or whole numbers are classes, decimal numbers a regression, lists several labels.
 
-Wrong input ends the command with status 2 and one line that says what was expected, what was found and what to do.
+Wrong input ends the command with status 2 and one line that says what was expected, what was found and what to do. If
+a push failed, the status is 3, and the folder is whole.
 """
 
 import sys
@@ -35,6 +37,8 @@ from lstmpool.training.errors import InputError
 from lstmpool.training.evaluation import Evaluation
 from lstmpool.training.folding import fold_into
 from lstmpool.training.holdout import hold_out
+from lstmpool.training.hub_push import PushError
+from lstmpool.training.hub_saves import HubRun
 from lstmpool.training.labels import REGRESSION, SINGLE
 from lstmpool.training.layer_cache import CACHE, StatesCollator, cached_states
 from lstmpool.training.layers import check_layers, prepare_layers
@@ -64,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except PushError as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("\nstopped. Continue from the last checkpoint with --resume_from_checkpoint last", file=sys.stderr)
         return 130
@@ -86,6 +93,7 @@ def run(
     # All checks, before any weights are read.
     check_output(args, model_args.init_from)
     check_settings(args)
+    hub = HubRun(args) if args.push_to_hub else None
     backbone = Backbone.find(model_args)
     config = backbone.load_config()
     wanted = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
@@ -103,7 +111,10 @@ def run(
     fields = {**model_args.config_fields(), **labels.config_fields}
     check_layers(model_args, backbone.check_fields(config, fields))
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
+    callbacks = hub.open() if hub else []
     prepare_output(args)
+    if args.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     print(describe_task(labels), flush=True)
 
     # Rows as tokens, and what they are like.
@@ -146,7 +157,7 @@ def run(
         compute_loss_func=make_loss(
             args, labels.problem_type, splits["train"].labels if args.do_train else [], len(labels.names)
         ),
-        callbacks=[EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else None,
+        callbacks=callbacks,
     )
     Progress.install(trainer, metrics.titles)
     states = {name: top_states(trainer, rows[name]) for name in rows} if args.baselines else {}
@@ -209,6 +220,8 @@ def run(
         print("\n".join(loading_lines(args.output_dir, pair, many)))
     else:
         print(", ".join(sorted(files)) + ".")
+    if hub:
+        hub.finish()
 
 
 if __name__ == "__main__":

@@ -83,8 +83,7 @@ def one_thread():
 WORDS = "the a my order parcel late broken money back please when where is and not of to it you we".split()
 
 
-@pytest.fixture
-def tokenizer():
+def word_tokenizer():
     """A word-level tokenizer in BERT's shape: [CLS] a [SEP] b [SEP], with token types; its ids are below 50."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -98,3 +97,8 @@ def tokenizer():
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, model_max_length=32, **names)
+
+
+@pytest.fixture
+def tokenizer():
+    return word_tokenizer()

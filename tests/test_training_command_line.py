@@ -64,7 +64,7 @@ def test_json_recipe_is_the_same_as_yaml_and_as_flags(recipe):
         ("train_file: a.csv", "expected --output_dir"),
         ("do_eval: true\ntrain_file: a.csv\nvalidation_size: 0\noutput_dir: out", "--do_eval needs validation rows"),
         ("eval_strategy: epoch\ntrain_file: a.csv\nvalidation_size: 0\noutput_dir: out", "eval_strategy needs valid"),
-        ("push_to_hub: true\ntrain_file: a.csv\noutput_dir: out", "push_to_hub is not part"),
+        ("push_to_hub: true\ntrain_file: a.csv\noutput_dir: out", "--push_to_hub needs --hub_model_id OWNER/NAME"),
     ],
 )
 def test_wrong_recipes_are_told_in_one_line(recipe, content, message):
@@ -106,8 +106,10 @@ def test_what_is_done_follows_from_the_files():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--hub_token", "hf_secret"], "hub_token is not part of this command.*--exclude"),
-        (["--push_to_hub"], "push_to_hub is not part of this command"),
+        (["--hub_token", "hf_secret"], "a token in a command is read by others, too. Log in with `hf auth login`"),
+        (["--hub_model_id", "a/b"], "--hub_model_id needs --push_to_hub"),
+        (["--push_to_hub", "--hub_model_id=a/b", "--hub_strategy=all_checkpoints"], "would publish every optimizer"),
+        (["--push_to_hub", "--hub_model_id=a/b", "--hub_always_push"], "hub_always_push cannot be True here"),
         (["--per_device_train_batch_size", "0"], "must be more than 0, got 0"),
         (["--num_train_epochs", "-1"], "must be more than 0, got -1"),
         (["--batch_eval_metrics"], "cannot be True here: metrics such as F1 .* are computed over all rows at once"),
@@ -189,3 +191,12 @@ def test_every_task_can_use_its_own_flags(tmp_path):
 def test_live_logs_go_to_tensorboard_where_it_is_installed():
     assert parse(*NEEDED)[2].report_to == ["tensorboard"]
     assert parse(*NEEDED, "--report_to", "none")[2].report_to == []
+
+
+def test_what_is_trained_is_pushed_and_nothing_else():
+    words = ["--push_to_hub", "--hub_model_id=a/b", "--hub_private_repo", "--hub_strategy=checkpoint"]
+    training = parse(*NEEDED, *words)[2]
+    assert (training.push_to_hub, training.hub_model_id, training.hub_private_repo) == (True, "a/b", True)
+    assert training.hub_strategy == "checkpoint"
+    with pytest.raises(InputError, match="--push_to_hub is for what is trained"):
+        parse("--init_from=m", "--test_file=t.csv", "--output_dir=out", *words)

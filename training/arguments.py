@@ -238,6 +238,7 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "Also report the most frequent label and a linear model on the frozen backbone."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the run that output_dir holds."})
+    hub_private_repo: bool = False  # the library's own, as a flag that can stand alone
 
     def check_task(self, problem_type: str) -> None:
         """Refuses what the task cannot use, once it is known.

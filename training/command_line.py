@@ -45,6 +45,7 @@ UNFIT = {  # what the command cannot do without
     "use_liger_kernel": (False, "Liger has no kernels for this kind of model"),
     "prediction_loss_only": (False, "metrics need the predictions"),
     "label_names": (None, "the labels of every task are in the column that this command makes, labels"),
+    "hub_always_push": (False, "a save is pushed unless the push before it is still under way"),
 }
 HELP = {  # of the library's flags, those that one needs; its own texts run over many lines
     "output_dir": "Folder that the finished model is written to, ready for the Hub. Required.",
@@ -70,6 +71,11 @@ HELP = {  # of the library's flags, those that one needs; its own texts run over
     "resume_from_checkpoint": "Continue from this checkpoint folder; 'last' for the newest in output_dir.",
     "seed": "Seed of the new weights, the order of the rows and dropout.",
     "report_to": "Where training is logged, besides the terminal. Unset: tensorboard, if it is installed.",
+    "push_to_hub": "Push the finished model, checked as by lstmpool.training.publish, and checkpoints before it.",
+    "hub_model_id": "Where to: OWNER/NAME; made if it is not there.",
+    "hub_private_repo": "Make it, if it is new, a private repository.",
+    "hub_strategy": "What is pushed: end (the finished model), every_save, or checkpoint (to resume from, too).",
+    "hub_revision": "Branch to push to; made if it is not there. Unset: main.",
     "bf16": "Train in bfloat16 mixed precision.",
     "fp16": "Train in float16 mixed precision.",
     "activation_checkpointing": "Less memory for more time.",
@@ -214,11 +220,7 @@ def _training_arguments(
     given: dict[str, Any], places: dict[str, str], model_args: ModelArguments, data_args: DataArguments
 ) -> TrainingArguments:
     """`given` on top of what a fine-tune wants, and of what follows from the splits that there are."""
-    if hub := [name for name in given if name.startswith(("hub_", "push_to_hub"))]:
-        raise InputError(
-            f"{hub[0]} is not part of this command. Upload the finished folder with: hf upload OWNER/NAME "
-            f"{given['output_dir']} . --exclude 'checkpoint-*'"
-        )
+    _check_hub(given)
     for name, (needed, reason) in UNFIT.items():
         if given.get(name, needed) != needed:
             raise InputError(f"--{name} cannot be {given[name]} here: {reason}. Leave it out.")
@@ -237,6 +239,8 @@ def _training_arguments(
             raise InputError(f"--{flag} needs {split} rows, found none. Name them with --{split}_file.")
     if not values.get("do_train") and not model_args.init_from:
         raise InputError("expected rows to train on, found none. Name them with --train_file or --dataset_name.")
+    if values.get("push_to_hub") and not values.get("do_train"):
+        raise InputError("--push_to_hub is for what is trained. See python -m lstmpool.training.publish for the rest.")
     if not any(values.get(flag) for flag in doing):
         raise InputError("expected rows, found none. Name them with --train_file, --validation_file or --test_file.")
     if values.get("do_eval"):
@@ -259,3 +263,16 @@ def _training_arguments(
     if args.world_size > 1:
         raise InputError(f"this command runs in one process, found {args.world_size}. Start it with python alone.")
     return args
+
+
+def _check_hub(given: dict[str, Any]) -> None:
+    """Refuses flags for the Hub that do not belong together, and a token that would stay in logs and histories."""
+    hub = sorted(name for name in given if name.startswith("hub_"))
+    if "hub_token" in hub or "push_to_hub_token" in given:
+        raise InputError("a token in a command is read by others, too. Log in with `hf auth login`, or set HF_TOKEN.")
+    if hub and not given.get("push_to_hub"):
+        raise InputError(f"--{hub[0]} needs --push_to_hub. Add it, or leave this out.")
+    if given.get("push_to_hub") and not given.get("hub_model_id"):
+        raise InputError("--push_to_hub needs --hub_model_id OWNER/NAME, found none.")
+    if given.get("hub_strategy") == "all_checkpoints":
+        raise InputError("--hub_strategy all_checkpoints would publish every optimizer. Use checkpoint, for the last.")

@@ -66,8 +66,7 @@ def model_card(run: Run) -> str:
 ## Load it
 
 The model brings its own code, two files that import torch and transformers alone; `trust_remote_code=True` runs them.
-Put the name under which it is on the Hub in place of `{run.name}`, and the commit whose code you have read in place of
-`main`; for a folder, leave `revision` out.
+`model` is its name on the Hub and `revision` the commit whose code you have read; for a folder, leave `revision` out.
 
 ```python
 {chr(10).join(run.snippet)}

@@ -1,0 +1,95 @@
+"""A published model, loaded by strangers: what each of them types, and that nothing else is asked for it."""
+
+import pytest
+import torch
+
+from .conftest import BOB, SHARED, YOU
+
+
+pytestmark = pytest.mark.hub
+
+ALL = f"""
+for revision in ({{commit!r}}, "v1", "main"):
+    assert torch.equal(logits({SHARED!r}, revision=revision), logits({SHARED!r})), revision
+base = AutoModel.from_pretrained({SHARED!r}, trust_remote_code=True)
+assert type(base).__name__ == "LstmPoolModel" and type(base).__module__.startswith("transformers_modules.")
+tokens = AutoTokenizer.from_pretrained({SHARED!r})("where is my order", return_tensors="pt")
+assert base(**tokens).layer_states.shape == (1, 4, 16)
+classify = pipeline({{task}}model={SHARED!r}, trust_remote_code=True)
+assert type(classify).__name__ == "TextClassificationPipeline"
+print(classify("where is my order")[0]["label"])
+torch.save(logits({SHARED!r}), {{path!r}})
+"""
+
+
+def test_by_name_commit_and_tag_and_offline_once_it_was_loaded(hub, clients, shared, local_logits, tmp_path):
+    commit, home, path = hub.repos[SHARED].pushed()[0].id, tmp_path / "home", str(tmp_path / "logits.pt")
+    online = clients.stranger(ALL.format(commit=commit, task="", path=path), home=home)
+    assert torch.equal(torch.load(path), local_logits)
+
+    asked = len(hub.requests)
+    code = ALL.format(commit=commit, task="'text-classification', ", path=path)
+    offline = clients.stranger(code, home=home, HF_HUB_OFFLINE="1")
+    assert offline.stdout == online.stdout and len(hub.requests) == asked
+    assert torch.equal(torch.load(path), local_logits)
+
+
+def test_without_trust_it_is_refused_and_none_of_its_code_is_run(hub, clients, shared):
+    code = f"""
+loads = [found.from_pretrained for found in (AutoConfig, AutoModel, AutoModelForSequenceClassification)]
+for load in (*loads, lambda name: pipeline(model=name)):
+    try:
+        load({SHARED!r})
+    except ValueError as error:
+        assert "trust_remote_code=True" in str(error)
+        print("\\nrefused")  # after what the library has asked
+assert not [name for name in sys.modules if name.startswith("transformers_modules.")]
+"""
+    assert clients.stranger(code).stdout.splitlines().count("refused") == 4
+
+
+def test_a_private_model_loads_with_a_token_that_may_read_it_and_with_no_other(hub, clients, shared, local_logits):
+    hub.repos["your-name/secret"] = repo = hub.repos[SHARED].copy(private=True)
+    head = repo.heads["main"]
+    (logits,) = clients.load_commits([("your-name/secret", head)], token=YOU)
+    assert torch.equal(logits, local_logits)
+    code = f"""
+for token in (False, {BOB!r}, "wrong"):
+    try:
+        logits("your-name/secret", token=token)
+    except OSError as error:
+        print("refused")
+"""
+    assert clients.stranger(code).stdout.split() == ["refused"] * 3
+
+
+def test_fine_tuned_and_pushed_under_another_name_it_needs_the_first_no_more(hub, clients, shared, tmp_path):
+    path = str(tmp_path / "logits.pt")
+    code = f"""
+model = AutoModelForSequenceClassification.from_pretrained({SHARED!r}, trust_remote_code=True).train()
+inputs = torch.load({clients.inputs!r})
+model(**inputs, labels=torch.tensor([0, 2, 1])).loss.backward()
+torch.optim.SGD(model.parameters(), lr=0.1).step()
+model.eval().push_to_hub("bob/finer")
+AutoTokenizer.from_pretrained({SHARED!r}).push_to_hub("bob/finer")
+torch.save(model(**inputs).logits.detach(), {path!r})
+"""
+    clients.stranger(code, token=BOB)
+    commits = hub.repos["bob/finer"].pushed()
+    assert len(commits) == 2
+    for commit in commits:
+        assert {"configuration_lstmpool.py", "modeling_lstmpool.py"} <= set(commit.files)
+        assert not [name for name, data in commit.files.items() if b"--" in data and name.endswith("config.json")]
+    first, hub.repos[SHARED] = hub.repos.pop(SHARED), None
+    try:
+        for logits in clients.load_commits([("bob/finer", commit.id) for commit in commits]):
+            assert torch.equal(logits, torch.load(path))
+    finally:
+        hub.repos[SHARED] = first
+
+
+def test_a_client_that_asked_another_host_would_have_failed(hub, clients):
+    for ask in ("urllib.request.urlopen('http://example.com')", "socket.create_connection(('192.0.2.1', 80), 1)"):
+        done = clients.python(f"import socket, urllib.request\n{ask}", ok=False)
+        assert done.returncode and "another host" in done.stderr
+    assert "127.0.0.1:9" in clients.environment()["HTTPS_PROXY"]

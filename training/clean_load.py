@@ -1,0 +1,115 @@
+"""Loads a model as a stranger does: in a fresh isolated process, from an empty directory, with an empty cache, where
+`lstmpool` cannot be imported, so that the code which runs is the code that came with the model.
+
+This file is the program of that process, too. It imports nothing of the project.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+
+PROBES = (
+    "Yes.",
+    "My parcel arrived with a cracked screen.",
+    "The first delivery was late, the second went to the wrong address; who can tell me where the third one is now?",
+    "I have written to you three times about this order and nobody has answered. " * 12,
+)
+TOKENS = 256  # a longer text is cut, so that the check takes no longer for a model that reads long ones
+SECONDS = 1800
+# All that the process keeps of the Hub's settings: no token but the one given, no cache, no offline mode.
+KEPT = ("HF_ENDPOINT", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_ETAG_TIMEOUT")
+
+
+class LoadError(Exception):
+    """The model cannot be loaded, or is another one. Says so in one line."""
+
+
+def probe_logits(model: torch.nn.Module, tokenizer: Any) -> list[list[float]]:
+    """Logits (rows, C) of each probe alone, and, if the tokenizer can pad, of all of them in one batch."""
+    batches = [[text] for text in PROBES] + ([list(PROBES)] if tokenizer.pad_token is not None else [])
+    options = {"truncation": True, "max_length": min(tokenizer.model_max_length, TOKENS), "return_tensors": "pt"}
+    rows = []
+    for batch in batches:
+        with torch.no_grad():
+            logits = model(**tokenizer(batch, padding=len(batch) > 1, **options)).logits  # (B, C)
+        rows += logits.double().tolist()
+    return rows
+
+
+def load_in_fresh_process(source: str, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
+    """Loads a folder (without a network), or a `revision` of a repository on the Hub, through the auto classes.
+
+    Returns:
+        `logits` of the probes, and `code`: the SHA-256 of each code file that ran, by its name.
+
+    Raises:
+        LoadError: if it does not load, or weights are missing from it.
+    """
+    from_hub = revision is not None
+    environment = {k: v for k, v in os.environ.items() if k in KEPT or not re.match("HF_|HUGGING|TRANSFORMERS_|PY", k)}
+    environment |= {"HF_TOKEN": token} if token else {}
+    environment |= {"HF_HUB_OFFLINE": "0" if from_hub else "1", "DISABLE_SAFETENSORS_CONVERSION": "1"}
+    with tempfile.TemporaryDirectory(prefix="lstmpool-") as scratch:
+        empty, answer = Path(scratch, "empty"), Path(scratch, "answer.json")
+        empty.mkdir()
+        words = [source if from_hub else str(Path(source).resolve()), revision or "", str(answer)]
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", __file__, *words, str(torch.get_num_threads())],
+                cwd=empty,
+                env={**environment, "HF_HOME": str(Path(scratch, "hf"))},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise LoadError(f"loading took more than {SECONDS} s") from None
+        if done.returncode or not answer.is_file():
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise LoadError(lines[-1] if lines else f"the process ended with status {done.returncode}")
+        return json.loads(answer.read_text(encoding="utf-8"))
+
+
+def largest_difference(logits: list[list[float]], others: list[list[float]]) -> float:
+    """Largest distance of two logits, as a share of the largest logit if that is above 1; inf for another shape."""
+    one, other = torch.tensor(logits), torch.tensor(others)
+    if one.shape != other.shape:
+        return float("inf")
+    difference = ((one - other).abs().max() / one.abs().max().clamp(min=1)).item()
+    return difference if difference == difference else float("inf")  # NaN: a logit is not a number
+
+
+def _main(source: str, revision: str, answer: str, threads: str) -> None:
+    sys.modules["lstmpool"] = None  # cannot be imported, installed or not
+    torch.set_num_threads(int(threads))  # the order of a sum, and so its rounding, depends on it
+    options = {"revision": revision} if revision else {}
+    trusting = {**options, "trust_remote_code": True}
+    config = AutoConfig.from_pretrained(source, **trusting)
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    model, report = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **trusting)
+    wrong = {name: sorted(map(str, report[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if wrong := {name: keys[:3] for name, keys in wrong.items() if keys}:
+        raise LoadError(f"the weights are not those of the model: {wrong}")
+    base = AutoModel.from_pretrained(source, **trusting).state_dict()
+    for name, tensor in model.base_model.state_dict().items():
+        if name not in base or not torch.equal(base[name], tensor):
+            raise LoadError(f"AutoModel gives other weights than AutoModelForSequenceClassification: {name}")
+    files = [Path(sys.modules[type(thing).__module__].__file__) for thing in (config, model)]
+    code = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    text = json.dumps({"logits": probe_logits(model.eval(), tokenizer), "code": code})
+    Path(answer).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
