@@ -167,11 +167,14 @@ def test_the_linear_model_is_the_one_that_is_best_on_validation():
     assert "(alpha=0.1)" in names[0]
 
 
-def test_the_frozen_states_are_those_of_the_top_layer(tmp_path):
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_the_frozen_states_are_those_of_the_top_layer(tmp_path, strategy):
     model = tiny_model()
     inputs = random_inputs(5, 7, lengths=[7, 3, 5, 2, 6])
     rows = datasets.Dataset.from_dict({name: value.tolist() for name, value in inputs.items()} | {"labels": [0] * 5})
-    arguments = TrainingArguments(str(tmp_path), use_cpu=True, per_device_eval_batch_size=2, report_to=[])
+    arguments = TrainingArguments(
+        str(tmp_path), use_cpu=True, per_device_eval_batch_size=2, train_sampling_strategy=strategy, report_to=[]
+    )
     states = top_states(Trainer(model, arguments), rows.with_format("torch"))
     with torch.no_grad():
         wanted = model(**inputs, output_hidden_states=True).hidden_states[-1][:, 0]

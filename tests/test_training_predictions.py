@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pandas
 import pytest
@@ -5,6 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, TrainingArguments
 
+from lstmpool.training.errors import InputError
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
 from lstmpool.training.predictions import by_length, predict_logits, prediction_table, write_table
 from lstmpool.training.trainer import LstmPoolTrainer
@@ -24,7 +27,8 @@ class Echo(torch.nn.Module):
 
     def forward(self, input_ids=None, attention_mask=None, **others):
         self.batches.append(input_ids.shape[1])
-        return {"logits": torch.stack([input_ids[:, 0], attention_mask.sum(1)], dim=1).float()}
+        logits = torch.stack([input_ids[:, 0], attention_mask.sum(1)], dim=1).float()
+        return {"logits": logits.masked_fill(logits == 99, math.nan)}
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
@@ -50,6 +54,14 @@ def test_every_row_is_in_its_place(tmp_path, tokenizer, strategy):
         assert model.batches == sorted(model.batches, reverse=True)  # little padding, and the longest first
         assert sum(model.batches) * 4 < 1.3 * lengths.sum() + 4 * 30
     assert args.train_sampling_strategy == strategy
+
+
+def test_a_model_that_gives_no_numbers_is_refused(tmp_path, tokenizer):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, report_to=[])
+    trainer = LstmPoolTrainer(Echo(), args, data_collator=DataCollatorWithPadding(tokenizer))
+    rows = Dataset.from_list([{"input_ids": [n], "attention_mask": [1]} for n in (5, 99)])
+    with pytest.raises(InputError, match="found NaN or infinity: it has diverged"):
+        predict_logits(trainer, rows)
 
 
 def test_rows_are_sorted_by_their_own_tokens_not_by_padding():
