@@ -248,6 +248,15 @@ def test_rows_of_a_data_set_by_name(work, monkeypatch, capsys):
     assert AutoTokenizer.from_pretrained(folder).model_max_length == 6
 
 
+def test_the_loss_that_was_asked_for_is_trained_on(work, monkeypatch):
+    still, losses = ["--learning_rate=0", "--head_learning_rate=0", "--num_train_epochs=1"], {}
+    for name in ("mse", "smooth_l1"):
+        folder, _ = run(work, monkeypatch, name, *still, "--label_column_name=price", f"--regression_loss={name}")
+        state = json.loads(next(folder.glob("checkpoint-*/trainer_state.json")).read_text())
+        losses[name] = next(entry["loss"] for entry in state["log_history"] if "loss" in entry)
+    assert losses["smooth_l1"] < 0.6 * losses["mse"]  # near zero it is half the square
+
+
 def test_training_stops_early(work, monkeypatch):
     words = ["--num_train_epochs=9", "--learning_rate=0", "--head_learning_rate=0", "--early_stopping_patience=2"]
     folder, _ = run(work, monkeypatch, "early", *words, "--save_total_limit=9")

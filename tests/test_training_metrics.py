@@ -32,6 +32,7 @@ def test_multi_label_by_hand():
     result = TaskMetrics.of(MULTI, 3)(EvalPrediction(logits, labels))
     wanted = {"f1_micro": 4 / 7, "f1_macro": (2 / 3 + 2 / 3 + 0) / 3, "subset_accuracy": 1 / 2}
     assert result == pytest.approx(wanted)
+    assert TaskMetrics.of(MULTI, 2).compute(np.array([[1, 0]]), np.array([[1, 1]]))["subset_accuracy"] == 0
 
 
 def test_regression_by_hand():

@@ -91,14 +91,7 @@ def test_the_settings_are_those_of_the_run(tmp_path, options, row):
 
 
 def test_the_command_names_no_folder_of_the_machine(tmp_path):
-    words = [
-        "my recipe.yaml",
-        "--train_file=/home/me/a.csv",
-        "--test_file",
-        "../me/b.csv",
-        "--init_from=~/c",
-        "--lr=1",
-    ]
+    words = ["my recipe.yaml", "--train_file=/home/me/a.csv", "--test_file", "../me/b.csv", "--init_from=~/c"]
     text = card(tmp_path, command=words)[0]
-    assert "python train_trainer.py 'my recipe.yaml' --train_file=a.csv --test_file b.csv --init_from=c --lr=1" in text
+    assert "python train_trainer.py 'my recipe.yaml' --train_file=a.csv --test_file b.csv --init_from=c" in text
     assert "/home/me" not in text

@@ -79,7 +79,7 @@ def test_one_label_a_text():
 
 
 def test_several_labels_a_text():
-    logits = np.array([[np.log(3), -1.0, 2.0], [-1.0, -1.0, -1.0]])
+    logits = np.array([[np.log(3), -1.0, 0.2], [-1.0, -1.0, -1.0]])
     texts = {"text": ["x", "y"]}
     table = prediction_table(logits, [0, 1], ["a", "b", "c"], MULTI, texts)
     assert list(table.columns) == ["id", "text", "score_a", "score_b", "score_c", "prediction"]

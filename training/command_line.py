@@ -270,8 +270,8 @@ def _training_arguments(
     loggers = get_available_reporting_integrations()
     if missing := sorted({*args.report_to} - {*loggers, "azure_ml", "flyte"}):  # two that the library does not list
         raise InputError(
-            f"--report_to {missing[0]}: no such logger is installed, found {', '.join(loggers) or 'none'}. Install it, "
-            "or leave it out."
+            f"--report_to {missing[0]}: no such logger is installed, found {', '.join(loggers) or 'none'}. Install "
+            "it, or leave it out."
         )
     if args.world_size > 1:
         raise InputError(f"this command runs in one process, found {args.world_size}. Start it with python alone.")
