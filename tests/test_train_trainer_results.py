@@ -236,7 +236,8 @@ def test_a_finished_model_is_evaluated_without_training(work, monkeypatch, capsy
     assert "evaluated, not trained" in capsys.readouterr().out
 
 
-def test_rows_of_a_data_set_by_name(work, monkeypatch, capsys):
+def test_rows_of_a_data_set_by_name(work, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", work / "cache_of_data")
     for split in ("train", "validation", "test"):
         (work / "hub").mkdir(exist_ok=True)
         (work / "hub" / f"{split}.csv").write_bytes((work / f"{split}.csv").read_bytes())

@@ -79,6 +79,10 @@ def test_the_best_epoch_is_chosen_in_the_right_direction(task, given, name, grea
     assert (args.metric_for_best_model, args.greater_is_better) == (name, greater)
 
 
+def test_several_targets_are_judged_by_mcrmse():
+    assert TaskMetrics.of(REGRESSION, 2).headline == "mcrmse" and TaskMetrics.of(REGRESSION, 1).headline == "mse"
+
+
 def test_a_metric_of_another_task_is_refused():
     with pytest.raises(InputError, match="must be one of accuracy, f1_macro, .*loss, got mse"):
         TaskMetrics.of(SINGLE, 2).choose_best(SimpleNamespace(metric_for_best_model="mse"))
