@@ -143,6 +143,8 @@ def run(
         model.to(args.device)
         of = {"batch_size": args.per_device_eval_batch_size, "dtype": args.layer_cache}
         rows = {name: cached_states(model, rows[name], collator, title=name, **of) for name in rows}
+        if args.train_sampling_strategy != "sequential":
+            args.train_sampling_strategy = "random"  # the others look at the tokens, of which there are none now
         collator = StatesCollator(len(model.config.layers), model.config.hidden_size)
         print(f"Layer states: computed once, and kept in {CACHE}.", flush=True)
     args.remove_unused_columns = False  # every column is the tokenizer's, or the labels; the model knows what it takes
@@ -160,7 +162,8 @@ def run(
         callbacks=callbacks,
     )
     Progress.install(trainer, metrics.titles)
-    states = {name: top_states(trainer, rows[name]) for name in rows} if args.baselines else {}
+    labelled = [name for name, split in splits.items() if split.labels is not None]
+    states = {name: top_states(trainer, rows[name]) for name in labelled} if args.baselines else {}
 
     # Training; the best epoch is loaded at its end.
     if args.do_train:

@@ -136,7 +136,7 @@ def test_a_finished_run_is_not_overwritten(finished, work):
         (["--layers", "3"], "layers must lie in 1..2"),
         (["--token_pooling=men"], "invalid choice: 'men'"),
         (["--backbone=package:nothing_here"], "pip install nothing-here"),
-        (["--max_seq_length=99"], "must lie in 1..32"),
+        (["--max_seq_length=99"], "must lie in 4..32"),
         (["--metric_for_best_model=mse"], "must be one of accuracy"),
         (["--tune_thresholds"], "--tune_thresholds is for several labels a text"),
         (["--freeze_layers=3"], "--freeze_layers must lie in 0..2"),

@@ -72,10 +72,11 @@ def test_test_rows_without_labels_are_predicted_and_not_measured(work, monkeypat
     rows = pandas.read_csv(work / "test.csv")[["text", "key"]]
     rows.to_parquet(work / "unlabelled.parquet")
     files = [*FILES[:2], "--test_file=unlabelled.parquet", "--id_column_name=key"]
-    folder, metrics = run(work, monkeypatch, "unlabelled", "--predictions_format=parquet", files=files)
+    words = ["--predictions_format=parquet", "--baselines"]
+    folder, metrics = run(work, monkeypatch, "unlabelled", *words, files=files)
     table = pandas.read_parquet(folder / "test_predictions.parquet")
     assert table["id"].tolist() == rows["key"].tolist()
-    assert set(metrics["results"]) == {"validation"}
+    assert set(metrics["results"]) == set(metrics["baselines"]["majority class"]) == {"train", "validation"}
     assert metrics["data"]["test"]["labels"] is None
 
 
@@ -102,6 +103,35 @@ def test_a_regression_is_learnt_in_its_own_units_whatever_they_are(work, monkeyp
     said = {entry["label"]: entry["score"] for entry in classify(rows["text"][0])[0]}
     assert said["price"] == pytest.approx(table["prediction_price"][0], rel=1e-4)
     assert said["weight"] == pytest.approx(table["prediction_weight"][0], rel=1e-4)
+
+
+def test_training_rows_alone_set_the_scale_and_epochs_are_measured_in_real_units(work, monkeypatch):
+    far = pandas.read_csv(work / "validation.csv")
+    far.assign(price=far["price"] * 64).to_csv(work / "far.csv", index=False)
+    files = [FILES[0], "--validation_file=far.csv", "--test_file=far.csv"]
+    folder, metrics = run(work, monkeypatch, "far", "--label_column_name=price", files=files)
+    assert metrics["learned_on_validation"]["target_scale"] == [4096.0]
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    logged = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    best = min(entry["eval_mse"] for entry in logged if "eval_mse" in entry)
+    assert best == pytest.approx(metrics["results"]["validation"]["mse"], rel=1e-5)
+
+
+def test_a_metric_that_is_never_a_number_chooses_no_epoch(work, monkeypatch, capsys):
+    alike = pandas.read_csv(work / "validation.csv").assign(price=2.5)
+    alike.to_csv(work / "alike.csv", index=False)
+    files = [FILES[0], "--validation_file=alike.csv"]
+    run(work, monkeypatch, "alike", "--label_column_name=price", "--metric_for_best_model=pearson", files=files)
+    assert "The model after the last step, 12, was kept" in capsys.readouterr().out
+
+
+def test_a_training_that_diverges_ends_in_one_line_and_saves_nothing(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    words = ["--backbone=backbone", "--use_cpu", "--disable_tqdm=True", "--report_to=none", "--output_dir=diverged"]
+    rates = ["--learning_rate=1e30", "--head_learning_rate=1e30", "--max_grad_norm=0"]
+    assert main([*words, *rates, *FILES, "--calibrate=temperature"]) == 2
+    assert "error: expected numbers from the model, found NaN" in capsys.readouterr().err
+    assert not (work / "diverged" / "model.safetensors").exists()
 
 
 def test_other_units_give_the_same_predictions_in_those_units(work, monkeypatch):
@@ -206,13 +236,26 @@ def test_a_finished_model_is_evaluated_without_training(work, monkeypatch, capsy
     assert "evaluated, not trained" in capsys.readouterr().out
 
 
-def test_rows_of_a_data_set_by_name(work, monkeypatch, capsys):
+def test_rows_of_a_data_set_by_name(work, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", work / "cache_of_data")
     for split in ("train", "validation", "test"):
         (work / "hub").mkdir(exist_ok=True)
         (work / "hub" / f"{split}.csv").write_bytes((work / f"{split}.csv").read_bytes())
     files = ["--dataset_name=hub", "--validation_split_name=validation[:50%]", "--test_split_name=test"]
-    _, metrics = run(work, monkeypatch, "by_name", "--max_train_samples=40", files=files)
+    words = ["--max_train_samples=40", "--max_seq_length=6", "--pad_to_max_length"]
+    folder, metrics = run(work, monkeypatch, "by_name", *words, files=files)
     assert {name: of["rows"] for name, of in metrics["data"].items()} == {"train": 40, "validation": 16, "test": 24}
+    assert metrics["data"]["validation"]["truncated"] == 3 / 4  # of 3, 6, 9 and 12 words, and [CLS] and [SEP]
+    assert AutoTokenizer.from_pretrained(folder).model_max_length == 6
+
+
+def test_the_loss_that_was_asked_for_is_trained_on(work, monkeypatch):
+    still, losses = ["--learning_rate=0", "--head_learning_rate=0", "--num_train_epochs=1"], {}
+    for name in ("mse", "smooth_l1"):
+        folder, _ = run(work, monkeypatch, name, *still, "--label_column_name=price", f"--regression_loss={name}")
+        state = json.loads(next(folder.glob("checkpoint-*/trainer_state.json")).read_text())
+        losses[name] = next(entry["loss"] for entry in state["log_history"] if "loss" in entry)
+    assert losses["smooth_l1"] < 0.6 * losses["mse"]  # near zero it is half the square
 
 
 def test_training_stops_early(work, monkeypatch):
@@ -230,6 +273,9 @@ def test_a_frozen_backbone_is_saved_as_it_was_and_its_states_are_cached(work, mo
     pandas.testing.assert_frame_equal(*tables, atol=1e-4)
     numbers = [json.loads((of / "metrics.json").read_text())["baselines"] for of in (folder, other)]
     assert numbers[0] == numbers[1]
+    grouped = "--train_sampling_strategy=group_by_length"  # states have no length
+    again, _ = run(work, monkeypatch, "grouped", "--freeze_backbone", "--baselines", grouped)
+    pandas.testing.assert_frame_equal(tables[0], pandas.read_csv(again / "test_predictions.csv"))
     before, after = load_file(work / "backbone" / "model.safetensors"), load_file(folder / "model.safetensors")
     backbone = {name.removeprefix("lstmpool.backbone."): tensor for name, tensor in after.items()}
     shared = before.keys() & backbone.keys()

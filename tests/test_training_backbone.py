@@ -112,5 +112,7 @@ def test_the_length_is_bounded_by_the_backbone(tmp_path):
     backbone = find(str(save_backbone(tmp_path / "mine")))
     assert backbone.load_tokenizer(None).model_max_length == 32
     assert backbone.load_tokenizer(8).model_max_length == 8
-    with pytest.raises(InputError, match=r"--max_seq_length must lie in 1..32 for mine, got 33"):
+    with pytest.raises(InputError, match=r"--max_seq_length must lie in 4..32 for mine, got 33"):
         backbone.load_tokenizer(33)
+    with pytest.raises(InputError, match="must lie in 4..32"):
+        backbone.load_tokenizer(3)  # [CLS] and two [SEP], and no text

@@ -47,6 +47,7 @@ def test_claims_in_one_bin_may_make_up_for_one_another():
     logits = np.log([[0.75, 0.25]] * 4)
     assert probability_metrics(logits, np.array([0, 0, 1, 0]), SINGLE)["ece"] == pytest.approx(0)
     assert probability_metrics(np.array([[200.0, -200.0]]), np.array([0]), SINGLE)["ece"] == 0  # a confidence of 1
+    assert probability_metrics(np.array([[200.0, -200.0]]), np.array([1]), SINGLE)["ece"] == 1
 
 
 def test_confidences():
@@ -93,6 +94,9 @@ def test_thresholds_by_hand():
     logits = np.array([[-2.0, 3.0, 1.0], [-1.0, -3.0, 2.0], [-0.5, 1.0, -1.0]])
     labels = np.array([[0, 1, 0], [1, 0, 0], [1, 1, 0]])
     assert tune_thresholds(logits, labels) == pytest.approx([-1.5, 0, 0])
+    # the first is best given to all, 1 below the lowest; every row has the second, of which nothing can be learnt
+    logits, labels = np.array([[-2.0, -2.0], [-1.0, 3.0], [-0.5, 1.0]]), np.array([[1, 1], [0, 1], [1, 1]])
+    assert tune_thresholds(logits, labels) == pytest.approx([-3, 0])
 
 
 def test_no_other_threshold_is_better():

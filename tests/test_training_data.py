@@ -1,6 +1,6 @@
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from transformers import AutoTokenizer
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from lstmpool.training.arguments import DataArguments
 from lstmpool.training.data import read_splits
@@ -46,15 +46,30 @@ def test_texts_are_cut_at_the_limit_and_padded_on_request_alone(tmp_path, tokeni
     assert (cut, rows["labels"][:]) == (1 / 4, [0, 1, 0, 1])
 
 
+def test_a_tokenizer_that_does_not_say_what_it_cut(tmp_path):
+    columns = {"text": ["a", "a long text"], "label": ["x", "y"]}
+    rows, cut = read(tmp_path, columns)[0]["train"].tokenize(ByT5Tokenizer(model_max_length=8))
+    assert [len(ids) for ids in rows["input_ids"]] == [2, 8] and cut == 1 / 2
+
+
 def test_some_rows_are_chosen_at_random_and_always_the_same(tmp_path):
     columns = {"text": sentences(100), "label": [str(i // 50) for i in range(100)]}  # sorted by label
     chosen = [read(tmp_path, columns, max_train_samples=20)[0]["train"] for _ in range(2)]
     assert chosen[0] == chosen[1]
     assert len(chosen[0]) == 20 and set(chosen[0].labels) == {0, 1}
+    assert chosen[0].ids == sorted(chosen[0].ids)
     assert read(tmp_path, columns, max_train_samples=20, shuffle_seed=1)[0]["train"] != chosen[0]
     assert len(read(tmp_path, columns, max_train_samples=1000)[0]["train"]) == 100
     with pytest.raises(InputError, match="--max_train_samples must be 1 or more, got 0"):
         read(tmp_path, columns, max_train_samples=0)
+
+
+def test_each_split_has_a_limit_of_its_own(tmp_path):
+    path = str(write_csv(tmp_path / "rows.csv", {"text": sentences(9), "label": ["x", "y", "z"] * 3}))
+    limits = {"max_train_samples": 9, "max_eval_samples": 5, "max_predict_samples": 4}
+    args = DataArguments(train_file=path, validation_file=path, test_file=path, **limits)
+    splits, _ = read_splits(args, named_splits(args), None)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 9, "validation": 5, "test": 4}
 
 
 GOOD = {"text": ["alpha", "beta"], "label": ["x", "y"]}
@@ -105,6 +120,14 @@ def test_a_saved_data_set_keeps_its_label_names(tmp_path):
     assert splits["validation"].labels == [1, 0]
 
 
+def test_lists_of_declared_labels_keep_their_names(tmp_path):
+    features = Features({"text": Value("string"), "labels": List(ClassLabel(names=["joy", "anger"]))})
+    Dataset.from_dict({"text": ["a", "b"], "labels": [[1], [0, 1]]}, features=features).save_to_disk(tmp_path / "rows")
+    args = DataArguments(train_file=str(tmp_path / "rows"))
+    splits, labels = read_splits(args, named_splits(args), None)
+    assert (labels.names, splits["train"].labels) == (["joy", "anger"], [[0.0, 1.0], [1.0, 1.0]])
+
+
 def test_more_than_two_columns_are_joined_and_two_on_request(tmp_path):
     columns = {"a": ["x", "y"], "b": ["1", "2"], "c": ["u", "v"], "label": ["p", "q"]}
 
@@ -131,6 +154,26 @@ def test_test_rows_may_lack_labels(tmp_path):
         assert (split.texts, split.labels) == (["a", "b"], None)
     with pytest.raises(InputError, match="row 2: the label is missing"):
         read(tmp_path, GOOD, {"text": ["a", "b"], "label": ["x", ""]})
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"text": ["a", "b"], "label": ["", ""]}, "row 1: the label is missing"),
+        ({"text": ["a", "b"]}, "expected a column 'label', found text"),
+    ],
+)
+def test_other_rows_may_not(tmp_path, rows, message):
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, rows)
+    good, bad = write_csv(tmp_path / "good.csv", GOOD), write_csv(tmp_path / "bad.csv", rows)
+    args = DataArguments(train_file=str(good), validation_file=str(bad))
+    with pytest.raises(InputError, match=f"bad.csv.*{message}"):
+        read_splits(args, named_splits(args), None)
+
+
+def test_a_column_may_be_called_labels(tmp_path):
+    assert read(tmp_path, {"text": ["a", "b"], "labels": ["x y", "y"]})[1].names == ["x", "y"]
 
 
 def test_rows_are_named_by_their_ids_or_numbers(tmp_path):
@@ -170,6 +213,10 @@ def test_a_finished_model_keeps_its_labels_if_they_fit(tmp_path):
 
     assert names("z", "y", "x") == (["z", "y", "x"], [2, 0])
     assert names("z", "y", "w") == (["x", "z"], [0, 1])
+    multi = finished("x", "z", problem_type="multi_label_classification")
+    splits, labels = read_splits(args, named_splits(args), None, multi)  # of the rows alone one would say: one label
+    assert (labels.problem_type, splits["train"].labels) == (multi.problem_type, [[1.0, 0.0], [0.0, 1.0]])
+    assert labels.evidence == "--init_from says so"
 
 
 def test_rows_are_evaluated_by_the_labels_of_a_finished_model(tmp_path):

@@ -1,7 +1,7 @@
 from datasets import Dataset
 
 from lstmpool.training.data import Split
-from lstmpool.training.data_report import data_lines, describe_data
+from lstmpool.training.data_report import balance_words, data_lines, describe_data
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE, Labels
 
 
@@ -28,6 +28,9 @@ def test_what_is_said_of_the_rows():
     train, test = data_lines(numbers, 8)
     assert train == "  train: 3 rows, 4 tokens a text (longest 8, 25.0% cut at 8). no 2, yes 1."
     assert test == "  test: 2 rows, 3 tokens a text (longest 3); 1 also in train. No labels."
+    again = {"train": splits["train"], "validation": splits["train"]}
+    numbers = describe_data(again, dict.fromkeys(again, rows(1)), dict.fromkeys(again, 0.0), labels)
+    assert numbers["validation"]["also_in_train"] == 3 and "also_in_train" not in numbers["train"]
 
 
 def test_a_pair_is_the_same_only_with_both_its_texts():
@@ -49,3 +52,4 @@ def test_numbers_and_several_labels():
     numbers = describe_data({"train": split(["a", "b"], labels)}, of, cut, many)
     assert numbers["train"]["labels"] == {"l0": 2} | {f"l{i}": 1 for i in range(1, 20)}
     assert data_lines(numbers, 8)[0].endswith("l11 1 and 8 more.")
+    assert balance_words({f"l{i}": 1 for i in range(12)}).endswith("l11 1.")

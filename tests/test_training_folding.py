@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 
-from lstmpool.training.calibration import probability_metrics
+from lstmpool.training.calibration import fit_temperature, probability_metrics, tune_thresholds
 from lstmpool.training.folding import fold_into
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
 from lstmpool.training.metrics import TaskMetrics
@@ -47,6 +48,7 @@ def test_a_temperature(task):
     labels = [0, 1, 2, 1] * 20 if task == SINGLE else [[1, 0, 1], [0, 0, 1]] * 40
     logits, folded, learned = fold(task, labels, calibrate="temperature")
     np.testing.assert_allclose(folded["test"] * learned["temperature"], logits["test"])
+    assert learned["temperature"] == fit_temperature(logits["validation"], np.array(labels), task)
     effect = learned["calibration"]["validation"]
     assert effect["before"] == probability_metrics(logits["validation"], np.array(labels), task)
     assert effect["after"]["log_loss"] < effect["before"]["log_loss"]
@@ -62,6 +64,15 @@ def test_thresholds_are_measured_always_and_folded_on_request():
     metrics = TaskMetrics.of(MULTI, 3)
     assert metrics.compute(metrics.decide(folded["validation"]), np.array(labels)) == effect["at_thresholds"]
     np.testing.assert_allclose(folded["test"], logits["test"] - learned["folded_thresholds"])
+    assert learned["folded_thresholds"] == tune_thresholds(logits["validation"], np.array(labels)).tolist()
+    assert learned["thresholds"]["probabilities"] == pytest.approx(expit(learned["folded_thresholds"]))
+
+
+def test_without_validation_rows_there_are_no_thresholds():
+    args = SimpleNamespace(calibrate=None, tune_thresholds=False)
+    logits, metrics = {"test": np.zeros((2, 3))}, TaskMetrics.of(MULTI, 3)
+    targets = {"test": np.array([[1, 0, 0], [0, 1, 0]])}
+    assert fold_into(torch.nn.Linear(6, 3), args, MULTI, logits, targets, metrics, None) == (logits, {})
 
 
 def test_thresholds_come_after_the_temperature():

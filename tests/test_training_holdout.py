@@ -37,8 +37,8 @@ def test_no_text_is_on_both_sides():
 
 
 def test_a_class_of_one_text_stays_in_training():
-    for seed in range(20):
-        _, held = hold_out(split([0] * 20 + [1]), SINGLE, 0.5, seed)
+    for before in range(4):  # wherever in the order of the strata it lies
+        _, held = hold_out(split([0] * before + [1] + [2] * 20), SINGLE, 0.5, seed=0)
         assert 1 not in held.labels
 
 
@@ -48,16 +48,30 @@ def test_a_rare_label_is_spread_by_itself():
     assert held[:, 1].sum() == pytest.approx(2, abs=1) and len(held) == pytest.approx(20, abs=1)
 
 
+def test_rows_are_spread_by_their_rarest_label_or_by_having_none():
+    kinds = [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    labels = [kinds[min(i % 8, 3)] for i in range(160)]  # 20, 20, 20 and 100 rows
+    for seed in range(10):
+        held = Counter(map(tuple, hold_out(split(labels), MULTI, 0.2, seed)[1].labels))
+        assert [held[tuple(kind)] for kind in kinds] == pytest.approx([4, 4, 4, 20], abs=1)
+
+
+def test_pairs_are_the_same_only_with_both_texts():
+    rows = Split("train.csv", ["one question"] * 20, [f"answer {i}" for i in range(20)], [0, 1] * 10, list(range(20)))
+    train, held = hold_out(rows, SINGLE, 0.2, seed=0)
+    assert len(held) == 4 and not set(train.pairs) & set(held.pairs)
+
+
 @pytest.mark.parametrize("targets", [1, 2])
 def test_numbers_are_spread_over_their_range(targets):
-    values = np.random.default_rng(0).normal(size=(500, targets)) ** 3
+    values = np.random.default_rng(0).normal(size=(500, targets)) ** 3 * [1, 100][:targets]
     train, held = hold_out(split((values if targets > 1 else values[:, 0]).tolist()), REGRESSION, 0.1, seed=0)
     level = (values / values.std(0)).mean(1)
     bounds = np.quantile(level, np.linspace(0, 1, 11))
     assert np.histogram(level[held.ids], bounds)[0] == pytest.approx(np.full(10, 5), abs=1)
 
 
-@pytest.mark.parametrize("share", [0.01, 1.5])
+@pytest.mark.parametrize("share", [0.01, 0.99, 1.5])
 def test_too_few_rows(share):
     with pytest.raises(InputError, match="--validation_size"):
         hold_out(split([0, 1] * 5), SINGLE, share, seed=0)

@@ -23,6 +23,8 @@ def infer(*values, problem_type=None, known=None):
         ([["b"], [], ["a", "b"]], MULTI, ["a", "b"]),
         (["b|a", "b"], MULTI, ["a", "b"]),
         (["very good", "bad"], SINGLE, ["bad", "very good"]),
+        (["--1", "3"], SINGLE, ["3", "--1"]),
+        (["9" * 5000, "3"], SINGLE, ["3", "9" * 5000]),
     ],
 )
 def test_the_task_is_read_off_the_labels(values, problem_type, names):
@@ -40,6 +42,7 @@ def test_names_do_not_depend_on_the_order_of_the_rows():
 
 def test_names_that_the_data_set_declares_keep_their_order():
     assert infer("neg", "pos", known=["pos", "neg", "mixed"]).names == ["pos", "neg", "mixed"]
+    assert infer("0.5", "1.5", known=["1.5", "0.5"]).problem_type == SINGLE
 
 
 def test_the_user_may_name_the_task():
@@ -95,6 +98,24 @@ def test_several_labels_in_one_string_are_separated_alike_in_all_rows():
     assert multi.encode({"label": ["x|New York", "New York"]}, "file") == [[1.0, 1.0], [1.0, 0.0]]
 
 
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ([0, 1, 0], r"found zeros and ones, \[0, 1, 0\]. Give each its own column"),
+        ([1.0, 0.0, 0.0], "found zeros and ones"),
+        ([0.5, 2.0], "found decimal numbers, .* name all with --label_column_name a,b"),
+        ([["a"], ["b"]], "expected the name of a label, found"),
+    ],
+)
+def test_lists_that_are_no_lists_of_names_are_refused(cell, message):
+    with pytest.raises(InputError, match=f"training row 2: .*{message}"):
+        infer(["a"], cell)
+
+
+def test_lists_of_the_numbers_of_labels_are_names():
+    assert infer([0, 1], [1], [], [2.0]).encode({"label": [[1, 0], [0]]}, "file") == [[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+
+
 @pytest.mark.parametrize("cell", ["x, y", '["x", "y"]'])
 def test_lists_written_as_text_are_refused(cell):
     with pytest.raises(InputError, match="row 2: expected names separated by spaces or by |"):
@@ -108,6 +129,7 @@ def test_a_column_called_labels_holds_several_in_one_string():
     for empty in ("", None):  # an empty cell of a CSV, as the two common readers give it
         assert labels.encode({"labels": ["love joy", empty]}, "file") == [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     assert Labels.infer({"labels": ["joy", "anger"]}).problem_type == SINGLE
+    assert Labels.infer({"labels": ["joy love", None]}).names == ["joy", "love"]
 
 
 def test_columns_of_zeros_and_ones_are_labels_each():
@@ -117,6 +139,8 @@ def test_columns_of_zeros_and_ones_are_labels_each():
     assert labels.encode(columns, "file") == [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
     assert Labels.infer({"a": [0, 1], "b": [0, 2]}).problem_type == REGRESSION
     assert Labels.infer(columns, problem_type=REGRESSION).problem_type == REGRESSION
+    with pytest.raises(InputError, match="several of zeros and ones for multi_label_classification, found a, b"):
+        Labels.infer({"a": ["x"], "b": ["y"]}, problem_type=MULTI)
 
 
 def test_a_finished_model_says_what_its_columns_are():

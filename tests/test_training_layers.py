@@ -1,12 +1,13 @@
 import pytest
 import torch
 
+from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.arguments import ModelArguments, TrainingArguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.layers import check_layers, learning_rates, prepare_layers, stack_of
 
-from .conftest import random_inputs, tiny_config, tiny_model
+from .conftest import backbone_config, random_inputs, tiny_config, tiny_model
 
 
 def prepared(model=None, **options):
@@ -87,6 +88,11 @@ def test_layers_that_are_not_there(options, message):
         check_layers(ModelArguments(**options), tiny_config())
 
 
+def test_all_layers_may_be_frozen_or_fresh():
+    for options in ({"freeze_layers": 4}, {"reinit_layers": 4}, {"freeze_layers": 3, "reinit_layers": 1}):
+        check_layers(ModelArguments(**options), tiny_config())
+
+
 def rates(model, tmp_path, **options):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=1.0, report_to=[], **options)
     return {name.removeprefix("lstmpool."): rate for name, rate in learning_rates(model, args).items()}
@@ -106,6 +112,17 @@ def test_what_lies_above_the_layers_goes_as_fast_as_the_highest(tmp_path):
     assert found["backbone.norm.weight"] == found["backbone.layers.3.mlp.up_proj.weight"] == 1.0
     assert found["backbone.embed_tokens.weight"] == 0.5**4
     assert found["classifier.weight"] == 1.0
+    assert rates(tiny_model(), tmp_path, head_learning_rate=0.0)["classifier.weight"] == 0.0
+
+
+def test_what_is_frozen_has_no_rate_and_layer_10_is_not_layer_1(tmp_path):
+    model = LstmPoolForSequenceClassification(
+        LstmPoolConfig(backbone_config=backbone_config(num_hidden_layers=11), num_labels=2)
+    )
+    found = rates(prepared(model, freeze_embeddings=True), tmp_path, layerwise_lr_decay=0.5)
+    assert found["backbone.encoder.layer.1.output.dense.weight"] == 0.5**9
+    assert found["backbone.encoder.layer.10.output.dense.weight"] == 1.0
+    assert not any("embeddings" in name for name in found)
 
 
 def test_layers_that_cannot_be_told_apart(tmp_path):

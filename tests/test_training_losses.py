@@ -24,6 +24,7 @@ def call(loss, logits, labels, **options):
 
 
 def test_plain_losses_are_the_models_own():
+    assert loss_for(labels=(), class_weights="balanced") is None  # without training rows there is nothing to weigh
     assert loss_for() is None and loss_for(MULTI) is None and loss_for(REGRESSION) is None
 
 

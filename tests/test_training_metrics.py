@@ -32,6 +32,7 @@ def test_multi_label_by_hand():
     result = TaskMetrics.of(MULTI, 3)(EvalPrediction(logits, labels))
     wanted = {"f1_micro": 4 / 7, "f1_macro": (2 / 3 + 2 / 3 + 0) / 3, "subset_accuracy": 1 / 2}
     assert result == pytest.approx(wanted)
+    assert TaskMetrics.of(MULTI, 2).compute(np.array([[1, 0]]), np.array([[1, 1]]))["subset_accuracy"] == 0
 
 
 def test_regression_by_hand():
@@ -76,6 +77,10 @@ def test_the_best_epoch_is_chosen_in_the_right_direction(task, given, name, grea
     args = SimpleNamespace(metric_for_best_model=given)
     TaskMetrics.of(task, 1).choose_best(args)
     assert (args.metric_for_best_model, args.greater_is_better) == (name, greater)
+
+
+def test_several_targets_are_judged_by_mcrmse():
+    assert TaskMetrics.of(REGRESSION, 2).headline == "mcrmse" and TaskMetrics.of(REGRESSION, 1).headline == "mse"
 
 
 def test_a_metric_of_another_task_is_refused():
@@ -167,11 +172,14 @@ def test_the_linear_model_is_the_one_that_is_best_on_validation():
     assert "(alpha=0.1)" in names[0]
 
 
-def test_the_frozen_states_are_those_of_the_top_layer(tmp_path):
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_the_frozen_states_are_those_of_the_top_layer(tmp_path, strategy):
     model = tiny_model()
     inputs = random_inputs(5, 7, lengths=[7, 3, 5, 2, 6])
     rows = datasets.Dataset.from_dict({name: value.tolist() for name, value in inputs.items()} | {"labels": [0] * 5})
-    arguments = TrainingArguments(str(tmp_path), use_cpu=True, per_device_eval_batch_size=2, report_to=[])
+    arguments = TrainingArguments(
+        str(tmp_path), use_cpu=True, per_device_eval_batch_size=2, train_sampling_strategy=strategy, report_to=[]
+    )
     states = top_states(Trainer(model, arguments), rows.with_format("torch"))
     with torch.no_grad():
         wanted = model(**inputs, output_hidden_states=True).hidden_states[-1][:, 0]

@@ -60,6 +60,13 @@ def test_the_table_of_an_earlier_evaluation_is_not_overwritten_unasked(tmp_path)
     check_output(arguments(tmp_path, overwrite=True))
 
 
+def test_a_file_of_the_users_is_not_taken_for_a_part_of_a_run(tmp_path):
+    (tmp_path / "README.md").write_text("mine")  # as in a project's own folder
+    with pytest.raises(InputError, match="holds .*README.md"):
+        check_output(arguments(tmp_path))
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 def test_the_model_to_start_from_is_not_overwritten(finished, tmp_path):
     for start in (finished, finished / "checkpoint-5"):
         with pytest.raises(InputError, match="holds the model of --init_from. Choose another folder"):

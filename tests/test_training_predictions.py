@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pandas
 import pytest
@@ -5,6 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, TrainingArguments
 
+from lstmpool.training.errors import InputError
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
 from lstmpool.training.predictions import by_length, predict_logits, prediction_table, write_table
 from lstmpool.training.trainer import LstmPoolTrainer
@@ -24,7 +27,8 @@ class Echo(torch.nn.Module):
 
     def forward(self, input_ids=None, attention_mask=None, **others):
         self.batches.append(input_ids.shape[1])
-        return {"logits": torch.stack([input_ids[:, 0], attention_mask.sum(1)], dim=1).float()}
+        logits = torch.stack([input_ids[:, 0], attention_mask.sum(1)], dim=1).float()
+        return {"logits": logits.masked_fill(logits == 99, math.nan)}
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
@@ -52,6 +56,14 @@ def test_every_row_is_in_its_place(tmp_path, tokenizer, strategy):
     assert args.train_sampling_strategy == strategy
 
 
+def test_a_model_that_gives_no_numbers_is_refused(tmp_path, tokenizer):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, report_to=[])
+    trainer = LstmPoolTrainer(Echo(), args, data_collator=DataCollatorWithPadding(tokenizer))
+    rows = Dataset.from_list([{"input_ids": [n], "attention_mask": [1]} for n in (5, 99)])
+    with pytest.raises(InputError, match="found NaN or infinity: it has diverged"):
+        predict_logits(trainer, rows)
+
+
 def test_rows_are_sorted_by_their_own_tokens_not_by_padding():
     rows = [{"input_ids": [9] * 4, "attention_mask": [1] * n + [0] * (4 - n)} for n in (2, 4, 1, 4)]
     ordered, order = by_length(Dataset.from_list(rows))
@@ -67,7 +79,7 @@ def test_one_label_a_text():
 
 
 def test_several_labels_a_text():
-    logits = np.array([[np.log(3), -1.0, 2.0], [-1.0, -1.0, -1.0]])
+    logits = np.array([[np.log(3), -1.0, 0.2], [-1.0, -1.0, -1.0]])
     texts = {"text": ["x", "y"]}
     table = prediction_table(logits, [0, 1], ["a", "b", "c"], MULTI, texts)
     assert list(table.columns) == ["id", "text", "score_a", "score_b", "score_c", "prediction"]

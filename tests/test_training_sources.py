@@ -43,11 +43,31 @@ def test_splits_may_be_named_and_cut(folder):
 
 
 def test_a_saved_data_set_is_one_too(tmp_path):
-    rows = Dataset.from_dict({"text": ["a"], "label": ["x"]})
-    DatasetDict({"train": rows, "held": rows}).save_to_disk(tmp_path / "saved")
+    tables = {name: Dataset.from_dict({"text": [f"of {name}"], "label": ["x"]}) for name in ("train", "held")}
+    DatasetDict(tables).save_to_disk(tmp_path / "saved")
     args = DataArguments(dataset_name=str(tmp_path / "saved"), validation_split_name="held")
     assert named_splits(args) == {"train": "train", "validation": "held"}
-    assert list(read_rows(args, "validation", "held")[0]["text"]) == ["a"]
+    assert list(read_rows(args, "validation", "held")[0]["text"]) == ["of held"]
+
+
+def test_configuration_and_revision_are_asked_for_wherever_a_data_set_is(monkeypatch):
+    asked = []
+
+    def note(*words, **options):
+        asked.append((*words, options["revision"]))
+        return ["train"]
+
+    monkeypatch.setattr("lstmpool.training.sources.get_dataset_split_names", note)
+    monkeypatch.setattr("lstmpool.training.sources.load_dataset", note)
+    args = DataArguments(dataset_name="owner/name", dataset_config_name="mrpc", dataset_revision="abc")
+    read_rows(args, "train", named_splits(args)["train"])
+    assert asked == [("owner/name", "mrpc", "abc")] * 2
+
+
+def test_a_split_without_rows_is_refused(monkeypatch):
+    monkeypatch.setattr("lstmpool.training.sources.load_dataset", lambda *words, **options: [])
+    with pytest.raises(InputError, match="owner/name: its split train holds no rows"):
+        read_rows(DataArguments(dataset_name="owner/name"), "train", "train")
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,8 @@ class TrainingArguments(transformers.TrainingArguments):
         for name in ("calibrate", "tune_thresholds"):
             if getattr(self, name) and not self.do_eval:
                 raise InputError(f"--{name} is fitted on validation rows, found none. Name them, or leave it out.")
+        if self.baselines and not self.do_train:
+            raise InputError("--baselines are fitted on training rows, found none. Name them, or leave it out.")
         if not 0 <= self.label_smoothing_factor < 1:
             raise InputError(
                 f"--label_smoothing_factor must lie in 0..1, without 1, got {self.label_smoothing_factor}."

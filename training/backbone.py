@@ -111,7 +111,8 @@ class Backbone:
         """The tokenizer, set to cut texts at `max_seq_length` tokens, and with a token to pad with.
 
         Raises:
-            InputError: if there is none, if it cannot pad, or if the length is more than the backbone can read.
+            InputError: if there is none, if it cannot pad, or if the length is more than the backbone can read, or
+                so short that tokenizers cut nothing, without a word.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self.loading)
@@ -122,8 +123,9 @@ class Backbone:
             config = self.load_config()
             limit = getattr(getattr(config, "backbone_config", config), "max_position_embeddings", None) or LONGEST
             limit = limit - 2 if limit > 2 else LONGEST
-        if max_seq_length is not None and not 1 <= max_seq_length <= limit:
-            raise InputError(f"--max_seq_length must lie in 1..{limit} for {self.title}, got {max_seq_length}.")
+        least = tokenizer.num_special_tokens_to_add(pair=True) + 1
+        if max_seq_length is not None and not least <= max_seq_length <= limit:
+            raise InputError(f"--max_seq_length must lie in {least}..{limit} for {self.title}, got {max_seq_length}.")
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise InputError(f"{self.flag} {self.title}: its tokenizer has neither a pad_token nor an eos_token.")

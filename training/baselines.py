@@ -14,6 +14,7 @@ from transformers import Trainer
 
 from lstmpool.training.labels import MULTI, REGRESSION
 from lstmpool.training.metrics import LOWER_IS_BETTER, TaskMetrics
+from lstmpool.training.predictions import in_given_order
 
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # of the linear model's regularisation: C, or 1 / alpha
@@ -21,9 +22,10 @@ STRENGTHS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # of the linear model's re
 
 @torch.no_grad()
 def top_states(trainer: Trainer, dataset: Dataset) -> np.ndarray:
-    """The highest layer's vector of each row, (N, H), from the backbone as it is at the moment."""
+    """The highest layer's vector of each row, (N, H), in the rows' order, from the backbone as it is at the moment."""
     model = trainer.model.eval()
-    batches = trainer.get_test_dataloader(dataset.remove_columns("labels"))
+    with in_given_order(trainer):
+        batches = trainer.get_test_dataloader(dataset.remove_columns("labels"))
     states = [model.base_model(**batch).layer_states[:, -1].float().cpu() for batch in batches]  # (B, H) each
     return torch.cat(states).numpy()
 

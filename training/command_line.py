@@ -7,6 +7,7 @@ that both pass the same checks and the command line wins.
 import argparse
 import importlib.util
 import json
+import math
 import shutil
 import textwrap
 from dataclasses import fields
@@ -17,6 +18,7 @@ import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
+from transformers.integrations import get_available_reporting_integrations
 
 from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from lstmpool.training.errors import InputError, did_you_mean
@@ -46,6 +48,14 @@ UNFIT = {  # what the command cannot do without
     "prediction_loss_only": (False, "metrics need the predictions"),
     "label_names": (None, "the labels of every task are in the column that this command makes, labels"),
     "hub_always_push": (False, "a save is pushed unless the push before it is still under way"),
+}
+POSITIVE = {
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "num_train_epochs",
+    "gradient_accumulation_steps",
+    "early_stopping_patience",
+    "preprocessing_num_workers",
 }
 HELP = {  # of the library's flags, those that one needs; its own texts run over many lines
     "output_dir": "Folder that the finished model is written to, ready for the Hub. Required.",
@@ -162,6 +172,12 @@ def parse_arguments(
             raise InputError(f"expected --flags after the recipe, found {word!r}; a recipe is the first word.")
         raise _unknown(word.lstrip("-").partition("=")[0], "flag", actions)
     given = {name: value for name, value in vars(namespace).items() if value is not unset}
+    for name in given.keys() & POSITIVE:
+        if given[name] <= 0:
+            raise InputError(f"--{name} must be more than 0, got {given[name]}.")
+    for name in given.keys() & {"learning_rate", "head_learning_rate"}:
+        if not 0 <= given[name] < math.inf:  # nor NaN
+            raise InputError(f"--{name} must be 0 or more, got {given[name]}.")
 
     groups = (ModelArguments, DataArguments, TrainingArguments)
     model, data, training = ({f.name: given[f.name] for f in fields(group) if f.name in given} for group in groups)
@@ -171,7 +187,7 @@ def parse_arguments(
         raise InputError(
             f"--{fixed[0]} is settled by the model of --init_from. Leave it out, or start from --backbone."
         )
-    if "output_dir" not in training:
+    if not training.get("output_dir"):
         raise InputError("expected --output_dir, the folder for the finished model, found none.")
     places = named_splits(data_args)
     return model_args, data_args, _training_arguments(training, places, model_args, data_args), places
@@ -224,9 +240,6 @@ def _training_arguments(
     for name, (needed, reason) in UNFIT.items():
         if given.get(name, needed) != needed:
             raise InputError(f"--{name} cannot be {given[name]} here: {reason}. Leave it out.")
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs"):
-        if given.get(name, 1) <= 0:
-            raise InputError(f"--{name} must be more than 0, got {given[name]}.")
     values = {**DEFAULTS, **given}
     splits = set(places)
     doing = {"do_train": "train", "do_eval": "validation", "do_predict": "test"}
@@ -260,6 +273,12 @@ def _training_arguments(
         args = TrainingArguments(**values)
     except (ValueError, ImportError, RuntimeError, OSError) as error:
         raise InputError(error) from None
+    loggers = get_available_reporting_integrations()
+    if missing := sorted({*args.report_to} - {*loggers, "azure_ml", "flyte"}):  # two that the library does not list
+        raise InputError(
+            f"--report_to {missing[0]}: no such logger is installed, found {', '.join(loggers) or 'none'}. Install "
+            "it, or leave it out."
+        )
     if args.world_size > 1:
         raise InputError(f"this command runs in one process, found {args.world_size}. Start it with python alone.")
     return args

@@ -113,10 +113,9 @@ def _labels(raw: dict[str, tuple], problem_type: str | None, finished: LstmPoolC
     values, known = raw["train"][3:]
     if finished is None:
         return Labels.infer(values, problem_type, known)
-    labels = Labels.infer(values, problem_type or finished.problem_type, known)
     kept = Labels.of_model(finished, values)
-    same_task = labels.problem_type == kept.problem_type
-    return replace(labels, names=kept.names) if same_task and set(labels.names) <= set(kept.names) else labels
+    labels = replace(Labels.infer(values, finished.problem_type, known), evidence=kept.evidence)
+    return replace(labels, names=kept.names) if set(labels.names) <= set(kept.names) else labels
 
 
 def _joined(texts: list[list[str]], delimiter: str | None) -> list[list[str]]:

@@ -151,6 +151,15 @@ def _names_of(value: Any, place: str, problem_type: str, separator: str | None) 
     if problem_type == SINGLE and isinstance(value, list):
         raise InputError(f"{place}: expected one label, found the list {value!r}. Try --problem_type {MULTI}.")
     names = value if isinstance(value, list) else [value]
+    if isinstance(value, list):
+        vector = all(name in (0, 1) for name in value) and len(set(value)) < len(value)  # no set of labels 0 and 1
+        if vector or any(isinstance(name, float) and not name.is_integer() for name in value if not _is_missing(name)):
+            raise InputError(
+                f"{place}: expected a list of label names, found {'zeros and ones' if vector else 'decimal numbers'}, "
+                f"{value!r}. Give each its own column, and name all with --label_column_name a,b."
+            )
+    if any(isinstance(name, (list, dict)) for name in names):
+        raise InputError(f"{place}: expected the name of a label, found {value!r}.")
     if any(_is_missing(name) for name in names):
         raise InputError(f"{place}: the label is missing. Fill it in or leave the row out.")
     return [str(name).strip() for name in names]
@@ -184,4 +193,4 @@ def _is_missing(value: Any) -> bool:
 
 def _by_number(name: str) -> tuple[float, str]:
     """Sorts 2 before 10, and names that are not whole numbers by the alphabet."""
-    return (int(name), name) if name.lstrip("-").isdecimal() else (math.inf, name)
+    return (float(name), name) if name.removeprefix("-").isdecimal() else (math.inf, name)

@@ -157,10 +157,11 @@ def _data(run: Run) -> str:
 
 def _settings(run: Run) -> str:
     args = run.args
+    head_rate = args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
     settings = {
         "epochs": f"{args.num_train_epochs:g}" if args.max_steps < 0 else f"{args.max_steps} steps",
         "learning rate, backbone": f"{args.learning_rate:g}",
-        "learning rate, new layers": f"{args.head_learning_rate or args.learning_rate:g}",
+        "learning rate, new layers": f"{head_rate:g}",
         **(
             {"rate of a layer, times that above": f"{args.layerwise_lr_decay:g}"}
             if args.layerwise_lr_decay < 1

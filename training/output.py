@@ -48,7 +48,7 @@ def check_output(args: TrainingArguments, init_from: str | None = None) -> None:
         args.resume_from_checkpoint = str(_checkpoint(folder, args.resume_from_checkpoint))
         return
     left = {path.name for path in _written(folder)}
-    held = sorted(left - (WRITTEN - RESULTS - {"config.json"}))
+    held = sorted(left - {path.name for path in CODE})  # which a run that was stopped at once leaves behind
     if left - WRITTEN | left & {"config.json"} and not _is_ours(folder):
         raise InputError(f"--output_dir {folder} holds another kind of model ({held[0]}). Choose another folder.")
     if held and not args.overwrite:

@@ -1,6 +1,8 @@
 """Predictions for many texts, computed from the longest to the shortest, given in the order that was asked for."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from datasets import Dataset
 from scipy.special import expit, softmax
 from transformers import Trainer
 
+from lstmpool.training.errors import InputError
 from lstmpool.training.labels import MULTI, REGRESSION
 
 
@@ -23,17 +26,33 @@ def by_length(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
     return dataset.select(order), order
 
 
+@contextmanager
+def in_given_order(trainer: Trainer) -> Iterator[None]:
+    """Trainer evaluates in the order given, but for one strategy of training, under which it makes an order of its
+    own."""
+    strategy, trainer.args.train_sampling_strategy = trainer.args.train_sampling_strategy, "random"
+    try:
+        yield
+    finally:
+        trainer.args.train_sampling_strategy = strategy
+
+
 def predict_logits(trainer: Trainer, dataset: Dataset) -> np.ndarray:
-    """The logits (N, C) of the rows, in their order; of labels no notice is taken."""
+    """The logits (N, C) of the rows, in their order; of labels no notice is taken.
+
+    Raises:
+        InputError: if they are no numbers, as after a training that has diverged.
+    """
     if "labels" in dataset.column_names:
         dataset = dataset.remove_columns("labels")
     ordered, order = by_length(dataset)
-    # Trainer evaluates in the order given, but for this strategy, under which it makes an order of its own.
-    strategy, trainer.args.train_sampling_strategy = trainer.args.train_sampling_strategy, "random"
-    try:
+    with in_given_order(trainer):
         found = trainer.predict(ordered).predictions
-    finally:
-        trainer.args.train_sampling_strategy = strategy
+    if not np.isfinite(found).all():
+        raise InputError(
+            "expected numbers from the model, found NaN or infinity: it has diverged, and was not saved. Lower "
+            "--learning_rate and --head_learning_rate, or leave out --fp16."
+        )
     logits = np.empty_like(found, dtype=np.float64)
     logits[order] = found
     return logits

@@ -55,7 +55,8 @@ def read_rows(args: DataArguments, split: str, place: str) -> tuple[Dataset, str
     try:
         table = load_dataset(args.dataset_name, args.dataset_config_name, split=place, revision=args.dataset_revision)
     except Exception as error:  # the library's own kinds, those of the Hub's client and of every reader
-        raise InputError(f"--dataset_name {args.dataset_name} cannot be loaded: {error}") from None
+        cause = str(error.__cause__ or error)[:300]  # the library's own words are few, or very many
+        raise InputError(f"--dataset_name {args.dataset_name} cannot be loaded: {cause}") from None
     if len(table) == 0:
         raise InputError(f"--dataset_name {args.dataset_name}: its split {place} holds no rows.")
     return table, f"{args.dataset_name} {place}"
