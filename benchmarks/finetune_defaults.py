@@ -11,9 +11,7 @@ stopped. `--table` turns the CSV into the tables of FINETUNE.md and a heat map, 
 import csv
 import io
 import json
-import math
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -27,18 +25,15 @@ import torch
 from transformers import HfArgumentParser
 
 from lstmpool import train_trainer
+from lstmpool.benchmarks.finetune_tables import SAME, Row, fill_page, heat_map, tables
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
-from lstmpool.training.report import markdown_table
 
 
 METRIC = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "pearson"}  # more is better in all three
-SAME = "same"  # the new layers learn at the backbone's rate
 COLUMNS = (
     "set train_rows validation_rows seed learning_rate head_learning_rate epochs batch_size precision backbone metric "
     "value seconds versions"
 ).split()
-MARKS = ("<!-- tables: made by --table -->\n", "<!-- end of tables -->\n")
-Row = dict[str, str]
 
 
 @dataclass
@@ -79,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"expected results in {output}, found none. Make some with --data_dir.")
         text = tables(rows)
         print(text)
-        fill_page(output.with_name("FINETUNE.md"), text)
+        if (page := output.with_name("FINETUNE.md")).is_file():
+            fill_page(page, text)
         heat_map(rows, output.with_suffix(".png"))
         return 0
     if args.data_dir is None:
@@ -162,18 +158,6 @@ def write_rows(path: Path, rows: list[Row]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     os.replace(new, path)
-
-
-def tables(rows: list[Row]) -> str:
-    return ""
-
-
-def fill_page(page: Path, text: str) -> None:
-    """later"""
-
-
-def heat_map(rows: list[Row], path: Path) -> None:
-    """later"""
 
 
 if __name__ == "__main__":
