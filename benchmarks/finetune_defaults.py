@@ -31,7 +31,7 @@ from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
 
 METRIC = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "pearson"}  # more is better in all three
 COLUMNS = (
-    "set train_rows validation_rows seed learning_rate head_learning_rate epochs batch_size precision backbone metric "
+    "set backbone seed learning_rate head_learning_rate train_rows validation_rows epochs batch_size precision metric "
     "value seconds versions"
 ).split()
 
@@ -83,7 +83,13 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # sums in one order, whatever the machine
     for seed, name, rate, head in product(args.seeds, args.sets, args.learning_rates, args.head_learning_rates):
         head_rate = rate if head == SAME else float(head)
-        wanted = {"set": name, "seed": str(seed), "learning_rate": f"{rate:g}", "head_learning_rate": f"{head_rate:g}"}
+        wanted = {
+            "set": name,
+            "backbone": args.backbone.rstrip("/").rpartition("/")[2],  # of a folder, its own name alone
+            "seed": str(seed),
+            "learning_rate": f"{rate:g}",
+            "head_learning_rate": f"{head_rate:g}",
+        }
         rows = read_rows(output)
         if any(wanted.items() <= row.items() for row in rows):
             continue
@@ -129,7 +135,6 @@ def measure(args: Arguments, wanted: Row) -> Row:
         "epochs": str(args.epochs),
         "batch_size": str(batch_size),
         "precision": "bf16" if args.bf16 else "float32",
-        "backbone": args.backbone,
         "metric": metric,
         "value": f"{record['results']['validation'][metric]:.4f}",
         "seconds": f"{time.monotonic() - started:.0f}",

@@ -16,7 +16,7 @@ Cell = tuple[float, float]  # rate of the backbone, and of the new layers, 0 whe
 
 @dataclass(frozen=True)
 class Grid:
-    """The results: `values[set]` is (seeds, cells), more is better; `left_out` seeds are not finished."""
+    """The results: `values` of a set and backbone are (seeds, cells), more is better; `left_out` seeds are not whole."""
 
     cells: list[Cell]
     values: dict[str, np.ndarray]
@@ -44,7 +44,7 @@ def read_grid(rows: list[Row]) -> Grid:
     runs: dict[str, dict[str, dict[Cell, float]]] = {}
     for row in rows:
         rate, head = float(row["learning_rate"]), float(row["head_learning_rate"])
-        block = runs.setdefault(row["set"], {}).setdefault(row["seed"], {})
+        block = runs.setdefault(_title(row), {}).setdefault(row["seed"], {})
         block[rate, 0.0 if head == rate else head] = float(row["value"])  # 0 sorts 'same' first
     cells = sorted(max((block for seeds in runs.values() for block in seeds.values()), key=len))
     values, left_out = {}, 0
@@ -53,7 +53,11 @@ def read_grid(rows: list[Row]) -> Grid:
         left_out += len(seeds) - len(whole)
         if whole:
             values[name] = np.array(whole)  # (seeds, cells)
-    return Grid(cells, values, {row["set"]: row["metric"] for row in rows}, left_out)
+    return Grid(cells, values, {_title(row): row["metric"] for row in rows}, left_out)
+
+
+def _title(row: Row) -> str:
+    return f"{row['set']}, {row['backbone'].removeprefix('package:')}"
 
 
 def tables(rows: list[Row]) -> str:
@@ -100,7 +104,7 @@ def heat_map(rows: list[Row], path: Path) -> None:
 
     grid = read_grid(rows)
     rates, heads = (sorted({cell[i] for cell in grid.cells}) for i in (0, 1))
-    shown = {f"{name}: {grid.metrics[name]}": values.mean(0) for name, values in grid.values.items()}
+    shown = {f"{name}\n{grid.metrics[name]}": values.mean(0) for name, values in grid.values.items()}
     shown["mean rank"] = -grid.ranks().mean(0)
     figure = Figure(figsize=(3.2 * len(shown), 3.4), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):

@@ -17,7 +17,7 @@ GRID = ["--sets", "one", "--seeds", "1", "--learning_rates", "1e-4", "--head_lea
 
 def row(name, seed, rate, head, value):
     numbers = {"seed": str(seed), "learning_rate": f"{rate:g}", "head_learning_rate": f"{head:g}", "value": str(value)}
-    return dict.fromkeys(COLUMNS, "") | {"set": name, "metric": "accuracy"} | numbers
+    return dict.fromkeys(COLUMNS, "") | {"set": name, "backbone": "package:b", "metric": "accuracy"} | numbers
 
 
 ROWS = [  # two cells on two sets: alike, 5e-5 for both, and 1e-3 for the new layers
@@ -72,6 +72,7 @@ def test_the_command_takes_the_flags_and_a_run_that_fails_leaves_no_row(data, ca
     rows = read_rows(output)
     assert [row["head_learning_rate"] for row in rows] == ["0.0001", "0.001"]
     assert (rows[0]["train_rows"], rows[0]["metric"], rows[0]["precision"]) == ("8", "accuracy", "float32")
+    assert {row["backbone"] for row in rows} == {"backbone"}  # no folder of the machine
     before = output.read_text()
     with pytest.raises(SystemExit, match="ended with status 2"):
         main([f"--backbone={data / 'nothing'}", *words, "5e-4"])
@@ -84,12 +85,12 @@ def test_ranks_distances_and_noise():
     assert grid.ranks().tolist() == [[2, 1], [1, 2]]
     assert grid.lost().tolist() == [pytest.approx([0.07, 0]), pytest.approx([0, 0.05])]
     # less the means of cells and seeds, -+0.015 is left of each of the four: one degree of freedom
-    assert grid.noise("one") == pytest.approx((4 * 0.015**2) ** 0.5)
+    assert grid.noise("one, b") == pytest.approx((4 * 0.015**2) ** 0.5)
 
 
 def test_the_tables():
     text = tables(ROWS)
-    assert "**one**, accuracy on validation, mean of 2 seed(s); a run scatters by 0.030 about its cell:" in text
+    assert "**one, b**, accuracy on validation, mean of 2 seed(s); a run scatters by 0.030 about its cell:" in text
     assert (
         "| backbone | new layers same | new layers 0.001 |\n| ---: | ---: | ---: |\n| 5e-05 | 0.810 | 0.880 |" in text
     )
@@ -120,5 +121,5 @@ def test_table_alone_needs_results_and_makes_the_picture(tmp_path, capsys):
     assert "expected results in" in capsys.readouterr().err
     write_rows(output, ROWS)
     assert main(["--table", f"--output={output}"]) == 0
-    assert "**two**" in capsys.readouterr().out
+    assert "**two, b**" in capsys.readouterr().out
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
