@@ -16,7 +16,7 @@ Cell = tuple[float, float]  # rate of the backbone, and of the new layers, 0 whe
 
 @dataclass(frozen=True)
 class Grid:
-    """The results: `values` of a set and backbone are (seeds, cells), more is better; `left_out` seeds are not whole."""
+    """The results: `values` by set and backbone, (seeds, cells), more is better; `left_out`: unfinished seeds."""
 
     cells: list[Cell]
     values: dict[str, np.ndarray]
