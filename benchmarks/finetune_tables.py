@@ -16,12 +16,12 @@ Cell = tuple[float, float]  # rate of the backbone, and of the new layers, 0 whe
 
 @dataclass(frozen=True)
 class Grid:
-    """The results: `values` by set and backbone, (seeds, cells), more is better; `left_out`: unfinished seeds."""
+    """The results by set and backbone: (seeds, cells), more is better. `parts` are what lacks some of the cells."""
 
     cells: list[Cell]
     values: dict[str, np.ndarray]
+    parts: dict[str, dict[Cell, float]]
     metrics: dict[str, str]
-    left_out: int
 
     def noise(self, name: str) -> float:
         """Standard deviation of what neither the cell nor the seed explains."""
@@ -40,20 +40,21 @@ class Grid:
 
 
 def read_grid(rows: list[Row]) -> Grid:
-    """The values on the cells of the largest grid; a seed of a set that lacks one of them is left out."""
+    """The results on the cells of the largest grid; a seed that lacks any counts only where there is no other."""
     runs: dict[str, dict[str, dict[Cell, float]]] = {}
     for row in rows:
         rate, head = float(row["learning_rate"]), float(row["head_learning_rate"])
         block = runs.setdefault(_title(row), {}).setdefault(row["seed"], {})
         block[rate, 0.0 if head == rate else head] = float(row["value"])  # 0 sorts 'same' first
     cells = sorted(max((block for seeds in runs.values() for block in seeds.values()), key=len))
-    values, left_out = {}, 0
+    values, parts = {}, {}
     for name, seeds in runs.items():
         whole = [[block[cell] for cell in cells] for block in seeds.values() if block.keys() >= set(cells)]
-        left_out += len(seeds) - len(whole)
         if whole:
             values[name] = np.array(whole)  # (seeds, cells)
-    return Grid(cells, values, {_title(row): row["metric"] for row in rows}, left_out)
+        else:
+            parts[name] = max(seeds.values(), key=len)
+    return Grid(cells, values, parts, {_title(row): row["metric"] for row in rows})
 
 
 def _title(row: Row) -> str:
@@ -74,7 +75,11 @@ def tables(rows: list[Row]) -> str:
     parts += [_square(grid.cells, spread)]
     parts += ["**Distance** to the best cell of each set, in hundredths: mean over sets (the largest):"]
     parts += [_square(grid.cells, [f"{100 * loss.mean():.1f} ({100 * loss.max():.1f})" for loss in lost.T])]
-    parts += [f"{grid.left_out} seed(s) of a set are not finished, and left out."] * bool(grid.left_out)
+    for name, part in grid.parts.items():
+        parts += [
+            f"**{name}**, {grid.metrics[name]} on validation, one seed, of some cells, which the above leaves out:"
+        ]
+        parts += [_square(sorted(part), [f"{part[cell]:.3f}" for cell in sorted(part)])]
     return "\n\n".join(parts) + "\n"
 
 
