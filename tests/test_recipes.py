@@ -67,6 +67,7 @@ def rows_like(recipe, n):
 @NAMES
 def test_a_recipe_runs_on_rows_of_that_shape(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     save_backbone(tmp_path / "backbone")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     (tmp_path / "rows").mkdir()
