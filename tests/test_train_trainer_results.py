@@ -318,3 +318,12 @@ def test_a_frozen_backbone_is_saved_as_it_was_and_its_states_are_cached(work, mo
 def test_settings_of_the_library_work(work, monkeypatch, request, words):
     folder, metrics = run(work, monkeypatch, f"setting{abs(hash(words))}", *words.split())
     assert np.isfinite(list(metrics["results"]["test"].values())).all()
+
+
+def test_a_metric_that_is_never_defined_keeps_the_last_step(work, monkeypatch, capsys):
+    """A correlation with rows that are all alike: no epoch is the best."""
+    write_csv(work / "alike.csv", {"text": sentences(6), "price": ["1.5"] * 6, "key": list(range(6))})
+    files = ["--train_file=train.csv", "--validation_file=alike.csv"]
+    words = ["--label_column_name=price", "--metric_for_best_model=pearson"]
+    run(work, monkeypatch, "undefined", *words, files=files)
+    assert "The model after the last step, 12, was kept." in capsys.readouterr().out

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.command_line import make_parser, parse_arguments
@@ -37,6 +38,27 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(recipe):
     assert training.lr_scheduler_kwargs == {"num_cycles": 2}
     assert training.per_device_train_batch_size == 16  # the command's default, where the library's is 8
     assert parse(path)[0].layers == [-2, -1]
+
+
+def test_files_on_the_command_line_stand_in_for_the_data_set_of_the_recipe(recipe):
+    """And a data set for files: a recipe made for one can be run on the other."""
+    path = recipe(
+        "backbone: b\noutput_dir: out\ndataset_name: owner/rows\ndataset_config_name: some\n"
+        "test_split_name: dev\nlabel_column_name: kind\n"
+    )
+    for words in (["--train_file=a.csv"], ["--train-file", "a.csv"]):
+        _, data, _, places = parse(path, *words)
+        assert places == {"train": "a.csv"}
+        assert (data.dataset_name, data.dataset_config_name, data.label_column_name) == (None, None, "kind")
+    with pytest.raises(InputError, match="found both"):
+        parse("--backbone=b", "--output_dir=out", "--dataset_name=owner/rows", "--train_file=a.csv")
+
+
+def test_a_data_set_on_the_command_line_stands_in_for_the_files_of_the_recipe(recipe, tmp_path):
+    rows = Dataset.from_dict({"text": ["a"], "label": [0]})
+    DatasetDict({"train": rows}).save_to_disk(tmp_path / "saved")
+    path = recipe("backbone: b\noutput_dir: out\ntrain_file: a.csv\ntest_file: b.csv\n")
+    assert parse(path, f"--dataset_name={tmp_path / 'saved'}")[3] == {"train": "train"}
 
 
 def test_json_recipe_is_the_same_as_yaml_and_as_flags(recipe):

@@ -23,7 +23,7 @@ from transformers.integrations import get_available_reporting_integrations
 from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from lstmpool.training.errors import InputError, did_you_mean
 from lstmpool.training.metrics import AUTO
-from lstmpool.training.sources import named_splits
+from lstmpool.training.sources import SPLITS, named_splits
 
 
 # What a fine-tune wants, where it differs from the library's defaults.
@@ -100,6 +100,10 @@ RENAMED = {
 }
 
 
+FILES = {f"{split}_file" for split in SPLITS}
+OF_DATA_SET = {"dataset_name", "dataset_config_name", "dataset_revision", *(f"{split}_split_name" for split in SPLITS)}
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> None:  # argparse would print the usage first
         raise InputError(f"{message}. See --help.")
@@ -162,7 +166,7 @@ def parse_arguments(
     actions = {action.dest: action for action in parser._actions if action.nargs != 0}
     words = list(argv)
     if words and not words[0].startswith("-"):
-        words[:1] = _flags_of_recipe(Path(words[0]), actions)
+        words[:1] = _give_way(_flags_of_recipe(Path(words[0]), actions), words[1:])
     # A namespace that has an attribute keeps it: what is not `unset` afterwards was asked for.
     unset = object()
     blank = argparse.Namespace(**dict.fromkeys(actions, unset))
@@ -210,6 +214,13 @@ def _flags_of_recipe(path: Path, actions: dict[str, argparse.Action]) -> list[st
             raise _unknown(str(key), f"key in the recipe {path}", actions)
         words += _words(actions[name], value)
     return words
+
+
+def _give_way(recipe: list[str], typed: list[str]) -> list[str]:
+    """The recipe's words, less its data set if files are typed, and less its files if a data set is."""
+    names = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in typed if word.startswith("--")}
+    gone = OF_DATA_SET if names & FILES else FILES if "dataset_name" in names else set()
+    return [word for word in recipe if word.partition("=")[0].removeprefix("--") not in gone]
 
 
 def _words(action: argparse.Action, value: Any) -> list[str]:
