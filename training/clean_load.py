@@ -58,7 +58,7 @@ def load_in_fresh_process(source: str, revision: str | None = None, token: str |
     from_hub = revision is not None
     environment = {k: v for k, v in os.environ.items() if k in KEPT or not re.match("HF_|HUGGING|TRANSFORMERS_|PY", k)}
     environment |= {"HF_TOKEN": token} if token else {}
-    environment |= {"HF_HUB_OFFLINE": "0" if from_hub else "1", "DISABLE_SAFETENSORS_CONVERSION": "1"}
+    environment["HF_HUB_OFFLINE"] = "0" if from_hub else "1"
     with tempfile.TemporaryDirectory(prefix="lstmpool-") as scratch:
         empty, answer = Path(scratch, "empty"), Path(scratch, "answer.json")
         empty.mkdir()

@@ -160,7 +160,7 @@ class Hub:
                     self.repo_id, operations, commit_message=message, revision=self.branch, parent_commit=self.head
                 )
         except InputError as error:
-            # where an answer was lost, the client has asked again, and was told that its parent is not the newest
+            # a lost answer, or that somebody else was faster, of which one's own second attempt cannot be told apart
             if (newest := self._newest()) != self.head:
                 named = f"the new commit {newest}" if newest else "a new commit, which it cannot be asked for now"
                 reason = str(error).removesuffix(self.so_far)

@@ -54,6 +54,14 @@ def no_other_host(event, args):
 sys.addaudithook(no_other_host)
 if {stranger}:
     sys.modules["lstmpool"] = None
+sys.executable = {python!r}
+"""
+# Stands in for the Python with which a client starts another process: `python -I FILE WORDS`, under the same hook.
+GUARDED = """#!{python} -I
+import runpy, sys
+{hook}
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 MODULE = "import runpy\nrunpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
 LOADING = """
@@ -75,6 +83,10 @@ class Clients:
     def __init__(self, hub: LocalHub, folder: Path):
         self.hub, self.folder, self.homes = hub, folder, 0
         self.inputs = str(folder / "inputs.pt")  # the tokens of TEXTS
+        self.guarded = folder / "python"
+        hook = PREAMBLE.format(ports=hub.ports, stranger=False, python=sys.executable)
+        self.guarded.write_text(GUARDED.format(python=sys.executable, hook=hook))
+        self.guarded.chmod(0o755)
         torch.save(dict(word_tokenizer()(TEXTS, padding=True, return_tensors="pt")), self.inputs)
 
     def environment(self, token: str | None = None, home: Path | None = None, **extra: str) -> dict[str, str]:
@@ -107,8 +119,8 @@ class Clients:
         return done
 
     def python(self, code: str, *words: object, stranger: bool = False, **options: Any) -> subprocess.CompletedProcess:
-        """A program that no connection leaves for another host."""
-        start = PREAMBLE.format(ports=self.hub.ports, stranger=stranger)
+        """A program that no connection leaves for another host, nor that of a process which it starts."""
+        start = PREAMBLE.format(ports=self.hub.ports, stranger=stranger, python=str(self.guarded))
         isolated = ["-I"] if stranger else []
         return self.run([sys.executable, *isolated, "-c", f"{start}\n{code}", *map(str, words)], **options)
 

@@ -28,7 +28,15 @@ def test_by_name_commit_and_tag_and_offline_once_it_was_loaded(hub, clients, sha
     assert torch.equal(torch.load(path), local_logits)
 
     asked = len(hub.requests)
-    code = ALL.format(commit=commit, task="'text-classification', ", path=path)
+    code = f"""
+{ALL.format(commit=commit, task="'text-classification', ", path=path)}
+try:
+    pipeline(model={SHARED!r}, trust_remote_code=True)
+except RuntimeError as error:
+    assert "cannot infer task" in str(error)  # which only the Hub can tell
+else:
+    raise AssertionError("offline, a task must be named")
+"""
     offline = clients.stranger(code, home=home, HF_HUB_OFFLINE="1")
     assert offline.stdout == online.stdout and len(hub.requests) == asked
     assert torch.equal(torch.load(path), local_logits)
@@ -88,8 +96,12 @@ torch.save(model(**inputs).logits.detach(), {path!r})
         hub.repos[SHARED] = first
 
 
-def test_a_client_that_asked_another_host_would_have_failed(hub, clients):
-    for ask in ("urllib.request.urlopen('http://example.com')", "socket.create_connection(('192.0.2.1', 80), 1)"):
-        done = clients.python(f"import socket, urllib.request\n{ask}", ok=False)
+def test_a_client_that_asked_another_host_would_have_failed(clients, tmp_path):
+    web, numbers = "urllib.request.urlopen('http://example.com')", "socket.create_connection(('192.0.2.1', 80), 1)"
+    program = tmp_path / "program.py"
+    program.write_text(f"import urllib.request\n{web}")
+    start = f"subprocess.run([sys.executable, '-I', {str(program)!r}], check=True)"
+    for ask in (web, numbers, start):
+        done = clients.python(f"import socket, subprocess, sys, urllib.request\n{ask}", ok=False)
         assert done.returncode and "another host" in done.stderr
     assert "127.0.0.1:9" in clients.environment()["HTTPS_PROXY"]

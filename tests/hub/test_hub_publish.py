@@ -105,16 +105,24 @@ for token in ({READER!r}, {BOB!r}):
 
 
 def test_what_is_on_the_hub_already_is_not_written_over(hub, clients):
-    """A name taken by something else, a public repository in the place of a private one, a tag, a foreign branch."""
+    """Neither a name taken by something else, nor a public repository for a private one, a tag, or a push of now."""
     hub.repos["ann/bert"] = Repo(private=False)
     hub.repos["ann/bert"].commit("main", {"config.json": b'{"model_type": "bert"}'}, "a model")
     hub.repos["ann/rows"] = Repo(private=False)
     hub.repos["ann/rows"].commit("main", {"rows.csv": b"text"}, "rows")
     hub.repos["ann/tagged"] = Repo(private=False)
     hub.repos["ann/tagged"].tags["v1"] = hub.repos["ann/tagged"].heads["main"]
+    hub.repos["ann/busy"] = Repo(private=False)
+
+    def fault(method, path):
+        if "/ann/busy/preupload/" in path:  # somebody else is faster
+            hub.repos["ann/busy"].commit("main", {"notes.txt": b"theirs"}, "faster")
+
+    hub.fault = fault
     code = """
+from pathlib import Path
 from lstmpool.training.errors import InputError
-from lstmpool.training.hub_push import Hub
+from lstmpool.training.hub_push import Hub, PushError
 for name, private, tag in (("bert", 0, None), ("rows", 0, None), ("tagged", 1, None), ("tagged", 0, "v1")):
     try:
         Hub.connect(f"ann/{name}", "main").open(bool(private), tag)
@@ -122,14 +130,23 @@ for name, private, tag in (("bert", 0, None), ("rows", 0, None), ("tagged", 1, N
         print(error)
 Hub.connect("ann/tagged", "next").open(False, "v2")
 Hub.connect("lab/new", "main").open(True, None)
+Path("notes.txt").write_text("mine")
+try:
+    Hub.connect("ann/busy", "main").push({"notes.txt": Path("notes.txt")})
+except PushError as error:
+    print(error)
 """
-    bert, rows, public, tag = clients.python(code, token=ANN).stdout.splitlines()
+    bert, rows, public, tag, busy = clients.python(code, token=ANN).stdout.splitlines()
     assert bert.startswith("the name ann/bert is taken by something that is no lstmpool model (config.json)")
     assert rows.startswith("the name ann/rows is taken by something that is no lstmpool model (rows.csv)")
     assert public.startswith("ann/tagged exists and is public. Choose another name")
     assert tag.startswith("ann/tagged has a tag v1 already.")
     assert hub.repos["ann/tagged"].heads.keys() == {"main", "next"}
     assert hub.repos["lab/new"].private
+    (theirs,) = hub.repos["ann/busy"].pushed()
+    assert theirs.files["notes.txt"] == b"theirs"
+    assert busy.startswith(f"ann/busy may have the new commit {theirs.id}, by this push or another's: ")
+    assert "answered 412" in busy and "Somebody pushed at the same time: run the command again." in busy
 
 
 PUSH = """
