@@ -142,8 +142,8 @@ class TaskMetrics:
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """As `Trainer(compute_metrics=...)` wants it."""
         logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        if self.scale is not None:  # a single target's labels are (B,)
-            logits, labels = logits * self.scale, labels * (self.scale if labels.ndim > 1 else self.scale[0])
+        if self.scale is not None:  # one value for labels (B,) of a single target
+            logits, labels = logits * self.scale, labels * self.scale
         return self.compute(self.decide(logits), labels)
 
     def interval(
