@@ -41,7 +41,7 @@ from lstmpool.training.hub_push import PushError
 from lstmpool.training.hub_saves import HubRun
 from lstmpool.training.labels import REGRESSION, SINGLE
 from lstmpool.training.layer_cache import CACHE, StatesCollator, cached_states
-from lstmpool.training.layers import check_layers, prepare_layers
+from lstmpool.training.layers import check_layers, learning_rates, prepare_layers
 from lstmpool.training.losses import make_loss
 from lstmpool.training.metrics import TaskMetrics
 from lstmpool.training.model_card import Run, model_card
@@ -101,7 +101,8 @@ def run(
     finished = config if model_args.init_from else None
     splits, labels = read_splits(data_args, places, model_args.problem_type, finished)
     if args.do_eval and "validation" not in splits:
-        train, held = hold_out(splits["train"], labels.problem_type, data_args.validation_size, data_args.shuffle_seed)
+        share, seed, limit = data_args.validation_size, data_args.shuffle_seed, data_args.max_eval_samples
+        train, held = hold_out(splits["train"], labels.problem_type, share, seed, limit)
         others = {name: split for name, split in splits.items() if name != "train"}
         splits = {"train": train, "validation": held, **others}
         print(f"No validation rows: {len(held)} of the training rows, stratified, are held out as such.")
@@ -112,10 +113,16 @@ def run(
     check_layers(model_args, backbone.check_fields(config, fields))
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
     callbacks = hub.open() if hub else []
-    prepare_output(args)
     if args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     print(describe_task(labels), flush=True)
+
+    # The model, before an earlier run is replaced: it may be refused, too.
+    with quiet_loading():
+        model, fresh = backbone.load_model(fields)
+    prepare_layers(model, model_args)
+    learning_rates(model, args)
+    prepare_output(args)
 
     # Rows as tokens, and what they are like.
     regression = labels.problem_type == REGRESSION
@@ -130,10 +137,7 @@ def run(
     numbers = describe_data(splits, rows, cut, labels)
     print("\n".join(["Data:", *data_lines(numbers, tokenizer.model_max_length)]), flush=True)
 
-    # Model and trainer.
-    with quiet_loading():
-        model, fresh = backbone.load_model(fields)
-    prepare_layers(model, model_args)
+    # The trainer.
     if scale is not None:
         scale.switch_on(model.classifier, fresh)
         metrics = replace(metrics, scale=scale.scale)

@@ -264,6 +264,29 @@ def test_training_stops_early(work, monkeypatch):
     assert len(list(folder.glob("checkpoint-*"))) == 3  # the first is never beaten
 
 
+def test_a_run_is_not_replaced_before_the_model_is_there(work, monkeypatch, capsys):
+    folder, _ = run(work, monkeypatch, "kept")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    (work / "weightless").mkdir(exist_ok=True)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (work / "weightless" / name).write_bytes((work / "backbone" / name).read_bytes())
+    assert main(["--backbone=weightless", *FILES, "--output_dir=kept", "--overwrite", "--use_cpu"]) == 2
+    assert "--backbone weightless: its weights cannot be loaded" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_model_that_was_only_calibrated_says_so(work, monkeypatch):
+    run(work, monkeypatch, "to_calibrate")
+    files = ["--init_from=to_calibrate", *FILES[1:], "--calibrate=temperature"]
+    folder, metrics = run(work, monkeypatch, "only_calibrated", backbone=False, files=files)
+    card = (folder / "README.md").read_text()
+    assert "evaluated, not trained" in card and "None in this run" in card and "chose the epoch" not in card
+    logits = loaded_logits(folder, pandas.read_csv(work / "test.csv")["text"])
+    of_first = loaded_logits(work / "to_calibrate", pandas.read_csv(work / "test.csv")["text"])
+    temperature = metrics["learned_on_validation"]["temperature"]
+    np.testing.assert_allclose(logits * temperature, of_first, rtol=1e-3, atol=1e-4)
+
+
 def test_a_frozen_backbone_is_saved_as_it_was_and_its_states_are_cached(work, monkeypatch):
     monkeypatch.setattr("lstmpool.training.layer_cache.CACHE", work / "cache")
     folder, _ = run(work, monkeypatch, "frozen", "--freeze_backbone", "--baselines")
@@ -311,7 +334,7 @@ def test_a_frozen_backbone_is_saved_as_it_was_and_its_states_are_cached(work, mo
         "--logging_strategy=steps --logging_steps=1",
         "--pad_to_max_length --max_seq_length=16 --preprocessing_num_workers=2",
         "--label_column_name=price --regression_loss=smooth_l1",
-        "--greater_is_better=False --metric_for_best_model=loss",
+        "--metric_for_best_model=loss",
         "--baselines --layer_pooling=concat",
     ],
 )

@@ -146,6 +146,8 @@ def test_what_is_done_follows_from_the_files():
         (["--dataloader_drop_last"], "would drop rows of an evaluation as well"),
         (["--accelerator_config", "missing.json"], "No such file or directory: 'missing.json'"),
         (["--use_liger_kernel"], "Liger has no kernels"),
+        (["--greater_is_better", "False"], "--greater_is_better follows from the metric here"),
+        (["--init_from", "m", "--do_eval"], "--do_eval needs validation rows, found none"),
         (["--label_names", "stars"], "cannot be .'stars'. here"),
         (["--early_stopping_patience", "2", "--validation_size", "0"], "needs a best checkpoint to go back to"),
         (["--init_from", "m", "--layers", "1"], "--layers is settled by the model of --init_from"),

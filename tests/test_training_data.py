@@ -3,7 +3,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from lstmpool.training.arguments import DataArguments
-from lstmpool.training.data import read_splits
+from lstmpool.training.data import read_splits, token_counts
 from lstmpool.training.errors import InputError
 from lstmpool.training.sources import named_splits
 
@@ -227,3 +227,34 @@ def test_rows_are_evaluated_by_the_labels_of_a_finished_model(tmp_path):
         read_splits(args, named_splits(args), None, finished("p", "q"))
     multi = finished("z", "y", "x", problem_type="multi_label_classification")
     assert read_splits(args, named_splits(args), None, multi)[0]["test"].labels == [[0, 0, 1], [1, 0, 0]]
+
+
+def test_columns_of_a_finished_model_keep_their_places(tmp_path):
+    rows = {"text": ["a", "b"], "tone": ["1.5", "2"], "grammar": ["3", "4"]}
+    path = str(write_csv(tmp_path / "rows.csv", rows))
+    model = finished("grammar", "tone", problem_type="regression")
+    for files in ({"train_file": path}, {"test_file": path}):
+        args = DataArguments(**files, label_column_name="tone,grammar")
+        splits, labels = read_splits(args, named_splits(args), None, model)
+        assert labels.names == ["grammar", "tone"]
+        assert next(iter(splits.values())).labels == [[3.0, 1.5], [4.0, 2.0]]
+    args = DataArguments(train_file=path, label_column_name="tone")
+    assert read_splits(args, named_splits(args), None, finished("stars", problem_type="regression"))[1].names == [
+        "stars"
+    ]
+
+
+def test_hidden_numbers_of_a_hub_data_set_are_minus_one_too(tmp_path):
+    tables = {"train": [0.5, 1.5], "test": [-1.0, -1.0]}
+    tables = {k: Dataset.from_dict({"text": ["a", "b"], "label": v}) for k, v in tables.items()}
+    DatasetDict(tables).save_to_disk(tmp_path / "saved")
+    args = DataArguments(dataset_name=str(tmp_path / "saved"))
+    assert read_splits(args, named_splits(args), None)[0]["test"].labels is None
+
+
+def test_a_tokenizer_without_a_mask(tmp_path, tokenizer):
+    columns = {"text": ["alpha beta", "one"], "label": ["x", "y"]}
+    tokenizer.model_input_names = ["input_ids", "token_type_ids"]  # as FNet's
+    rows, cut = read(tmp_path, columns)[0]["train"].tokenize(tokenizer)
+    assert token_counts(rows[:]) == [4, 3] and cut == 0
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]

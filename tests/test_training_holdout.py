@@ -71,6 +71,12 @@ def test_numbers_are_spread_over_their_range(targets):
     assert np.histogram(level[held.ids], bounds)[0] == pytest.approx(np.full(10, 5), abs=1)
 
 
+def test_a_limit_leaves_the_other_rows_to_training():
+    train, held = hold_out(split([0, 1] * 500), SINGLE, 0.1, seed=0, limit=20)
+    assert (len(train), len(held)) == (980, 20)
+    assert len(hold_out(split([0, 1] * 500), SINGLE, 0.1, seed=0, limit=1000)[1]) == 100
+
+
 @pytest.mark.parametrize("share", [0.01, 0.99, 1.5])
 def test_too_few_rows(share):
     with pytest.raises(InputError, match="--validation_size"):

@@ -138,6 +138,8 @@ def test_columns_of_zeros_and_ones_are_labels_each():
     assert (labels.problem_type, labels.names) == (MULTI, ["toxic", "threat"])
     assert labels.encode(columns, "file") == [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
     assert Labels.infer({"a": [0, 1], "b": [0, 2]}).problem_type == REGRESSION
+    with pytest.raises(InputError, match="column 'threat', row 2: expected 0 or 1, as in training, found 0.5"):
+        labels.encode({"toxic": ["0", "1"], "threat": ["1", "0.5"]}, "file")
     assert Labels.infer(columns, problem_type=REGRESSION).problem_type == REGRESSION
     with pytest.raises(InputError, match="several of zeros and ones for multi_label_classification, found a, b"):
         Labels.infer({"a": ["x"], "b": ["y"]}, problem_type=MULTI)
@@ -145,7 +147,13 @@ def test_columns_of_zeros_and_ones_are_labels_each():
 
 def test_a_finished_model_says_what_its_columns_are():
     numbers = tiny_config(num_labels=2, id2label={0: "grammar", 1: "cohesion"}, problem_type=REGRESSION)
-    labels = Labels.of_model(numbers, {"g": ["1"], "c": ["2"]})
-    assert labels.encode({"g": ["1"], "c": ["2"]}, "file") == [[1.0, 2.0]]
-    with pytest.raises(InputError, match="expected 2 label columns .grammar, cohesion., found g"):
-        Labels.of_model(numbers, {"g": ["1"]})
+    columns = {"cohesion": ["2"], "grammar": ["1"]}  # in whichever order they are named
+    assert Labels.of_model(numbers, columns).encode(columns, "file") == [[1.0, 2.0]]
+    for wrong in ({"grammar": ["1"]}, {"g": ["1"], "c": ["2"]}):
+        with pytest.raises(InputError, match="file: expected the label columns grammar, cohesion, found g"):
+            Labels.of_model(numbers, wrong).encode(wrong, "file")
+    one = tiny_config(num_labels=1, id2label={0: "stars"}, problem_type=REGRESSION)
+    assert Labels.of_model(one, {"score": ["1"]}).encode({"score": ["1"]}, "file") == [1.0]
+    classes = tiny_config(num_labels=2, id2label={0: "x", 1: "y"})
+    with pytest.raises(InputError, match="expected the label columns x, y, found a, b"):
+        Labels.of_model(classes, {"a": [0], "b": [1]}).encode({"a": [0], "b": [1]}, "file")

@@ -15,6 +15,8 @@ DATA = {name: {"source": f"{name}.csv", "rows": 4, **TEXTS} for name in ("train"
 
 def card(folder, on_hub=True, data=DATA, learned=None, command=(), fields=(), **options):
     """A card of a made-up run, and its header."""
+    options = {"do_train": True, "eval_strategy": "epoch", "save_strategy": "epoch", **options}
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", **options}
     args = TrainingArguments(str(folder), use_cpu=True, report_to=[], learning_rate=2e-5, **options)
     text = model_card(
         Run(
@@ -54,6 +56,7 @@ def test_it_shows_results_plots_and_data(tmp_path):
         assert line in text.splitlines()
     assert "Epoch 2 was kept. Validation rows chose the epoch" in text
     assert "chose the epoch" not in card(tmp_path, data={"train": DATA["train"]})[0]
+    assert "chose the epoch" not in card(tmp_path, load_best_model_at_end=False)[0]
 
 
 def test_what_was_learnt_is_shown_on_rows_that_it_was_not_fitted_on(tmp_path):

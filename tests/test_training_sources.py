@@ -99,3 +99,16 @@ def test_a_single_saved_split_is_told_where_it_belongs(tmp_path):
     (tmp_path / "broken" / "dataset_dict.json").write_text("{")
     with pytest.raises(InputError, match="dataset_dict.json that cannot be read"):
         named_splits(DataArguments(dataset_name=str(tmp_path / "broken")))
+
+
+def test_a_part_of_a_split_is_not_read_twice(folder):
+    with pytest.raises(InputError, match=r"is a part of train, all of which .* --train_split_name, such as train"):
+        named_splits(DataArguments(dataset_name=folder, validation_split_name="train[90%:]"))
+    args = DataArguments(dataset_name=folder, validation_split_name="train[50%:]", train_split_name="train[:50%]")
+    assert named_splits(args)["validation"] == "train[50%:]"
+
+
+def test_a_saved_data_set_has_whole_splits_alone(tmp_path):
+    DatasetDict({"train": Dataset.from_dict({"text": ["a"]})}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match="has whole splits alone"):
+        named_splits(DataArguments(dataset_name=str(tmp_path / "saved"), train_split_name="train[:50%]"))

@@ -94,9 +94,14 @@ class Backbone:
         """
         # float32 whatever it was saved in: weights held in half precision lose most small updates
         loading = {**self.loading, "dtype": torch.float32}
-        if self.flag == "--backbone":
-            return LstmPoolForSequenceClassification.from_backbone(self.path, **loading, **fields), True
-        model = LstmPoolForSequenceClassification.from_pretrained(self.path, **loading)
+        try:
+            if self.flag == "--backbone":
+                return LstmPoolForSequenceClassification.from_backbone(self.path, **loading, **fields), True
+            model = LstmPoolForSequenceClassification.from_pretrained(self.path, **loading)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{self.flag} {self.title}: its weights cannot be loaded: {_first_lines(error)}"
+            ) from None
         config = model.config
         if (config.problem_type, config.id2label) == (fields["problem_type"], fields["id2label"]):
             return model, False

@@ -248,15 +248,19 @@ def _training_arguments(
 ) -> TrainingArguments:
     """`given` on top of what a fine-tune wants, and of what follows from the splits that there are."""
     _check_hub(given)
+    if "greater_is_better" in given:
+        raise InputError("--greater_is_better follows from the metric here. Leave it out.")
     for name, (needed, reason) in UNFIT.items():
         if given.get(name, needed) != needed:
             raise InputError(f"--{name} cannot be {given[name]} here: {reason}. Leave it out.")
     values = {**DEFAULTS, **given}
     splits = set(places)
     doing = {"do_train": "train", "do_eval": "validation", "do_predict": "test"}
-    if "train" in splits and values.get("do_train") is not False and data_args.validation_size:
+    unnamed = not any(values.get(flag) for flag in doing)
+    trains = values.get("do_train") or (unnamed and values.get("do_train") is None)
+    if "train" in splits and trains and data_args.validation_size:
         splits.add("validation")  # held out of the training rows where there is none
-    if not any(values.get(flag) for flag in doing):
+    if unnamed:
         values |= {flag: split in splits for flag, split in doing.items() if flag not in given}
     for flag, split in doing.items():
         if values.get(flag) and split not in splits:

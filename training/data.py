@@ -1,6 +1,7 @@
 """The rows: read, checked before any model is loaded, and turned into tokens and numeric labels."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.arguments import DataArguments
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.labels import Labels
+from lstmpool.training.labels import REGRESSION, Labels
 from lstmpool.training.sources import read_rows
 
 
@@ -59,7 +60,7 @@ class Split:
             # a pair is encoded as one: the backbone sees where the second text begins
             padding = "max_length" if pad_to_max_length else False
             encoded = tokenizer(batch["text"], batch.get("pair"), truncation=True, padding=padding)
-            lengths = [sum(mask) for mask in encoded["attention_mask"]]
+            lengths = token_counts(encoded)
             # a tokenizer written in Python does not say what it has cut
             fast = encoded.encodings or [None] * len(lengths)
             limit = tokenizer.model_max_length
@@ -71,6 +72,13 @@ class Split:
         cut = float(np.mean(rows["was_cut"]))
         rows = rows.remove_columns("was_cut")
         return rows if self.labels is None else rows.add_column("labels", self.labels), cut
+
+
+def token_counts(columns: Mapping[str, Any]) -> list[int]:
+    """The tokens of each row that are no padding; a tokenizer without a mask is taken by its word."""
+    if "attention_mask" in columns:
+        return [sum(mask) for mask in columns["attention_mask"]]
+    return [len(ids) for ids in columns["input_ids"]]
 
 
 def read_splits(
@@ -115,7 +123,10 @@ def _labels(raw: dict[str, tuple], problem_type: str | None, finished: LstmPoolC
         return Labels.infer(values, problem_type, known)
     kept = Labels.of_model(finished, values)
     labels = replace(Labels.infer(values, finished.problem_type, known), evidence=kept.evidence)
-    return replace(labels, names=kept.names) if set(labels.names) <= set(kept.names) else labels
+    found, there = set(labels.names), set(kept.names)
+    if labels.problem_type == REGRESSION or len(values) > 1:  # outputs are columns: all of them, or one of any name
+        return replace(labels, names=kept.names) if found == there or len(found) == len(there) == 1 else labels
+    return replace(labels, names=kept.names) if found <= there else labels
 
 
 def _joined(texts: list[list[str]], delimiter: str | None) -> list[list[str]]:
@@ -181,7 +192,8 @@ def _label_values(table: Dataset, names: list[str], may_lack: bool) -> tuple[dic
         if isinstance(feature, ClassLabel):
             known = list(feature.names)
             values[name] = [_declared(value, feature) for value in values[name]]
-    lacking = may_lack and all(value in (None, "") for column in values.values() for value in column)
+    # -1 in every row is how GLUE hides a label, be it a class or a number
+    lacking = may_lack and all(value in (None, "", -1) for column in values.values() for value in column)
     return {} if lacking else values, known
 
 

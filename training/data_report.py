@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from lstmpool.training.data import Split
+from lstmpool.training.data import Split, token_counts
 from lstmpool.training.labels import MULTI, REGRESSION, Labels
 
 
@@ -27,7 +27,7 @@ def describe_data(
     seen = set(splits["train"].inputs()) if "train" in splits else set()
     numbers = {}
     for name, split in splits.items():
-        lengths = [sum(mask) for mask in rows[name]["attention_mask"]]
+        lengths = token_counts(rows[name][:])
         numbers[name] = {
             "source": split.source,
             "rows": len(split),

@@ -18,14 +18,18 @@ from lstmpool.training.labels import MULTI, SINGLE
 BINS = 10  # strata of a regression, with equally many rows each
 
 
-def hold_out(train: Split, problem_type: str, share: float, seed: int) -> tuple[Split, Split]:
-    """`train` without the rows held out, and those: every stratum gives `share` of its texts, to within one.
+def hold_out(
+    train: Split, problem_type: str, share: float, seed: int, limit: int | None = None
+) -> tuple[Split, Split]:
+    """`train` without the rows held out, and those: every stratum gives `share` of its texts, to within one; about
+    `limit` rows are enough.
 
     Raises:
         InputError: if `share` is none, or leaves no row on one of the sides.
     """
     if not 0 < share < 1:
         raise InputError(f"--validation_size must lie in 0..1, without 1, got {share}.")
+    share = share if limit is None else min(share, limit / len(train))
     rows_of: dict[tuple[str, ...], list[int]] = {}
     for row, text in enumerate(train.inputs()):
         rows_of.setdefault(text, []).append(row)

@@ -74,12 +74,18 @@ class Labels:
         separator = (
             "|" if multi and any("|" in str(value) for values in columns.values() for value in values) else None
         )
-        if len(columns) > 1 or (columns and config.problem_type == REGRESSION):
-            if len(columns) != len(names):
-                raise InputError(
-                    f"expected {len(names)} label columns ({', '.join(names)}), found {', '.join(columns)}."
-                )
         return cls(config.problem_type, names, "--init_from says so", separator)
+
+    def _in_order(self, columns: dict[str, list[Any]], where: str) -> dict[str, list[Any]]:
+        """The columns in the order of the names, which a finished model has settled."""
+        if len(self.names) == len(columns) == 1:  # whatever it is called here
+            return columns
+        if set(columns) != set(self.names):
+            raise InputError(
+                f"{where}: expected the label columns {', '.join(self.names)}, found {', '.join(columns)}. Name them "
+                "with --label_column_name."
+            )
+        return {name: columns[name] for name in self.names}
 
     def encode(self, columns: dict[str, list[Any]], where: str) -> list[Any]:
         """The labels as numbers, row by row: an index, a list of C zeros and ones, a number or a list of C numbers.
@@ -89,7 +95,10 @@ class Labels:
                 `where` (the file or split), the row and the value.
         """
         if self.problem_type == REGRESSION or len(columns) > 1:
+            columns = self._in_order(columns, where)
             numbers = {name: _numbers(values, f"{where}, column {name!r}") for name, values in columns.items()}
+            if self.problem_type != REGRESSION:
+                _check_zeros_and_ones(numbers, where)
             targets = [list(row) for row in zip(*numbers.values(), strict=True)]
             return targets if len(self.names) > 1 else [target[0] for target in targets]
         name, values = next(iter(columns.items()))
@@ -167,6 +176,14 @@ def _names_of(value: Any, place: str, problem_type: str, separator: str | None) 
 
 def _zeros_and_ones(columns: dict[str, list[Any]]) -> bool:
     return all(_as_number(value) in (0, 1) for values in columns.values() for value in values)
+
+
+def _check_zeros_and_ones(columns: dict[str, list[float]], where: str) -> None:
+    for name, numbers in columns.items():
+        wrong = next((row for row, number in enumerate(numbers, 1) if number not in (0, 1)), None)
+        if wrong is not None:
+            found = f"{numbers[wrong - 1]:g}"
+            raise InputError(f"{where}, column {name!r}, row {wrong}: expected 0 or 1, as in training, found {found}.")
 
 
 def _numbers(values: list[Any], place: str) -> list[float]:

@@ -84,7 +84,7 @@ The model brings its own code, two files that import torch and transformers alon
 
 ## Training
 
-{_settings(run)}
+{_settings(run) if run.args.do_train else "None in this run: the model of `--init_from` was taken as it is."}
 
 ```
 {_command(run.command)}
@@ -112,7 +112,7 @@ def _what(run: Run) -> str:
 
 def _how_measured(run: Run) -> str:
     of_rows = "In brackets, a 95% bootstrap interval over rows; it does not tell of the chance in training."
-    if "validation" not in run.data:
+    if "validation" not in run.data or not (run.args.do_train and run.args.load_best_model_at_end):
         return f"{run.best} {of_rows}"
     return f"{run.best} Validation rows chose the epoch; this run saw test rows, if any, once, at its end. {of_rows}"
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 from scipy.special import expit, softmax
 from transformers import Trainer
 
+from lstmpool.training.data import token_counts
 from lstmpool.training.errors import InputError
 from lstmpool.training.labels import MULTI, REGRESSION
 
@@ -19,9 +20,9 @@ from lstmpool.training.labels import MULTI, REGRESSION
 def by_length(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
     """The rows from the most tokens to the fewest, so that batches need little padding, and their numbers before. Rows
     without tokens, those of a frozen backbone's cache, stay as they are."""
-    if "attention_mask" not in dataset.column_names:
+    if "input_ids" not in dataset.column_names:
         return dataset, np.arange(len(dataset))
-    lengths = np.array([sum(mask) for mask in dataset["attention_mask"]])
+    lengths = np.array(token_counts(dataset[:]))
     order = np.argsort(-lengths, kind="stable")
     return dataset.select(order), order
 

@@ -36,10 +36,20 @@ def named_splits(args: DataArguments) -> dict[str, str]:
         raise InputError(f"expected --dataset_name or files, found both (--{min(files)}_file). Leave one out.")
     there = _split_names(args)
     for split, name in chosen.items():
+        if "[" in name and _saved(args.dataset_name) is not None:
+            raise InputError(f"--{split}_split_name {name}: a folder of save_to_disk has whole splits alone.")
         if name.partition("[")[0] not in there:  # "train[:10%]" is a split, too
             hint = did_you_mean(name, there)
             raise InputError(f"--{split}_split_name {name}: {args.dataset_name} has {', '.join(there)}.{hint}")
-    return {**{split: split for split in SPLITS if split in there and split not in chosen.values()}, **chosen}
+    others = [split for split in SPLITS if split in there and split not in {*chosen, *chosen.values()}]
+    for split, name in chosen.items():
+        if name.partition("[")[0] in others:
+            whole = name.partition("[")[0]
+            raise InputError(
+                f"--{split}_split_name {name} is a part of {whole}, all of which would be read, too. Name what is "
+                f"to be read of it with --{whole}_split_name, such as {whole}[:90%]."
+            )
+    return {**{split: split for split in others}, **chosen}
 
 
 def read_rows(args: DataArguments, split: str, place: str) -> tuple[Dataset, str]:
