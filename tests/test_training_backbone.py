@@ -1,7 +1,9 @@
+import json
 import sys
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.backbone import Backbone
@@ -103,9 +105,39 @@ def test_a_finished_model_keeps_its_classifier_for_its_own_labels_alone(tmp_path
         assert fresh and model.config.id2label == other["id2label"]
         assert (model.config.problem_type, model.num_labels) == (other["problem_type"], other["num_labels"])
         assert model.classifier.weight.shape[0] == other["num_labels"]
+        assert model.config.label2id == other["label2id"] and not model.classifier.bias.any()
         assert not torch.equal(model.classifier.weight[:2], original["classifier.weight"][:2])
         same = [torch.equal(original[k], t) for k, t in model.state_dict().items() if "classifier" not in k]
         assert all(same)
+
+
+def test_a_backbone_gets_a_new_classifier(tmp_path):
+    model, fresh = find(str(save_backbone(tmp_path / "mine"))).load_model(labels("a", "b", "c"))
+    assert fresh and model.config.num_labels == 3
+
+
+@pytest.mark.parametrize(("positions", "limit", "default"), [(32, 30, 30), (1026, 1024, 512)])
+def test_a_tokenizer_without_a_limit_has_that_of_the_backbone(tmp_path, positions, limit, default):
+    folder = save_backbone(tmp_path / "mine")
+    AutoTokenizer.from_pretrained(folder, model_max_length=int(1e30)).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+    backbone = find(str(folder))
+    assert backbone.load_tokenizer(None).model_max_length == default
+    assert backbone.load_tokenizer(limit).model_max_length == limit
+    with pytest.raises(InputError, match=f"must lie in 4..{limit}"):
+        backbone.load_tokenizer(limit + 1)
+
+
+def test_what_ends_a_text_serves_as_padding_where_there_is_none(tmp_path):
+    folder = save_backbone(tmp_path / "mine")
+    for eos, message in (("[SEP]", None), (None, "neither a pad_token nor an eos_token")):
+        AutoTokenizer.from_pretrained(folder, pad_token=None, eos_token=eos).save_pretrained(folder)
+        if message is None:
+            assert find(str(folder)).load_tokenizer(None).pad_token == "[SEP]"
+        else:
+            with pytest.raises(InputError, match=message):
+                find(str(folder)).load_tokenizer(None)
 
 
 def test_the_length_is_bounded_by_the_backbone(tmp_path):

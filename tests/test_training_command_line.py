@@ -121,6 +121,10 @@ def test_what_is_done_follows_from_the_files():
     assert (training.save_strategy, training.save_steps, training.load_best_model_at_end) == ("steps", 5, True)
     training = parse(*NEEDED, "--test_file", "t.csv", "--do_predict", "False")[2]
     assert (training.do_train, training.do_predict) == (True, False)
+    training = parse(*NEEDED, "--init_from=m", "--test_file", "t.csv", "--do_train", "False")[2]
+    assert (training.do_train, training.do_eval, training.do_predict) == (False, False, True)  # nothing is held out
+    training = parse(*NEEDED, "--eval_strategy=no", "--save_strategy=no")[2]
+    assert (training.do_eval, training.load_best_model_at_end) == (True, False)
     training = parse(*NEEDED, "--test_file", "t.csv", "--do_train")[2]
     assert (training.do_train, training.do_predict) == (True, False)
 
@@ -150,6 +154,9 @@ def test_what_is_done_follows_from_the_files():
         (["--init_from", "m", "--do_eval"], "--do_eval needs validation rows, found none"),
         (["--label_names", "stars"], "cannot be .'stars'. here"),
         (["--early_stopping_patience", "2", "--validation_size", "0"], "needs a best checkpoint to go back to"),
+        (["--init_from", "m", "--do_train", "False", "--validation_size", "0"], "expected rows, found none"),
+        (["--init_from", "m", "--reinit_layers", "1"], "--reinit_layers is settled by the model of --init_from"),
+        (["--init_from", "m", "--problem_type", "regression"], "--problem_type is settled by the model"),
         (["--init_from", "m", "--layers", "1"], "--layers is settled by the model of --init_from"),
     ],
 )
@@ -185,6 +192,12 @@ def test_help_explains_what_one_needs_and_names_the_rest(monkeypatch):
     assert all(len(line) <= 100 for line in text.splitlines() if "{" not in line)
 
 
+def test_what_is_done_unasked():
+    _, data, training, _ = parse(*NEEDED)
+    assert (data.validation_size, training.standardize_targets, training.save_total_limit) == (0.1, True, 1)
+    assert (training.learning_rate, training.head_learning_rate, training.layerwise_lr_decay) == (5e-5, 1e-3, 1.0)
+
+
 def test_no_flag_is_of_type_bool():
     assert [action.dest for action in make_parser("")._actions if action.type is bool] == []
 
@@ -201,6 +214,7 @@ def test_no_flag_is_of_type_bool():
         ({"regression_loss": "smooth_l1"}, SINGLE, "--regression_loss is for a regression"),
         ({"baselines": True}, SINGLE, "--baselines are fitted on training rows, found none"),
         ({"layerwise_lr_decay": 1.5}, SINGLE, "--layerwise_lr_decay must lie in 0..1"),
+        ({"layerwise_lr_decay": 0.0}, SINGLE, "--layerwise_lr_decay must lie in 0..1, without 0"),
         ({"label_smoothing_factor": 1.0}, SINGLE, "must lie in 0..1, without 1, got 1.0"),
     ],
 )

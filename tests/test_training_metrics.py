@@ -126,6 +126,12 @@ def test_the_interval_of_an_accuracy_is_known():
     assert (low, high) == pytest.approx((0.75 - 1.96 * 0.02165, 0.75 + 1.96 * 0.02165), abs=0.006)
 
 
+def test_the_interval_of_one_target_and_of_rows_without_labels():
+    labels = np.arange(9.0)
+    assert TaskMetrics.of(REGRESSION, 1).interval(labels[:, None] + 1, labels) == (1, 1)  # always 1 off
+    assert TaskMetrics.of(MULTI, 2).interval(np.zeros((9, 2)), np.zeros((9, 2))) == (0, 0)
+
+
 def baselines_of(labels, problem_type):
     """Baselines on states whose first column gives the labels away; labels by split."""
     noise = np.random.default_rng(0).normal(size=(8, 3))

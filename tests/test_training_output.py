@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
@@ -25,6 +26,8 @@ def finished(tmp_path):
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-5" / "trainer_state.json").write_text("{}")
     (folder / "vocab.txt").write_text("left by another tokenizer")
+    for name in ("reliability.png", "test_predictions.parquet"):
+        (folder / name).write_text("of an earlier run")
     (folder / "notes.txt").write_text("mine")
     return folder
 
@@ -93,6 +96,8 @@ def test_another_kind_of_model_is_never_overwritten(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="found a file"):
         check_output(arguments(tmp_path / "file"))
+    with pytest.raises(InputError, match="cannot be written"):
+        prepare_output(arguments(tmp_path / "file" / "out"))
 
 
 def test_resuming_needs_a_checkpoint(finished, tmp_path):
@@ -121,7 +126,16 @@ def test_nothing_is_moved_into_place_before_all_is_written(tmp_path):
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == CODE
 
 
+def test_the_tokenizer_does_not_say_how_it_was_loaded(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(save_backbone(tmp_path / "bert"), revision="main", local_files_only=True)
+    write_output(tmp_path, tiny_model(), tokenizer, {})
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert not saved.keys() & {"is_local", "local_files_only", "trust_remote_code", "revision", "name_or_path"}
+
+
 def test_metrics_are_valid_json(tmp_path):
+    (tmp_path / ".unfinished").mkdir()
+    (tmp_path / ".unfinished" / "half of a file").write_text("of a run that was cut off")
     record = {"results": {"pearson": float("nan"), "mse": 1.0}, "list": [1.0, float("inf")]}
     write_output(tmp_path, None, None, {"metrics.json": json_writer(record)})
     wanted = {"results": {"pearson": None, "mse": 1.0}, "list": [1.0, None]}
