@@ -82,7 +82,7 @@ class Hub:
             try:
                 self.api.model_info(self.repo_id)
             except RepositoryNotFoundError:
-                self.api.create_repo(self.repo_id, private=private)
+                self.api.create_repo(self.repo_id, private=private or None)  # None: the owner's default
                 self.so_far = f"The new repository {self.repo_id} is there, and empty."
             branches, tags = self._look()
             self._check_is_ours()
