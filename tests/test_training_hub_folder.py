@@ -165,6 +165,14 @@ def test_an_output_folder_is_made_ready_for_pushes_during_training(tmp_path):
     assert (tmp_path / "new" / ".gitignore").read_text() == "/training_args.bin\n"
 
 
+@pytest.mark.parametrize("mine", ["/runs\n", "/runs"])
+def test_a_gitignore_keeps_its_lines_and_gets_one_more_once(tmp_path, mine):
+    (tmp_path / ".gitignore").write_text(mine)
+    for _ in range(2):
+        prepare_output_dir(tiny_model(), tmp_path)
+        assert (tmp_path / ".gitignore").read_text() == "/runs\n/training_args.bin\n"
+
+
 @pytest.mark.parametrize("revision", ["main", OLDER])
 def test_a_snippet_in_the_card_is_pinned(revision):
     line = f'c = pipeline("text-classification", model="parcels", revision="{revision}", trust_remote_code=True)'
