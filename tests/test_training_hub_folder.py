@@ -134,7 +134,7 @@ def test_the_code_is_compared_with_the_installed_one_line_by_line(folder):
     assert changed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != changed.released
     assert changed.difference[-1] == "+# mine"
     assert same.sha256 == same.released == hashlib.sha256(CODE[1].read_bytes()).hexdigest() and same.difference == []
-    printed = describe(Checked(folder, [], [changed, same], []))
+    printed = describe(Checked("parcels", folder, [], [changed, same], []))
     assert "configuration_lstmpool.py differs from the installed release:" in printed and "\n  +# mine" in printed
     assert "modeling_lstmpool.py is that of the installed release:" in printed
 
@@ -177,18 +177,35 @@ def test_a_gitignore_keeps_its_lines_and_gets_one_more_once(tmp_path, mine):
 def test_a_snippet_in_the_card_is_pinned(revision):
     line = f'c = pipeline("text-classification", model="parcels", revision="{revision}", trust_remote_code=True)'
     other = 'AutoModel.from_pretrained("distilbert-base-uncased")'
-    card = pin_card(f"{CARD}\n```python\n{other}\n{line}\n```\n", "ann/parcels", COMMIT)
+    card = pin_card(f"{CARD}\n```python\n{other}\n{line}\n```\n", "ann/parcels", COMMIT, "parcels")
     pinned = line.replace(revision, COMMIT).replace('"parcels"', '"ann/parcels"')
     assert card == f"{CARD}\n```python\n{other}\n{pinned}\n```\n"
-    assert snippet_of(card, COMMIT) == f"{other}\n{pinned}"
+    assert snippet_of(card, "ann/parcels", COMMIT) == f"{other}\n{pinned}"
     line = f'm = AutoModel.from_pretrained("parcels", revision="{revision}")'
-    assert (
-        pin_card(line, "ann/parcels", COMMIT) == f'm = AutoModel.from_pretrained("ann/parcels", revision="{COMMIT}")'
-    )
+    pinned = f'm = AutoModel.from_pretrained("ann/parcels", revision="{COMMIT}")'
+    assert pin_card(line, "ann/parcels", COMMIT, "parcels") == pinned
 
 
 def test_a_card_without_a_snippet_gets_one():
-    card = pin_card(CARD, "ann/parcels", COMMIT)
+    card = pin_card(CARD, "ann/parcels", COMMIT, "parcels")
     assert card.startswith(CARD)
-    assert f'model="ann/parcels", revision="{COMMIT}", trust_remote_code=True' in snippet_of(card, COMMIT)
-    assert pin_card(card, "ann/parcels", OLDER) == card.replace(COMMIT, OLDER)
+    snippet = snippet_of(card, "ann/parcels", COMMIT)
+    assert f'model="ann/parcels", revision="{COMMIT}", trust_remote_code=True' in snippet and snippet in card
+    assert pin_card(card, "ann/parcels", OLDER, "parcels") == card.replace(COMMIT, OLDER)
+
+
+@pytest.mark.parametrize("name", ["parcels", "Parcels", "ann/parcels"])
+def test_only_lines_that_load_the_card_s_own_model_are_pinned(name):
+    other = 'AutoModel.from_pretrained("microsoft/deberta-v3-base", revision="main")'
+    mine = f'AutoModel.from_pretrained("{name}", revision="main")'
+    pinned = f'AutoModel.from_pretrained("ann/parcels", revision="{COMMIT}")'
+    text = f"{CARD}\n```python\n{other}\n"
+    assert pin_card(f"{text}{mine}\n```\n", "ann/parcels", COMMIT, "parcels") == f"{text}{pinned}\n```\n"
+    alone = pin_card(f"{text}```\n", "ann/parcels", COMMIT, "parcels")
+    assert alone.startswith(f"{text}```\n\n## Load this version\n") and COMMIT in alone
+
+
+def test_a_line_outside_a_block_of_python_is_pinned_and_lines_that_load_it_are_printed():
+    card = pin_card(f'{CARD}\n`pipeline(model="parcels", revision="main")`\n', "ann/parcels", COMMIT, "parcels")
+    assert card == f'{CARD}\n`pipeline(model="ann/parcels", revision="{COMMIT}")`\n'
+    assert f'model="ann/parcels", revision="{COMMIT}"' in snippet_of(card, "ann/parcels", COMMIT)

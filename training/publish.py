@@ -54,8 +54,9 @@ class UnfitFolder(InputError):
 
 @dataclass(frozen=True)
 class Checked:
-    """A folder that passed: a copy of what will be published, with the logits that it must give."""
+    """A folder that passed: its `name`, a copy of what will be published, and the logits that this must give."""
 
+    name: str
     folder: Path
     logits: list[list[float]]
     code: list[CodeFile]
@@ -117,7 +118,7 @@ def checked(folder: Path) -> Iterator[Checked]:
             shutil.copyfile(folder / name, Path(copy, name))
         if problems := check_files(Path(copy)):
             raise UnfitFolder(problems)
-        yield Checked(Path(copy), _logits(Path(copy)), compare_code(Path(copy)), left_out)
+        yield Checked(folder.resolve().name, Path(copy), _logits(Path(copy)), compare_code(Path(copy)), left_out)
 
 
 def push(model: Checked, hub: Hub, options: Options) -> Published:
@@ -138,11 +139,11 @@ def push(model: Checked, hub: Hub, options: Options) -> Published:
         raise PushError(f"{pushed}, which does not load as it should: {error}") from None
     if loaded["code"] != {file.name: file.sha256 for file in model.code}:
         raise PushError(f"{pushed}, whose code is not the folder's: {loaded['code']}.")
-    card = pin_card(card, hub.repo_id, commit)
+    card = pin_card(card, hub.repo_id, commit, model.name)
     hub.push_card(card, commit)
     if options.tag:
         hub.tag(options.tag)
-    return Published(hub.repo_id, commit, snippet_of(card, commit))
+    return Published(hub.repo_id, commit, snippet_of(card, hub.repo_id, commit))
 
 
 def describe(model: Checked) -> str:

@@ -32,7 +32,7 @@ pipeline_tag: text-classification
 tags: [lstmpool]
 ---
 
-# Parcels
+# parcels
 
 ```python
 from transformers import pipeline
