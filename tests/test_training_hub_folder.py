@@ -149,6 +149,17 @@ def test_all_that_is_wrong_is_told_at_once_with_status_2(folder, capsys):
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
 
 
+@pytest.mark.parametrize("flag", ["--tags", "--tags=v1"])
+def test_an_unknown_flag_is_one_line_with_status_2(tmp_path, capsys, flag):
+    assert main([str(tmp_path), "ann/parcels", flag, "v1"]) == 2
+    assert capsys.readouterr().err == f"error: unknown argument {flag!r}. Did you mean '--tag'? --help lists all.\n"
+
+
+def test_a_card_in_latin_1_is_refused(folder):
+    (folder / "README.md").write_bytes(f"{CARD}\nPäckchen\n".encode("latin-1"))
+    assert check_files(folder) == ["README.md must be UTF-8, found the byte 0xe4. Save it as UTF-8."]
+
+
 def test_no_folder_and_no_owner_are_told(tmp_path, capsys):
     assert main([str(tmp_path / "none"), "--check"]) == 2
     assert "expected the folder of a saved model, found none at" in capsys.readouterr().err

@@ -161,7 +161,11 @@ def _check_card(folder: Path) -> list[str]:
     )
     if not path.is_file():
         return [f"README.md, the model card, not found. Write one that begins with {lines!r}."]
-    match = re.match(r"---\r?\n(.*?)\r?\n---", path.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        return [f"README.md must be UTF-8, found the byte {error.object[error.start]:#x}. Save it as UTF-8."]
+    match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
         header = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError as error:

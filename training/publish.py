@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.clean_load import LoadError, largest_difference, load_in_fresh_process, probe_logits
-from lstmpool.training.errors import InputError
+from lstmpool.training.errors import InputError, did_you_mean
 from lstmpool.training.hub_card import pin_card, snippet_of
 from lstmpool.training.hub_folder import CodeFile, check_files, choose_files, compare_code
 from lstmpool.training.hub_push import Hub, PushError
@@ -83,9 +83,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", metavar="FOLDER", help="Folder of a saved model, with its tokenizer and README.md.")
     parser.add_argument("repo_id", metavar="OWNER/NAME", nargs="?", help="Repository; made if it is not there.")
-    options, words = parser.parse_args_into_dataclasses(args=argv)
+    options, words, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     transformers.utils.logging.disable_progress_bar()
     try:
+        if unknown:
+            flags = [flag for action in parser._actions for flag in action.option_strings]
+            hint = did_you_mean(unknown[0].split("=")[0], flags)
+            raise InputError(f"unknown argument {unknown[0]!r}.{hint} --help lists all.")
         hub = None if options.check else Hub.connect(words.repo_id, options.branch)  # before the long work
         with checked(Path(words.folder)) as model:
             print(describe(model), flush=True)
