@@ -6,10 +6,14 @@ import re
 
 import pytest
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.training.errors import InputError
 from lstmpool.training.hub_card import pin_card, snippet_of
 from lstmpool.training.hub_folder import check_files, choose_files, compare_code, prepare_output_dir
+from lstmpool.training.hub_push import Hub
 from lstmpool.training.output import CODE
 from lstmpool.training.publish import Checked, describe, main
 
@@ -147,6 +151,28 @@ def test_all_that_is_wrong_is_told_at_once_with_status_2(folder, capsys):
     assert output.out == ""
     lines = output.err.splitlines()
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "told"),
+    [
+        (OSError(28, "No space left on device"), None, "this machine cannot read or write a file: [Errno 28]"),
+        (RuntimeError("upload"), PermissionError(13, "Permission denied"), "this machine cannot read or write a file"),
+        (RuntimeError("upload"), HTTPError("cut off"), "no whole answer from https://hub.test: cut off. Run"),
+        (HTTPError("cut off"), OSError("socket"), "no whole answer from https://hub.test: socket. Run"),
+        (ConnectionResetError("reset"), None, "no whole answer from https://hub.test: reset. Run"),
+    ],
+)
+def test_what_fails_on_this_machine_is_not_told_as_the_hub_s_fault(monkeypatch, error, cause, told):
+    hub = Hub(HfApi(endpoint="https://hub.test"), "ann/parcels", "main", "token")
+    error.__cause__ = cause
+
+    def fails(repo_id):
+        raise error
+
+    monkeypatch.setattr(hub.api, "model_info", fails)
+    with pytest.raises(InputError, match=f"^{re.escape(told)}.*Nothing was pushed"):
+        hub.push({})
 
 
 @pytest.mark.parametrize("flag", ["--tags", "--tags=v1"])
