@@ -171,7 +171,11 @@ def run(
 
     # Training; the best epoch is loaded at its end.
     if args.do_train:
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        finally:
+            if hub:
+                hub.wait()
 
     # What the model gives, once what validation teaches is in its weights. Training rows are of interest only beside
     # the baselines.

@@ -6,10 +6,14 @@ import re
 
 import pytest
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.training.errors import InputError
 from lstmpool.training.hub_card import pin_card, snippet_of
 from lstmpool.training.hub_folder import check_files, choose_files, compare_code, prepare_output_dir
+from lstmpool.training.hub_push import Hub
 from lstmpool.training.output import CODE
 from lstmpool.training.publish import Checked, describe, main
 
@@ -134,7 +138,7 @@ def test_the_code_is_compared_with_the_installed_one_line_by_line(folder):
     assert changed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != changed.released
     assert changed.difference[-1] == "+# mine"
     assert same.sha256 == same.released == hashlib.sha256(CODE[1].read_bytes()).hexdigest() and same.difference == []
-    printed = describe(Checked(folder, [], [changed, same], []))
+    printed = describe(Checked("parcels", folder, [], [changed, same], []))
     assert "configuration_lstmpool.py differs from the installed release:" in printed and "\n  +# mine" in printed
     assert "modeling_lstmpool.py is that of the installed release:" in printed
 
@@ -147,6 +151,39 @@ def test_all_that_is_wrong_is_told_at_once_with_status_2(folder, capsys):
     assert output.out == ""
     lines = output.err.splitlines()
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "told"),
+    [
+        (OSError(28, "No space left on device"), None, "this machine cannot read or write a file: [Errno 28]"),
+        (RuntimeError("upload"), PermissionError(13, "Permission denied"), "this machine cannot read or write a file"),
+        (RuntimeError("upload"), HTTPError("cut off"), "no whole answer from https://hub.test: cut off. Run"),
+        (HTTPError("cut off"), OSError("socket"), "no whole answer from https://hub.test: socket. Run"),
+        (ConnectionResetError("reset"), None, "no whole answer from https://hub.test: reset. Run"),
+    ],
+)
+def test_what_fails_on_this_machine_is_not_told_as_the_hub_s_fault(monkeypatch, error, cause, told):
+    hub = Hub(HfApi(endpoint="https://hub.test"), "ann/parcels", "main", "token")
+    error.__cause__ = cause
+
+    def fails(repo_id):
+        raise error
+
+    monkeypatch.setattr(hub.api, "model_info", fails)
+    with pytest.raises(InputError, match=f"^{re.escape(told)}.*Nothing was pushed"):
+        hub.push({})
+
+
+@pytest.mark.parametrize("flag", ["--tags", "--tags=v1"])
+def test_an_unknown_flag_is_one_line_with_status_2(tmp_path, capsys, flag):
+    assert main([str(tmp_path), "ann/parcels", flag, "v1"]) == 2
+    assert capsys.readouterr().err == f"error: unknown argument {flag!r}. Did you mean '--tag'? --help lists all.\n"
+
+
+def test_a_card_in_latin_1_is_refused(folder):
+    (folder / "README.md").write_bytes(f"{CARD}\nPäckchen\n".encode("latin-1"))
+    assert check_files(folder) == ["README.md must be UTF-8, found the byte 0xe4. Save it as UTF-8."]
 
 
 def test_no_folder_and_no_owner_are_told(tmp_path, capsys):
@@ -165,22 +202,47 @@ def test_an_output_folder_is_made_ready_for_pushes_during_training(tmp_path):
     assert (tmp_path / "new" / ".gitignore").read_text() == "/training_args.bin\n"
 
 
+@pytest.mark.parametrize("mine", ["/runs\n", "/runs"])
+def test_a_gitignore_keeps_its_lines_and_gets_one_more_once(tmp_path, mine):
+    (tmp_path / ".gitignore").write_text(mine)
+    for _ in range(2):
+        prepare_output_dir(tiny_model(), tmp_path)
+        assert (tmp_path / ".gitignore").read_text() == "/runs\n/training_args.bin\n"
+
+
 @pytest.mark.parametrize("revision", ["main", OLDER])
 def test_a_snippet_in_the_card_is_pinned(revision):
     line = f'c = pipeline("text-classification", model="parcels", revision="{revision}", trust_remote_code=True)'
     other = 'AutoModel.from_pretrained("distilbert-base-uncased")'
-    card = pin_card(f"{CARD}\n```python\n{other}\n{line}\n```\n", "ann/parcels", COMMIT)
+    card = pin_card(f"{CARD}\n```python\n{other}\n{line}\n```\n", "ann/parcels", COMMIT, "parcels")
     pinned = line.replace(revision, COMMIT).replace('"parcels"', '"ann/parcels"')
     assert card == f"{CARD}\n```python\n{other}\n{pinned}\n```\n"
-    assert snippet_of(card, COMMIT) == f"{other}\n{pinned}"
+    assert snippet_of(card, "ann/parcels", COMMIT) == f"{other}\n{pinned}"
     line = f'm = AutoModel.from_pretrained("parcels", revision="{revision}")'
-    assert (
-        pin_card(line, "ann/parcels", COMMIT) == f'm = AutoModel.from_pretrained("ann/parcels", revision="{COMMIT}")'
-    )
+    pinned = f'm = AutoModel.from_pretrained("ann/parcels", revision="{COMMIT}")'
+    assert pin_card(line, "ann/parcels", COMMIT, "parcels") == pinned
 
 
 def test_a_card_without_a_snippet_gets_one():
-    card = pin_card(CARD, "ann/parcels", COMMIT)
+    card = pin_card(CARD, "ann/parcels", COMMIT, "parcels")
     assert card.startswith(CARD)
-    assert f'model="ann/parcels", revision="{COMMIT}", trust_remote_code=True' in snippet_of(card, COMMIT)
-    assert pin_card(card, "ann/parcels", OLDER) == card.replace(COMMIT, OLDER)
+    snippet = snippet_of(card, "ann/parcels", COMMIT)
+    assert f'model="ann/parcels", revision="{COMMIT}", trust_remote_code=True' in snippet and snippet in card
+    assert pin_card(card, "ann/parcels", OLDER, "parcels") == card.replace(COMMIT, OLDER)
+
+
+@pytest.mark.parametrize("name", ["parcels", "Parcels", "ann/parcels"])
+def test_only_lines_that_load_the_card_s_own_model_are_pinned(name):
+    other = 'AutoModel.from_pretrained("microsoft/deberta-v3-base", revision="main")'
+    mine = f'AutoModel.from_pretrained("{name}", revision="main")'
+    pinned = f'AutoModel.from_pretrained("ann/parcels", revision="{COMMIT}")'
+    text = f"{CARD}\n```python\n{other}\n"
+    assert pin_card(f"{text}{mine}\n```\n", "ann/parcels", COMMIT, "parcels") == f"{text}{pinned}\n```\n"
+    alone = pin_card(f"{text}```\n", "ann/parcels", COMMIT, "parcels")
+    assert alone.startswith(f"{text}```\n\n## Load this version\n") and COMMIT in alone
+
+
+def test_a_line_outside_a_block_of_python_is_pinned_and_lines_that_load_it_are_printed():
+    card = pin_card(f'{CARD}\n`pipeline(model="parcels", revision="main")`\n', "ann/parcels", COMMIT, "parcels")
+    assert card == f'{CARD}\n`pipeline(model="ann/parcels", revision="{COMMIT}")`\n'
+    assert f'model="ann/parcels", revision="{COMMIT}"' in snippet_of(card, "ann/parcels", COMMIT)

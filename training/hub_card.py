@@ -7,25 +7,32 @@ import re
 
 
 MOVING = re.compile(r'revision="(?:main|[0-9a-f]{40})"')
-NAME = re.compile(r'(model=|from_pretrained\()"[^"]*"')
+NAME = re.compile(r'(model=|from_pretrained\()"([^"]*)"')
+TITLE = re.compile(r"^# +(.*?) *$", re.MULTILINE)
 
 
-def pin_card(card: str, repo_id: str, commit: str) -> str:
-    """Puts the repository and the commit into each line that names a revision; adds a snippet if there is none."""
-    lines = card.splitlines(keepends=True)
-    if not any(MOVING.search(line) for line in lines):
-        section = f"## Load this version\n\n```python\n{_snippet(repo_id, commit)}\n```\n"
-        return f"{card.rstrip()}\n\n{section}"
+def pin_card(card: str, repo_id: str, commit: str, folder: str) -> str:
+    """Puts the repository and the commit into each line that loads this model by a revision.
+
+    Such a line names the repository, the `folder` or the card's title; a line with another name loads another model,
+    such as the backbone, and stays. If there is none, a snippet is added.
+    """
+    own = {repo_id, folder, *TITLE.findall(card)[:1]}
+    lines, pinned = card.splitlines(keepends=True), False
     for i, line in enumerate(lines):
-        if MOVING.search(line):
+        names = {name for _, name in NAME.findall(line)}
+        if MOVING.search(line) and names and names <= own:
             lines[i] = NAME.sub(rf'\g<1>"{repo_id}"', MOVING.sub(f'revision="{commit}"', line))
-    return "".join(lines)
+            pinned = True
+    if pinned:
+        return "".join(lines)
+    return f"{card.rstrip()}\n\n## Load this version\n\n```python\n{_snippet(repo_id, commit)}\n```\n"
 
 
-def snippet_of(card: str, commit: str) -> str:
-    """The first block of code in a pinned card that loads the commit."""
+def snippet_of(card: str, repo_id: str, commit: str) -> str:
+    """The first block of code in a pinned card that loads the commit, or, if none does, lines that do."""
     blocks = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
-    return next((block for block in blocks if commit in block), "")
+    return next((block for block in blocks if commit in block), _snippet(repo_id, commit))
 
 
 def _snippet(repo_id: str, commit: str) -> str:

@@ -32,7 +32,7 @@ PUBLISHED = {"README.md", "LICENSE", "config.json", "metrics.json", *TOKENIZER, 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 IMAGE = re.compile(r"!\[[^\]]*\]\(([\w.-]+\.(?:png|svg|jpg))\)")
 HEADER = {"library_name": "transformers", "pipeline_tag": "text-classification"}
-IGNORED = "/training_args.bin\n"
+IGNORED = "/training_args.bin"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,11 @@ def prepare_output_dir(model: PreTrainedModel, folder: str | Path) -> None:
     for thing in (model, model.config):
         path = Path(inspect.getfile(type(thing)))
         shutil.copyfile(path, folder / path.name)
-    (folder / ".gitignore").write_text(IGNORED, encoding="utf-8")
+    path = folder / ".gitignore"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if IGNORED not in text.splitlines():
+        text += "\n" if text and not text.endswith("\n") else ""
+        path.write_text(f"{text}{IGNORED}\n", encoding="utf-8")
 
 
 def choose_files(folder: Path) -> tuple[list[str], list[str]]:
@@ -157,7 +161,11 @@ def _check_card(folder: Path) -> list[str]:
     )
     if not path.is_file():
         return [f"README.md, the model card, not found. Write one that begins with {lines!r}."]
-    match = re.match(r"---\r?\n(.*?)\r?\n---", path.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        return [f"README.md must be UTF-8, found the byte {error.object[error.start]:#x}. Save it as UTF-8."]
+    match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
         header = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError as error:

@@ -13,7 +13,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
@@ -21,7 +28,8 @@ from lstmpool.training.errors import InputError
 from lstmpool.training.hub_folder import PUBLISHED, read_json
 
 
-CONNECTION = HfHubHTTPError.__bases__  # the error of the http library, whichever it is, and OSError
+# HTTPError is that of the http library, which differs with the release of huggingface_hub; not OSError, a full disk
+CONNECTION = (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError)
 PICKLES = tuple(".bin .ckpt .joblib .npy .npz .pickle .pkl .pt .pth".split())
 KEPT = {"README.md", "LICENSE"}  # may have been written on the Hub itself
 
@@ -82,7 +90,7 @@ class Hub:
             try:
                 self.api.model_info(self.repo_id)
             except RepositoryNotFoundError:
-                self.api.create_repo(self.repo_id, private=private)
+                self.api.create_repo(self.repo_id, private=private or None)  # None: the owner's default
                 self.so_far = f"The new repository {self.repo_id} is there, and empty."
             branches, tags = self._look()
             self._check_is_ours()
@@ -197,9 +205,11 @@ class Hub:
                 412: "Somebody pushed at the same time: run the command again.",
             }.get(status, "Run the command again.")
             raise InputError(f"{at} answered {status}: {reason.rstrip('.')}. {remedy} {so_far}") from None
-        except (RuntimeError, *CONNECTION) as error:  # a failed upload is a RuntimeError
-            reason = error.__cause__ or error
-            raise InputError(f"no whole answer from {at}: {reason}. Run the command again. {so_far}") from None
+        except (RuntimeError, OSError, *CONNECTION) as error:
+            reason = error.__cause__ or error  # a failed upload is a RuntimeError
+            here = isinstance(reason, OSError) and not any(isinstance(it, CONNECTION) for it in (error, reason))
+            what = "this machine cannot read or write a file" if here else f"no whole answer from {at}"
+            raise InputError(f"{what}: {reason}. Run the command again. {so_far}") from None
 
 
 def _is_stale(name: str) -> bool:

@@ -1,10 +1,12 @@
 """What `train_trainer.py --push_to_hub` does: checkpoints go to the Hub during training, the finished model after it.
 
 The library's own pushes during training leave out the code, upload whatever lies in the folder, and lose their errors.
-These push a copy of the checkpoint, which loads by itself, in one commit; what went wrong is told at the end.
+These push a copy of the checkpoint, which loads by itself, in one commit; what came of them is told once training is
+over, however it ends.
 """
 
 import shutil
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,13 +39,20 @@ class HubRun:
         self.hub.open(self.options.private)
         return [] if self.saves.strategy == HubStrategy.END else [self.saves]
 
+    def wait(self) -> None:
+        """Waits for the pushes that are under way, and tells which steps were pushed and which were not.
+
+        To be called at the end of training, also if that is an error or Ctrl-C: nobody would hear of them otherwise.
+        """
+        self.saves.wait()
+
     def finish(self) -> None:
-        """Waits for what is under way, then publishes the finished folder as the command `publish` does.
+        """Publishes the finished folder as the command `publish` does. To be called after `wait`.
 
         Raises:
             PushError: if a push failed; all that did are named, and what is whole and what to do.
         """
-        wrong = self.saves.wait()
+        wrong = []
         try:
             with checked(self.folder) as model:
                 print(describe(model), flush=True)
@@ -53,6 +62,8 @@ class HubRun:
         except (InputError, PushError) as error:
             again = f"python -m lstmpool.training.publish {self.folder} {self.hub.repo_id}"
             wrong.append(f"{error} The model is whole in {self.folder}; to publish it: {again}")
+        if self.saves.wrong:
+            wrong.append("not every checkpoint was pushed; the reasons stand above.")
         if wrong:
             raise PushError("\n".join(wrong))
 
@@ -84,15 +95,19 @@ class _PushSaves(TrainerCallback):
             files |= {f"last-checkpoint/{path.relative_to(copy).as_posix()}": path for path in inside}
         self.jobs[step] = self.hub.api.run_as_future(self._push, files, step, copy)
 
-    def wait(self) -> list[str]:
-        """What went wrong, once all pushes are over."""
-        for step, job in self.jobs.items():
-            if error := job.exception():
-                self.wrong.append(f"the push of step {step} failed: {error}")
+    def wait(self) -> None:
+        """Prints what came of each push, once all are over. `wrong` is then complete."""
+        if running := [step for step, job in self.jobs.items() if not job.done()]:
+            print(f"Waiting for the push of step {running[0]}.", flush=True)
+        errors = {step: job.exception() for step, job in self.jobs.items()}
+        self.wrong += [f"the push of step {step} failed: {error}" for step, error in errors.items() if error]
+        if pushed := [step for step, error in errors.items() if not error]:
+            print(f"Pushed: step {', '.join(map(str, pushed))}.")
         if self.left_out:
             print(f"Not pushed, because the push before was under way: step {', '.join(map(str, self.left_out))}.")
+        for line in self.wrong:
+            print(f"error: {line}", file=sys.stderr)
         self.copies.cleanup()
-        return self.wrong
 
     def _push(self, files: dict[str, Path], step: int, copy: Path) -> None:
         self.hub.push(files, f"Training in progress, step {step}")

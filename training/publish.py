@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.clean_load import LoadError, largest_difference, load_in_fresh_process, probe_logits
-from lstmpool.training.errors import InputError
+from lstmpool.training.errors import InputError, did_you_mean
 from lstmpool.training.hub_card import pin_card, snippet_of
 from lstmpool.training.hub_folder import CodeFile, check_files, choose_files, compare_code
 from lstmpool.training.hub_push import Hub, PushError
@@ -54,8 +54,9 @@ class UnfitFolder(InputError):
 
 @dataclass(frozen=True)
 class Checked:
-    """A folder that passed: a copy of what will be published, with the logits that it must give."""
+    """A folder that passed: its `name`, a copy of what will be published, and the logits that this must give."""
 
+    name: str
     folder: Path
     logits: list[list[float]]
     code: list[CodeFile]
@@ -82,9 +83,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", metavar="FOLDER", help="Folder of a saved model, with its tokenizer and README.md.")
     parser.add_argument("repo_id", metavar="OWNER/NAME", nargs="?", help="Repository; made if it is not there.")
-    options, words = parser.parse_args_into_dataclasses(args=argv)
+    options, words, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     transformers.utils.logging.disable_progress_bar()
     try:
+        if unknown:
+            flags = [flag for action in parser._actions for flag in action.option_strings]
+            hint = did_you_mean(unknown[0].split("=")[0], flags)
+            raise InputError(f"unknown argument {unknown[0]!r}.{hint} --help lists all.")
         hub = None if options.check else Hub.connect(words.repo_id, options.branch)  # before the long work
         with checked(Path(words.folder)) as model:
             print(describe(model), flush=True)
@@ -117,7 +122,7 @@ def checked(folder: Path) -> Iterator[Checked]:
             shutil.copyfile(folder / name, Path(copy, name))
         if problems := check_files(Path(copy)):
             raise UnfitFolder(problems)
-        yield Checked(Path(copy), _logits(Path(copy)), compare_code(Path(copy)), left_out)
+        yield Checked(folder.resolve().name, Path(copy), _logits(Path(copy)), compare_code(Path(copy)), left_out)
 
 
 def push(model: Checked, hub: Hub, options: Options) -> Published:
@@ -138,11 +143,11 @@ def push(model: Checked, hub: Hub, options: Options) -> Published:
         raise PushError(f"{pushed}, which does not load as it should: {error}") from None
     if loaded["code"] != {file.name: file.sha256 for file in model.code}:
         raise PushError(f"{pushed}, whose code is not the folder's: {loaded['code']}.")
-    card = pin_card(card, hub.repo_id, commit)
+    card = pin_card(card, hub.repo_id, commit, model.name)
     hub.push_card(card, commit)
     if options.tag:
         hub.tag(options.tag)
-    return Published(hub.repo_id, commit, snippet_of(card, commit))
+    return Published(hub.repo_id, commit, snippet_of(card, hub.repo_id, commit))
 
 
 def describe(model: Checked) -> str:

@@ -19,7 +19,7 @@ from .localhub import LocalHub
 ROOT = Path(__file__).resolve().parents[2]
 ANN, READER, BOB, YOU = "token-of-ann", "token-that-reads", "token-of-bob", "token-of-the-reader-of-the-readme"
 USERS = {
-    ANN: {"name": "ann", "orgs": ["lab"]},
+    ANN: {"name": "ann", "orgs": ["lab", "firm"]},
     READER: {"name": "ann", "role": "read"},
     BOB: {"name": "bob"},
     YOU: {"name": "your-name"},
@@ -32,7 +32,7 @@ pipeline_tag: text-classification
 tags: [lstmpool]
 ---
 
-# Parcels
+# parcels
 
 ```python
 from transformers import pipeline

@@ -21,6 +21,7 @@ from .localhub_repo import POINTER, REGULAR_MAX, HubError, Repo, pointer, row
 
 
 NAME = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}")
+PRIVATE_BY_DEFAULT = {"firm"}  # owners whose new repositories are private unless one says otherwise
 ROUTES = []
 
 
@@ -196,7 +197,8 @@ def create(h: Handler) -> None:
     reply = {"url": f"{h.hub.url}/{id}", "name": id}
     if id in h.hub.repos:
         raise HubError(409, "You already created this model repo", **reply)
-    h.hub.repos[id] = Repo(body.get("visibility") == "private" or bool(body.get("private")))
+    private = body.get("visibility") == "private" if "visibility" in body else body.get("private")
+    h.hub.repos[id] = Repo(owner in PRIVATE_BY_DEFAULT if private is None else private)
     h.send(body=reply)
 
 

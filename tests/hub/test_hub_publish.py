@@ -149,6 +149,17 @@ except PushError as error:
     assert "answered 412" in busy and "Somebody pushed at the same time: run the command again." in busy
 
 
+def test_a_new_repository_is_private_on_request_or_by_the_default_of_its_owner(hub, clients):
+    code = """
+from lstmpool.training.hub_push import Hub
+for name, private in (("lab/shown", False), ("lab/hidden", True), ("firm/hidden", False)):
+    Hub.connect(name, "main").open(private)
+"""
+    clients.python(code, token=ANN)
+    private = {name: hub.repos[name].private for name in ("lab/shown", "lab/hidden", "firm/hidden")}
+    assert private == {"lab/shown": False, "lab/hidden": True, "firm/hidden": True}
+
+
 PUSH = """
 import time
 from pathlib import Path

@@ -20,6 +20,15 @@ for words in json.loads(sys.argv[1]):
     print("status", main(words), flush=True)
     print("end of a run", file=sys.stderr)
 """
+INTERRUPTED = """
+from lstmpool.training.trainer import LstmPoolTrainer
+evaluate = LstmPoolTrainer.evaluate
+def stopped(self, *args, **options):
+    if self.state.global_step > 2:
+        raise KeyboardInterrupt
+    return evaluate(self, *args, **options)
+LstmPoolTrainer.evaluate = stopped
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +43,12 @@ def work(tmp_path_factory):
     return folder
 
 
-def train(clients, work, *runs, **options):
+def train(clients, work, *runs, program=RUN, **options):
     """Runs the command once for each of `runs`, flags on top of the same ones, in one process."""
     common = ["--backbone=backbone", "--train_file=train.csv", "--validation_file=validation.csv", "--use_cpu"]
     common += ["--label_column_name=stars", "--num_train_epochs=2", "--lstm_hidden_size=4", "--push_to_hub"]
     words = json.dumps([[*common, *run] for run in runs])
-    done = clients.python(RUN, words, cwd=work, **options)
+    done = clients.python(program, words, cwd=work, **options)
     statuses = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("status")]
     return statuses, done.stderr.split("end of a run\n")[: len(runs)], done
 
@@ -110,6 +119,18 @@ def test_a_failed_push_in_the_background_or_at_the_end_is_told_and_the_folder_is
     for name in strategies:
         assert {"model.safetensors", "README.md", "config.json", *CODE} <= {p.name for p in (work / name).iterdir()}
     clients.publish("never", "ann/never", token=ANN, cwd=work)
+
+
+def test_a_training_that_ends_early_tells_what_was_pushed_and_what_was_not(hub, clients, work):
+    """Ctrl-C in the second epoch: the checkpoint of the first, step 2, was on its way then."""
+    hub.fault = lambda method, path: "refused" if method == "POST" and "/models/ann/lost/commit/" in path else None
+    runs = [[f"--output_dir={name}", f"--hub_model_id=ann/{name}"] for name in ("lost", "kept")]
+    statuses, told, done = train(clients, work, *runs, program=INTERRUPTED + RUN, token=ANN)
+    hub.fault = lambda method, path: None
+    assert statuses == [130, 130], done.stderr
+    assert "error: the push of step 2 failed: " in told[0] and "the push of step" not in told[1]
+    assert done.stdout.count("Pushed: step 2.") == 1
+    assert not hub.repos["ann/lost"].pushed() and len(hub.repos["ann/kept"].pushed()) == 1
 
 
 def test_what_cannot_be_pushed_to_is_told_before_training(hub, clients, work):
