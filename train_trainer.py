@@ -45,7 +45,7 @@ from lstmpool.training.layers import check_layers, learning_rates, prepare_layer
 from lstmpool.training.losses import make_loss
 from lstmpool.training.metrics import TaskMetrics
 from lstmpool.training.model_card import Run, model_card
-from lstmpool.training.output import check_output, json_writer, prepare_output, write_output
+from lstmpool.training.output import check_output, check_resumed, json_writer, prepare_output, write_output
 from lstmpool.training.predictions import by_length, predict_logits
 from lstmpool.training.report import (
     Progress,
@@ -122,6 +122,8 @@ def run(
         model, fresh = backbone.load_model(fields)
     prepare_layers(model, model_args)
     learning_rates(model, args)
+    if args.resume_from_checkpoint:
+        check_resumed(args.resume_from_checkpoint, model.config)
     prepare_output(args)
 
     # Rows as tokens, and what they are like.

@@ -161,6 +161,24 @@ def test_a_resumed_regression_ends_with_the_same_weights_to_the_last_bit(work, m
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_a_checkpoint_of_another_model_or_task_is_not_resumed(work, monkeypatch, capsys):
+    folder, _ = run(work, monkeypatch, "one_shape")
+    checkpoint = next(folder.glob("checkpoint-*"))
+    again = [
+        "--backbone=backbone",
+        "--use_cpu",
+        *FILES,
+        "--output_dir=one_shape",
+        f"--resume_from_checkpoint={checkpoint}",
+    ]
+    for words, message in (
+        (["--lstm_hidden_size=5"], "expected lstm_hidden_size 5, found 4"),
+        (["--lstm_hidden_size=4", "--label_column_name=price"], "expected num_labels 1, found 2"),
+    ):
+        assert main([*again, *words]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_targets_as_they_are_on_request(work, monkeypatch):
     words = ["--label_column_name=weight", "--no_standardize_targets"]
     _, metrics = run(work, monkeypatch, "raw", *words)

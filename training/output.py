@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
 from lstmpool import configuration_lstmpool, modeling_lstmpool
+from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
 
@@ -56,6 +57,20 @@ def check_output(args: TrainingArguments, init_from: str | None = None) -> None:
             f"--output_dir {folder} holds a run already ({', '.join(held[:3])}). Choose another folder, continue that "
             "run with --resume_from_checkpoint last, or replace it with --overwrite."
         )
+
+
+def check_resumed(checkpoint: str, config: LstmPoolConfig) -> None:
+    """Raises InputError if a checkpoint is of another model, or of other labels, than the one that is resumed."""
+    try:
+        saved = LstmPoolConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--resume_from_checkpoint {checkpoint} has no config to read: {error}") from None
+    for name in OWN_FIELDS:
+        if getattr(saved, name) != getattr(config, name):
+            raise InputError(
+                f"--resume_from_checkpoint {checkpoint} must be of the same model: expected {name} "
+                f"{getattr(config, name)}, found {getattr(saved, name)}. Resume with the command that made it."
+            )
 
 
 def prepare_output(args: TrainingArguments) -> None:
