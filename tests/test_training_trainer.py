@@ -74,4 +74,19 @@ def test_groups_keep_their_other_settings():
 def test_settings_that_the_library_refuses_are_told_before_any_weights_are_read(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         check_settings(TrainingArguments(str(tmp_path), use_cpu=True, **({"report_to": []} | options)))
-    check_settings(TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], optim="adafactor"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optim": "adafactor"},
+        {"label_smoothing_factor": 0.1},
+        {"push_to_hub": True},
+        {"activation_checkpointing": True},
+    ],
+)
+def test_settings_that_can_be_trained_with_pass(tmp_path, options):
+    args = TrainingArguments(str(tmp_path / "new"), use_cpu=True, report_to=[], **options)
+    check_settings(args)
+    assert not (tmp_path / "new").exists()
+    assert all(getattr(args, name) == value for name, value in options.items())  # it works on a copy

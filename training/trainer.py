@@ -31,6 +31,7 @@ def check_settings(args: TrainingArguments) -> None:
     """
     args = copy.copy(args)
     args.push_to_hub = False  # a trainer makes its repository, and its folder, at once
+    args.label_smoothing_factor = 0.0  # and asks a model's config for its task
     try:
         with tempfile.TemporaryDirectory() as args.output_dir:
             trainer = Trainer(torch.nn.Linear(1, 1), args, eval_dataset=[0])
