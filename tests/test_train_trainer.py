@@ -117,6 +117,9 @@ def test_metrics_and_card(finished):
     assert "python train_trainer.py recipe.yaml --output_dir out --num_train_epochs 2" in card
     assert "transformers 5" in card and "| learning rate, new layers | 0.001 |" in card
     assert sentences(1)[0] not in card  # a row may be private
+    accuracy = metrics["results"]["test"]["accuracy"]
+    for said in (card, done.stdout):
+        assert f"{accuracy:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]" in said and '"text_pair": ' in said
 
 
 def test_a_finished_run_is_not_overwritten(finished, work):
@@ -181,11 +184,14 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(work, monkeypatch,
     words = [
         "--train_file=train.csv",
         "--validation_file=validation.csv",
+        "--test_file=test.csv",
+        "--do_predict=False",
         "--output_dir=from_half",
         "--disable_tqdm=True",
     ]
     assert in_process(work, monkeypatch, "--backbone=half", *words) == 0
     assert {tensor.dtype for tensor in load_file(work / "from_half" / "model.safetensors").values()} == {torch.float32}
+    assert not (work / "from_half" / "test_predictions.csv").exists()  # the test rows were not asked for
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 1 and "validation accuracy" in lines[0]  # without the bar, the lines are there all the same
 
