@@ -121,7 +121,7 @@ def run(
     with quiet_loading():
         model, fresh = backbone.load_model(fields)
     prepare_layers(model, model_args)
-    learning_rates(model, args)
+    learning_rates(model, args)  # refuses layers that cannot be told apart now, and not after the caches are filled
     if args.resume_from_checkpoint:
         check_resumed(args.resume_from_checkpoint, model.config)
     prepare_output(args)

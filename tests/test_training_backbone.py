@@ -103,7 +103,7 @@ def test_a_finished_model_keeps_its_classifier_for_its_own_labels_alone(tmp_path
     for other in (labels("b", "a", "c"), labels("a", "b"), labels("a", "b", "c", problem_type="regression")):
         model, fresh = start.load_model(other)
         assert fresh and model.config.id2label == other["id2label"]
-        assert (model.config.problem_type, model.num_labels) == (other["problem_type"], other["num_labels"])
+        assert (model.config.problem_type, model.config.num_labels) == (other["problem_type"], other["num_labels"])
         assert model.classifier.weight.shape[0] == other["num_labels"]
         assert model.config.label2id == other["label2id"] and not model.classifier.bias.any()
         assert not torch.equal(model.classifier.weight[:2], original["classifier.weight"][:2])

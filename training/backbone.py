@@ -107,7 +107,6 @@ class Backbone:
             return model, False
         for name in ("num_labels", "problem_type", "id2label", "label2id"):
             setattr(config, name, fields[name])
-        model.num_labels = config.num_labels
         model.classifier = nn.Linear(model.classifier.in_features, config.num_labels)
         model._init_weights(model.classifier)
         return model, True

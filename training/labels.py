@@ -70,10 +70,7 @@ class Labels:
     def of_model(cls, config: LstmPoolConfig, columns: dict[str, list[Any]]) -> "Labels":
         """The task and the names of a finished model, for rows with these label columns (none: without labels)."""
         names = [config.id2label[i] for i in range(config.num_labels)]
-        multi = config.problem_type == MULTI
-        separator = (
-            "|" if multi and any("|" in str(value) for values in columns.values() for value in values) else None
-        )
+        separator = "|" if any("|" in str(value) for values in columns.values() for value in values) else None
         return cls(config.problem_type, names, "--init_from says so", separator)
 
     def _in_order(self, columns: dict[str, list[Any]], where: str) -> dict[str, list[Any]]:
@@ -137,7 +134,7 @@ def _infer(columns: dict[str, list[Any]], known: list[str] | None) -> tuple[str,
             return REGRESSION, f"column {name!r} holds decimal numbers, such as {decimal}"
     # a class may have a name of several words: only a plural says that the words are labels
     several = next((value for value in present if len(str(value).split()) > 1), None)
-    if name.lower().endswith("labels") and None in numbers and several is not None:
+    if name.lower().endswith("labels") and several is not None:
         return MULTI, f"column {name!r} holds names separated by spaces, such as {several!r}"
     return SINGLE, f"column {name!r} holds one name or whole number a row"
 

@@ -110,8 +110,7 @@ class TaskMetrics:
             return cls(SingleLabelMetric(), lambda logits: logits.argmax(-1), "accuracy", titles, _accuracies, others)
         if problem_type == MULTI:
             titles, others = {"f1_micro": "micro F1", "f1_macro": "macro F1"}, ("subset_accuracy",)
-            decide = lambda logits: (logits > 0).astype(int)  # noqa: E731
-            return cls(MultiLabelMetric(), decide, "f1_micro", titles, _micro_f1s, others)
+            return cls(MultiLabelMetric(), _above_zero, "f1_micro", titles, _micro_f1s, others)
         titles = {"mse": "MSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman"}
         titles |= {"mcrmse": "MCRMSE"} if num_labels > 1 else {}
         others = () if num_labels > 1 else ("mcrmse",)
@@ -159,6 +158,10 @@ class TaskMetrics:
             values.append(self.resample(predictions, labels, weights))
         low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
         return float(low), float(high)
+
+
+def _above_zero(logits: np.ndarray) -> np.ndarray:
+    return (logits > 0).astype(int)
 
 
 def _accuracies(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
