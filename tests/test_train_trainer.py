@@ -54,7 +54,7 @@ def test_the_folder_is_complete_and_holds_nothing_pickled(finished, work):
     names = {path.name for path in folder.iterdir() if path.is_file()}
     code = {"configuration_lstmpool.py", "modeling_lstmpool.py"}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
-    results = {"metrics.json", "test_predictions.csv", "learning_curve.png", "confusion_matrix.png"}
+    results = {"run.json", "metrics.json", "test_predictions.csv", "learning_curve.png", "confusion_matrix.png"}
     assert names == {"README.md", "config.json", "model.safetensors", *results, *code, *tokenizer}
     config = json.loads((folder / "config.json").read_text())
     assert config["problem_type"] == "single_label_classification"

@@ -43,7 +43,7 @@ def test_texts_are_cut_at_the_limit_and_padded_on_request_alone(tmp_path, tokeni
     assert cut == 1 / 4
     rows, cut = split.tokenize(tokenizer, pad_to_max_length=True, workers=2)
     assert [len(ids) for ids in rows["input_ids"]] == [32, 32, 32, 32]
-    assert (cut, rows["labels"][:]) == (1 / 4, [0, 1, 0, 1])
+    assert (cut, split.labels) == (1 / 4, [0, 1, 0, 1])
 
 
 def test_a_tokenizer_that_does_not_say_what_it_cut(tmp_path):

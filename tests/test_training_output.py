@@ -4,8 +4,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.checkpoints import write_manifest
 from lstmpool.training.errors import InputError
 from lstmpool.training.output import check_output, json_writer, prepare_output, write_output
+from lstmpool.training.run_record import RunRecord
 
 from .conftest import tiny_model
 from .training_fixtures import save_backbone
@@ -25,6 +27,7 @@ def finished(tmp_path):
     tiny_model().save_pretrained(folder)
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    write_manifest(folder / "checkpoint-5")
     (folder / "vocab.txt").write_text("left by another tokenizer")
     for name in ("reliability.png", "test_predictions.parquet"):
         (folder / name).write_text("of an earlier run")
@@ -34,16 +37,16 @@ def finished(tmp_path):
 
 def test_the_code_is_there_before_training(tmp_path):
     args = arguments(tmp_path / "new" / "out")
-    check_output(args)
-    prepare_output(args)
-    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == CODE
-    check_output(args)  # a run that was stopped before its first checkpoint can be started again
+    check_output(args, {})
+    prepare_output(args, RunRecord({}, {}))
+    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == {"run.json", *CODE}
+    check_output(args, {})  # a run that was stopped before its first checkpoint can be started again
 
 
 def test_a_run_is_not_overwritten_unasked(finished):
     before = sorted(path.name for path in finished.rglob("*"))
     with pytest.raises(InputError, match="holds a run already .*--resume_from_checkpoint last.*--overwrite"):
-        check_output(arguments(finished))
+        check_output(arguments(finished), {})
     assert sorted(path.name for path in finished.rglob("*")) == before
 
 
@@ -53,63 +56,63 @@ def test_parts_of_a_run_are_not_overwritten_unasked(finished, kept):
     if kept == "checkpoint-5":
         (finished / "model.safetensors").unlink()
     with pytest.raises(InputError, match="holds a run already"):
-        check_output(arguments(finished))
+        check_output(arguments(finished), {})
 
 
 def test_the_table_of_an_earlier_evaluation_is_not_overwritten_unasked(tmp_path):
     (tmp_path / "test_predictions.csv").write_text("id")
     with pytest.raises(InputError, match="holds a run already .test_predictions.csv."):
-        check_output(arguments(tmp_path))
-    check_output(arguments(tmp_path, overwrite=True))
+        check_output(arguments(tmp_path), {})
+    check_output(arguments(tmp_path, overwrite=True), {})
 
 
 def test_a_file_of_the_users_is_not_taken_for_a_part_of_a_run(tmp_path):
     (tmp_path / "README.md").write_text("mine")  # as in a project's own folder
     with pytest.raises(InputError, match="holds .*README.md"):
-        check_output(arguments(tmp_path))
+        check_output(arguments(tmp_path), {})
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_the_model_to_start_from_is_not_overwritten(finished, tmp_path):
     for start in (finished, finished / "checkpoint-5"):
         with pytest.raises(InputError, match="holds the model of --init_from. Choose another folder"):
-            check_output(arguments(finished, overwrite=True), str(start))
-    check_output(arguments(tmp_path / "new"), str(finished))
+            check_output(arguments(finished, overwrite=True), {}, str(start))
+    check_output(arguments(tmp_path / "new"), {}, str(finished))
 
 
 def test_a_folder_without_training_gets_no_code(tmp_path):
-    prepare_output(arguments(tmp_path / "new", do_train=False))
-    assert list((tmp_path / "new").iterdir()) == []
+    prepare_output(arguments(tmp_path / "new", do_train=False), RunRecord({}, {}))
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"run.json"}
 
 
 def test_overwriting_removes_the_run_and_nothing_else(finished):
     args = arguments(finished, overwrite=True)
-    check_output(args)
-    prepare_output(args)
-    assert {path.name for path in finished.iterdir()} == CODE | {"notes.txt"}
+    check_output(args, {})
+    prepare_output(args, RunRecord({}, {}))
+    assert {path.name for path in finished.iterdir()} == CODE | {"run.json", "notes.txt"}
 
 
 def test_another_kind_of_model_is_never_overwritten(tmp_path):
     folder = save_backbone(tmp_path / "bert")
     with pytest.raises(InputError, match="another kind of model"):
-        check_output(arguments(folder, overwrite=True))
+        check_output(arguments(folder, overwrite=True), {})
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="found a file"):
-        check_output(arguments(tmp_path / "file"))
+        check_output(arguments(tmp_path / "file"), {})
     with pytest.raises(InputError, match="cannot be written"):
-        prepare_output(arguments(tmp_path / "file" / "out"))
+        prepare_output(arguments(tmp_path / "file" / "out"), RunRecord({}, {}))
 
 
 def test_resuming_needs_a_checkpoint(finished, tmp_path):
     args = arguments(finished, resume_from_checkpoint="last")
-    check_output(args)
-    prepare_output(args)
+    check_output(args, {})
+    prepare_output(args, RunRecord({}, {}))
     assert args.resume_from_checkpoint == str(finished / "checkpoint-5")
     assert (finished / "checkpoint-5").is_dir()
-    with pytest.raises(InputError, match="holds no checkpoint"):
-        check_output(arguments(tmp_path / "new", resume_from_checkpoint="last"))
-    with pytest.raises(InputError, match="trainer_state.json"):
-        check_output(arguments(finished, resume_from_checkpoint=str(tmp_path)))
+    with pytest.raises(InputError, match="holds no whole checkpoint"):
+        check_output(arguments(tmp_path / "new", resume_from_checkpoint="last"), {})
+    with pytest.raises(InputError, match="must be a checkpoint-. folder, found none"):
+        check_output(arguments(finished, resume_from_checkpoint=str(tmp_path / "no")), {})
 
 
 def test_nothing_is_moved_into_place_before_all_is_written(tmp_path):
@@ -120,10 +123,10 @@ def test_nothing_is_moved_into_place_before_all_is_written(tmp_path):
             raise OSError("disk full")
 
     folder = tmp_path / "out"
-    prepare_output(arguments(folder))
+    prepare_output(arguments(folder), RunRecord({}, {}))
     with pytest.raises(OSError, match="disk full"):
         write_output(folder, tiny_model(), Broken(), {"README.md": lambda path: path.write_text("card")})
-    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == CODE
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {"run.json", *CODE}
 
 
 def test_the_tokenizer_does_not_say_how_it_was_loaded(tmp_path):
@@ -142,3 +145,28 @@ def test_metrics_are_valid_json(tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text()) == wanted
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.json"}  # a model that was not changed is not saved
     assert not (tmp_path / ".unfinished").exists()
+
+
+def test_a_run_that_was_cut_off_goes_on_with_the_same_settings_alone(finished, capsys):
+    RunRecord({"learning_rate": 1e-3, "seed": 1}, {}).write(finished)
+    for overwrite in (False, True):  # the command that was cut off may have had it
+        args = arguments(finished, overwrite=overwrite)
+        check_output(args, {"learning_rate": 1e-3, "seed": 1, "new in this version": 2})
+        assert args.resume_from_checkpoint == str(finished / "checkpoint-5")
+        assert "It goes on from" in capsys.readouterr().out
+    with pytest.raises(InputError, match="learning_rate 0.001 there and 0.002 here.*--overwrite"):
+        check_output(arguments(finished), {"learning_rate": 2e-3, "seed": 1})
+    args = arguments(finished, overwrite=True)
+    check_output(args, {"learning_rate": 2e-3, "seed": 1})
+    assert args.resume_from_checkpoint is None
+
+    (finished / "checkpoint-5" / "trainer_state.json").write_text("{ cut")
+    args = arguments(finished)
+    check_output(args, {"learning_rate": 1e-3, "seed": 1})
+    assert args.resume_from_checkpoint is None
+    told = capsys.readouterr().out
+    assert "checkpoint-5 is left out: trainer_state.json has 5 bytes, expected 2" in told and "begins anew" in told
+
+    RunRecord({"learning_rate": 1e-3, "seed": 1}, {}).finish(finished)
+    with pytest.raises(InputError, match="holds a run already"):
+        check_output(arguments(finished), {"learning_rate": 1e-3, "seed": 1})

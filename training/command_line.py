@@ -37,6 +37,7 @@ DEFAULTS = {
     "save_strategy": "epoch",
     "save_total_limit": 1,
     "metric_for_best_model": AUTO,
+    "restore_callback_states_from_checkpoint": True,
     "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU, every epoch warns of it
     "report_to": ["tensorboard"] if importlib.util.find_spec("tensorboard") else ["none"],
 }
@@ -47,6 +48,10 @@ UNFIT = {  # what the command cannot do without
     "use_liger_kernel": (False, "Liger has no kernels for this kind of model"),
     "prediction_loss_only": (False, "metrics need the predictions"),
     "label_names": (None, "the labels of every task are in the column that this command makes, labels"),
+    "restore_callback_states_from_checkpoint": (True, "early stopping would forget what it has counted"),
+    "ignore_data_skip": (False, "a resumed run would see rows twice"),
+    "save_only_model": (False, "a run could not go on from such a checkpoint"),
+    "enable_jit_checkpoint": (False, "SIGTERM makes this command save at the end of the step, without it"),
     "hub_always_push": (False, "a save is pushed unless the push before it is still under way"),
 }
 POSITIVE = {
@@ -78,7 +83,8 @@ HELP = {  # of the library's flags, those that one needs; its own texts run over
     "load_best_model_at_end": "Keep the best epoch, not the last. On where there are validation rows.",
     "metric_for_best_model": "Metric by which the best epoch is chosen. Unset: by the task.",
     "save_total_limit": "How many checkpoints are kept, the best one included.",
-    "resume_from_checkpoint": "Continue from this checkpoint folder; 'last' for the newest in output_dir.",
+    "resume_from_checkpoint": "Continue from this checkpoint folder; 'last' for the newest in output_dir. A run that "
+    "was cut off goes on by itself when its command is given again.",
     "seed": "Seed of the new weights, the order of the rows and dropout.",
     "report_to": "Where training is logged, besides the terminal. Unset: tensorboard, if it is installed.",
     "push_to_hub": "Push the finished model, checked as by lstmpool.training.publish, and checkpoints before it.",

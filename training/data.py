@@ -53,7 +53,7 @@ class Split:
     def tokenize(
         self, tokenizer: PreTrainedTokenizerBase, pad_to_max_length: bool = False, workers: int | None = None
     ) -> tuple[Dataset, float]:
-        """The columns that the tokenizer makes, and `labels`; and the share of rows that its own limit has cut."""
+        """The columns that the tokenizer makes, and the share of rows that its own limit has cut."""
         columns = {"text": self.texts} | ({"pair": self.pairs} if self.pairs else {})
 
         def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
@@ -70,8 +70,7 @@ class Split:
         rows = Dataset.from_dict(columns)
         rows = rows.map(encode, batched=True, remove_columns=list(columns), keep_in_memory=True, num_proc=workers)
         cut = float(np.mean(rows["was_cut"]))
-        rows = rows.remove_columns("was_cut")
-        return rows if self.labels is None else rows.add_column("labels", self.labels), cut
+        return rows.remove_columns("was_cut"), cut
 
 
 def token_counts(columns: Mapping[str, Any]) -> list[int]:

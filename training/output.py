@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 from lstmpool import configuration_lstmpool, modeling_lstmpool
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
 from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.checkpoints import find_checkpoint, newest_whole
 from lstmpool.training.errors import InputError
+from lstmpool.training.run_record import NAME as RECORD
+from lstmpool.training.run_record import RunRecord
 
 
 Writer = Callable[[Path], Any]
 CODE = [Path(inspect.getfile(module)) for module in (configuration_lstmpool, modeling_lstmpool)]
 STAGING = ".unfinished"
 # What a finished run leaves beside its checkpoints; --overwrite removes these and nothing else.
-RESULTS = {"metrics.json", "test_predictions.csv", "test_predictions.parquet"}
+RESULTS = {RECORD, "metrics.json", "test_predictions.csv", "test_predictions.parquet"}
 PLOTS = {"learning_curve.png", "confusion_matrix.png", "predicted_against_true.png", "reliability.png"}
 WRITTEN = {"README.md", "config.json", *RESULTS, *PLOTS, *(path.name for path in CODE)} | set(
     "added_tokens.json chat_template.jinja merges.txt sentencepiece.bpe.model special_tokens_map.json spiece.model "
@@ -34,8 +36,9 @@ WRITTEN = {"README.md", "config.json", *RESULTS, *PLOTS, *(path.name for path in
 )
 
 
-def check_output(args: TrainingArguments, init_from: str | None = None) -> None:
-    """Refuses an output folder that holds another run, and turns `resume_from_checkpoint` into a folder.
+def check_output(args: TrainingArguments, settings: dict[str, Any], init_from: str | None = None) -> None:
+    """Refuses an output folder that holds another run, and turns `resume_from_checkpoint` into a folder: unset, it is
+    the newest whole checkpoint of a run with the same `settings` that was cut off.
 
     Raises:
         InputError: if the folder is taken, or that of the model to start from, or has no checkpoint to resume from.
@@ -46,13 +49,28 @@ def check_output(args: TrainingArguments, init_from: str | None = None) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} must be a folder, found a file.")
     if args.resume_from_checkpoint:
-        args.resume_from_checkpoint = str(_checkpoint(folder, args.resume_from_checkpoint))
+        args.resume_from_checkpoint = str(find_checkpoint(folder, args.resume_from_checkpoint))
+        return
+    earlier = RunRecord.read(folder)
+    cut_off = earlier is not None and not earlier.finished
+    if cut_off and not earlier.differs(settings):
+        newest = newest_whole(folder)
+        args.resume_from_checkpoint = newest and str(newest)
+        print(
+            f"{folder} holds this run, which was cut off. It {f'goes on from {newest}' if newest else 'begins anew'}."
+        )
         return
     left = {path.name for path in _written(folder)}
-    held = sorted(left - {path.name for path in CODE})  # which a run that was stopped at once leaves behind
+    held = sorted(left - {RECORD, *(path.name for path in CODE)})  # which a run that was stopped at once leaves behind
     if left - WRITTEN | left & {"config.json"} and not _is_ours(folder):
         raise InputError(f"--output_dir {folder} holds another kind of model ({held[0]}). Choose another folder.")
     if held and not args.overwrite:
+        if cut_off:
+            raise InputError(
+                f"--output_dir {folder} holds a run with other settings, which was cut off "
+                f"({earlier.differs(settings)}). Go on with its command, choose another folder, or replace it with "
+                "--overwrite."
+            )
         raise InputError(
             f"--output_dir {folder} holds a run already ({', '.join(held[:3])}). Choose another folder, continue that "
             "run with --resume_from_checkpoint last, or replace it with --overwrite."
@@ -73,8 +91,9 @@ def check_resumed(checkpoint: str, config: LstmPoolConfig) -> None:
             )
 
 
-def prepare_output(args: TrainingArguments) -> None:
-    """Empties the folder of the run that is replaced, and puts the code of the model that will be trained into it.
+def prepare_output(args: TrainingArguments, record: RunRecord) -> None:
+    """Empties the folder of the run that is replaced, and puts the code of the model that will be trained into it, and
+    the `record` of the run.
 
     The code comes first because whatever uploads the folder during training must find it there.
     """
@@ -84,6 +103,7 @@ def prepare_output(args: TrainingArguments) -> None:
         if not args.resume_from_checkpoint:
             for path in _written(folder):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        record.write(folder)
         for path in CODE if args.do_train else ():
             shutil.copyfile(path, folder / path.name)
     except OSError as error:
@@ -142,19 +162,6 @@ def _is_ours(folder: Path) -> bool:
             except (ValueError, AttributeError):
                 return False
     return False
-
-
-def _checkpoint(folder: Path, named: str) -> Path:
-    if named.lower() not in ("last", "true"):
-        if not Path(named, "trainer_state.json").is_file():
-            raise InputError(
-                f"--resume_from_checkpoint {named} must be a checkpoint-* folder with trainer_state.json."
-            )
-        return Path(named)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if last is None:
-        raise InputError(f"--resume_from_checkpoint {named}: {folder} holds no checkpoint-* folder. Leave it out.")
-    return Path(last)
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,12 +1,21 @@
-"""The Trainer, with a learning rate of its own for each part of the model."""
+"""The Trainer, with a learning rate of its own for each part of the model, and runs that can be cut off anywhere."""
 
 import copy
+import shutil
 import tempfile
+from pathlib import Path
 
 import torch
-from transformers import Trainer
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import rotate_checkpoints
 
 from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.checkpoints import damage, write_manifest
+from lstmpool.training.data import token_counts
 from lstmpool.training.errors import InputError
 from lstmpool.training.layers import learning_rates
 
@@ -40,8 +49,23 @@ def check_settings(args: TrainingArguments) -> None:
         raise InputError(f"these settings cannot be trained with: {error}") from None
 
 
+class _LengthGroupedSampler(LengthGroupedSampler):
+    """The library's, with an order that follows from the seed and the epoch: its own goes on from wherever the global
+    generator is, which a resumed run cannot know."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called at the start of each epoch, of which the first is 0."""
+        self.generator.manual_seed(self.seed + epoch)
+
+
 class LstmPoolTrainer(Trainer):
-    """The library's Trainer, whose optimizer has a group for each rate (see `learning_rates`)."""
+    """The library's Trainer, whose optimizer has a group for each rate (see `learning_rates`), and which goes on from
+    a checkpoint to the same weights, bit for bit, as if it had never stopped."""
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
@@ -52,3 +76,47 @@ class LstmPoolTrainer(Trainer):
             by_name = {name.removeprefix("module."): parameter for name, parameter in named}
             split_groups(optimizer, {id(by_name[name]): rate for name, rate in rates.items() if name in by_name})
         return optimizer
+
+    def train_from(self, checkpoint: str | None) -> None:
+        """Trains to the end, from a checkpoint if there is one; if training was over with that one, it is loaded."""
+        state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME)) if checkpoint else None
+        if state is None or not self._is_over(state):
+            self.train(resume_from_checkpoint=checkpoint)
+            return
+        self.state = state
+        self._load_from_checkpoint(checkpoint)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            self._load_best_model()
+
+    def _is_over(self, state: TrainerState) -> bool:
+        """The library would train one more epoch after an early stop, and one more step after `max_steps`."""
+        stopper = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
+        evaluations_without = stopper.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        patience, args = self.args.early_stopping_patience, self.args
+        if patience is not None and evaluations_without >= patience:
+            return True
+        as_asked = state.max_steps == args.max_steps or state.num_train_epochs == args.num_train_epochs
+        return as_asked and state.global_step >= state.max_steps
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        args, rows = self.args, self.train_dataset if train_dataset is None else train_dataset
+        if args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        together = args.train_batch_size * args.gradient_accumulation_steps
+        return _LengthGroupedSampler(together, token_counts(rows[:]), args.data_seed or args.seed)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        """Older checkpoints are removed once this one is whole, and not before."""
+        args, folder = self.args, Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        if args.should_save and folder.exists() and damage(folder):
+            shutil.rmtree(folder)  # a save that was cut off has left it
+        self.accelerator.wait_for_everyone()
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if args.should_save:
+            write_manifest(folder)
+            rotate_checkpoints(args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)

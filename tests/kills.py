@@ -1,0 +1,155 @@
+"""Runs that are killed, started again with the same command, and compared with one that was not.
+
+python -m tests.kills [--kills 10] [--output tests/KILLS.md]
+
+Each run is the training command on a tiny BERT with dropout. A process is forked for it, so that no time goes into
+imports. It is killed with SIGKILL at a moment drawn uniformly from the time of a whole run or, every other time, inside
+a save: once a checkpoint without its manifest lies there. Then the command is given again, and the SHA-256 of the
+weights is compared with that of the run that was never killed.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from lstmpool.train_trainer import main
+from lstmpool.training import layer_cache
+
+from .training_fixtures import save_backbone, sentences, write_csv
+
+
+EVALUATED = ["--eval_strategy=steps", "--eval_steps=3", "--save_strategy=steps", "--save_steps=3"]
+SETTINGS = {
+    "random order": [],
+    "random order, a save every 3 steps": EVALUATED,
+    "sequential order": ["--train_sampling_strategy=sequential", *EVALUATED],
+    "grouped by length": ["--train_sampling_strategy=group_by_length", *EVALUATED],
+    "rebalanced batches": ["--train_sampling_strategy=batch_rebalance", *EVALUATED],
+    "2 batches a step": ["--gradient_accumulation_steps=2", "--per_device_train_batch_size=4", *EVALUATED],
+    "grouped, 2 batches a step": [
+        *("--train_sampling_strategy=group_by_length", "--gradient_accumulation_steps=2"),
+        *("--per_device_train_batch_size=4", *EVALUATED),
+    ],
+    "early stopping": ["--early_stopping_patience=2", "--learning_rate=0", "--head_learning_rate=0"],
+    "early stopping within an epoch": ["--early_stopping_patience=3", "--head_learning_rate=3e-2", *EVALUATED],
+    "a number of steps": ["--max_steps=14", *EVALUATED],
+    "frozen, from the cache": ["--freeze_backbone", *EVALUATED],
+}
+
+
+def command(folder: Path, settings: list[str], output: str) -> list[str]:
+    """The words of the training command; `folder` holds what `prepare` has made."""
+    words = [f"--backbone={folder / 'backbone'}", f"--train_file={folder / 'train.csv'}", "--num_train_epochs=4"]
+    words += [f"--validation_file={folder / 'validation.csv'}", f"--output_dir={folder / output}", "--use_cpu"]
+    return [*words, "--per_device_train_batch_size=8", "--report_to=none", "--disable_tqdm=True", *settings]
+
+
+def prepare(folder: Path) -> None:
+    """A backbone with dropout, and rows of different lengths."""
+    save_backbone(folder / "backbone")
+    for name, rows in (("train", 60), ("validation", 20)):
+        texts = [" ".join([text] * (1 + i % 5)) for i, text in enumerate(sentences(rows))]
+        write_csv(folder / f"{name}.csv", {"text": texts, "label": ["even" if i % 2 else "odd" for i in range(rows)]})
+
+
+def start(words: list[str]) -> int:
+    """The process that runs the command; what it prints goes to a log beside the output folder."""
+    process = os.fork()
+    if process:
+        return process
+    torch.set_num_threads(1)
+    log = next(word for word in words if word.startswith("--output_dir=")).partition("=")[2] + ".log"
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        status = 99
+        try:
+            status = main(words)
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+
+
+def finish(process: int) -> int:
+    """Waits for it; its exit status, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def digest(output: Path) -> str:
+    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+
+
+def kill_in_save(process: int, output: Path, wait: float) -> None:
+    """Kills once a checkpoint lies there that is not whole; of those, one that comes after `wait` seconds."""
+    end = time.monotonic() + wait
+    while os.waitpid(process, os.WNOHANG) == (0, 0):
+        late = time.monotonic() > end
+        if late and any(not (path / "manifest.json").exists() for path in output.glob("checkpoint-*")):
+            os.kill(process, signal.SIGKILL)
+            return os.waitpid(process, 0) and None
+    return None
+
+
+def kill_and_resume(folder: Path, settings: list[str], expected: str, seconds: float, number: int) -> tuple[str, bool]:
+    """Where the kill fell, and whether the run that followed ended with the `expected` weights."""
+    output = folder / "killed"
+    shutil.rmtree(output, ignore_errors=True)
+    words, wait = command(folder, settings, "killed"), random.Random(number).uniform(0, seconds)
+    process = start(words)
+    if number % 2:
+        kill_in_save(process, output, wait)
+    else:
+        time.sleep(wait)
+        os.kill(process, signal.SIGKILL)
+        finish(process)
+    saved = sorted(output.glob("checkpoint-*"))
+    whole = [path for path in saved if (path / "manifest.json").exists()]
+    where = "before a checkpoint was begun" if not saved else "inside a save" if whole != saved else "between saves"
+    if '"finished": true' in (output / "run.json").read_text() if (output / "run.json").exists() else False:
+        return "after the end", digest(output) == expected
+    status = finish(start(words))
+    return where, status == 0 and digest(output) == expected
+
+
+def measure(folder: Path, settings: list[str], kills: int) -> Counter:
+    """How many kills fell where, with which outcome."""
+    shutil.rmtree(folder / "whole", ignore_errors=True)
+    began = time.monotonic()
+    if finish(start(command(folder, settings, "whole"))):
+        raise RuntimeError(f"the run that is not killed has failed: {(folder / 'whole.log').read_text()}")
+    seconds, expected = time.monotonic() - began, digest(folder / "whole")
+    return Counter(kill_and_resume(folder, settings, expected, seconds, number) for number in range(kills))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10, help="for each setting")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("KILLS.md"))
+    args = parser.parse_args()
+    places = ("before a checkpoint was begun", "between saves", "inside a save", "after the end")
+    lines = [
+        f"# {args.kills} kills for each setting, and what became of the run\n",
+        "Made by `python -m tests.kills`, whose source says how. A number is how many kills fell there.\n",
+        f"| setting | {' | '.join(places)} | same weights in the end, bit for bit |",
+        "|---|" + "---:|" * (len(places) + 1),
+    ]
+    with TemporaryDirectory() as work:
+        layer_cache.CACHE = Path(work, "cache")
+        prepare(Path(work))
+        for name, settings in SETTINGS.items():
+            found = measure(Path(work), settings, args.kills)
+            fell = [sum(n for (where, _), n in found.items() if where == place) for place in places]
+            same = sum(n for (_, equal), n in found.items() if equal)
+            lines.append(f"| {name} | {' | '.join(map(str, fell))} | {same} of {args.kills} |")
+            print(lines[-1], flush=True)
+    args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
