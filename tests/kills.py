@@ -3,7 +3,7 @@
 python -m tests.kills [--kills 10] [--output tests/KILLS.md]
 
 Each run is the training command on a tiny BERT with dropout. A process is forked for it, so that no time goes into
-imports. It is killed with SIGKILL at a moment drawn uniformly from the time of a whole run or, every other time, inside
+imports. It is killed with SIGKILL at a moment drawn uniformly from the time of a whole run or, every other time, in
 a save: once a checkpoint without its manifest lies there. Then the command is given again, and the SHA-256 of the
 weights is compared with that of the run that was never killed.
 """

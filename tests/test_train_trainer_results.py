@@ -248,7 +248,12 @@ def test_a_finished_model_is_evaluated_without_training(work, monkeypatch, capsy
     files = ["--init_from=evaluated", "--test_file=test.csv", "--id_column_name=key"]
     folder, again = run(work, monkeypatch, "evaluation", backbone=False, files=files)
     assert again["results"]["test"] == pytest.approx(metrics["results"]["test"], abs=1e-6)
-    assert {path.name for path in folder.iterdir()} == {"metrics.json", "test_predictions.csv", "confusion_matrix.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        "run.json",
+        "metrics.json",
+        "test_predictions.csv",
+        "confusion_matrix.png",
+    }
     tables = [pandas.read_csv(of / "test_predictions.csv") for of in (first, folder)]
     pandas.testing.assert_frame_equal(*tables, rtol=1e-4)
     assert "evaluated, not trained" in capsys.readouterr().out
