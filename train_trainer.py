@@ -13,13 +13,19 @@ A recipe is a YAML or JSON file of the flags below, by their names; flags on the
 CSV, JSON, JSON lines or Parquet, or a data set of the Hub, with a column `text` (or `sentence1` and `sentence2`, a
 pair) and a column `label`: names or whole numbers are classes, decimal numbers a regression, lists several labels.
 
+A run that was cut off goes on from its last checkpoint when the same command is given again. Ctrl-C and SIGTERM save
+one at the end of the step; the status is then 130 or 143. `accelerate launch` and `torchrun` start several processes.
+
 Wrong input ends the command with status 2 and one line that says what was expected, what was found and what to do. If
 a push failed, the status is 3, and the folder is whole.
 """
 
+import contextlib
+import os
 import sys
 
 import datasets
+import torch.distributed as dist
 import transformers
 
 from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -28,7 +34,7 @@ from lstmpool.training.errors import InputError
 from lstmpool.training.fit import fit
 from lstmpool.training.hub_push import PushError
 from lstmpool.training.hub_saves import HubRun
-from lstmpool.training.interruption import Interrupted, interruptible
+from lstmpool.training.interruption import interruptible
 from lstmpool.training.job import Job
 from lstmpool.training.output import check_output
 from lstmpool.training.report import describe_task
@@ -37,20 +43,26 @@ from lstmpool.training.trainer import check_settings
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Runs the command; returns its exit status. Of several processes, the first one speaks."""
     words = sys.argv[1:] if argv is None else argv
-    try:
-        with interruptible():
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        errors = sys.stderr if os.environ.get("RANK", "0") == "0" else sys.stdout
+        stack.callback(_leave_group)
+        stack.enter_context(interruptible())
+        try:
             run(*parse_arguments(words, description=__doc__), command=words)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except PushError as error:
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        return 3
-    except Interrupted as error:
-        print(f"\n{error}", file=sys.stderr)
-        return error.status
+        except InputError as error:
+            print(f"error: {error}", file=errors)
+            return 2
+        except PushError as error:
+            print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=errors)
+            return 3
+        except KeyboardInterrupt as error:
+            print(f"\n{str(error) or 'stopped.'}", file=errors)
+            return getattr(error, "status", 130)
     return 0
 
 
@@ -69,7 +81,8 @@ def run(
     settings = settings_of(model_args, data_args, args)
     check_output(args, settings, model_args.init_from)
     check_settings(args)
-    hub = HubRun(args) if args.push_to_hub else None
+    hub = HubRun(args) if args.push_to_hub and args.process_index == 0 else None
+    args.push_to_hub = False  # the library would push, too
     job = Job.read(model_args, data_args, args, places, settings, command)
     callbacks = hub.open() if hub else []
     print(describe_task(job.labels), flush=True)
@@ -81,6 +94,12 @@ def run(
             hub.wait()
     if hub:
         hub.finish()
+
+
+def _leave_group() -> None:
+    """Processes that end with their group in place have been seen to abort."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ import torch
 
 from lstmpool.train_trainer import main
 from lstmpool.training import layer_cache
+from lstmpool.training.run_record import RunRecord
 
 from .training_fixtures import save_backbone, sentences, write_csv
 
@@ -62,21 +64,21 @@ def prepare(folder: Path) -> None:
         write_csv(folder / f"{name}.csv", {"text": texts, "label": ["even" if i % 2 else "odd" for i in range(rows)]})
 
 
-def start(words: list[str]) -> int:
-    """The process that runs the command; what it prints goes to a log beside the output folder."""
+def start(words: list[str], log: Path | None = None) -> int:
+    """The process that runs the command; what it prints is added to `log`."""
     process = os.fork()
     if process:
         return process
     torch.set_num_threads(1)
-    log = next(word for word in words if word.startswith("--output_dir=")).partition("=")[2] + ".log"
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    with open(log or os.devnull, "a") as file:
+        sys.stdout = sys.stderr = file  # a test may have put others there
         status = 99
         try:
             status = main(words)
+        except Exception:
+            traceback.print_exc()
         finally:
-            sys.stdout.flush()
+            file.flush()
             os._exit(status)
 
 
@@ -90,14 +92,14 @@ def digest(output: Path) -> str:
 
 
 def kill_in_save(process: int, output: Path, wait: float) -> None:
-    """Kills once a checkpoint lies there that is not whole; of those, one that comes after `wait` seconds."""
+    """Kills once a checkpoint lies there that is not whole, the first one to come after `wait` seconds."""
     end = time.monotonic() + wait
     while os.waitpid(process, os.WNOHANG) == (0, 0):
         late = time.monotonic() > end
         if late and any(not (path / "manifest.json").exists() for path in output.glob("checkpoint-*")):
             os.kill(process, signal.SIGKILL)
-            return os.waitpid(process, 0) and None
-    return None
+            finish(process)
+            return
 
 
 def kill_and_resume(folder: Path, settings: list[str], expected: str, seconds: float, number: int) -> tuple[str, bool]:
@@ -115,7 +117,7 @@ def kill_and_resume(folder: Path, settings: list[str], expected: str, seconds: f
     saved = sorted(output.glob("checkpoint-*"))
     whole = [path for path in saved if (path / "manifest.json").exists()]
     where = "before a checkpoint was begun" if not saved else "inside a save" if whole != saved else "between saves"
-    if '"finished": true' in (output / "run.json").read_text() if (output / "run.json").exists() else False:
+    if (record := RunRecord.read(output)) and record.finished:
         return "after the end", digest(output) == expected
     status = finish(start(words))
     return where, status == 0 and digest(output) == expected
@@ -125,8 +127,8 @@ def measure(folder: Path, settings: list[str], kills: int) -> Counter:
     """How many kills fell where, with which outcome."""
     shutil.rmtree(folder / "whole", ignore_errors=True)
     began = time.monotonic()
-    if finish(start(command(folder, settings, "whole"))):
-        raise RuntimeError(f"the run that is not killed has failed: {(folder / 'whole.log').read_text()}")
+    if finish(start(command(folder, settings, "whole"), folder / "log")):
+        raise RuntimeError(f"the run that is not killed has failed: {(folder / 'log').read_text()}")
     seconds, expected = time.monotonic() - began, digest(folder / "whole")
     return Counter(kill_and_resume(folder, settings, expected, seconds, number) for number in range(kills))
 

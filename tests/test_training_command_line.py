@@ -165,12 +165,6 @@ def test_flags_that_cannot_work_are_refused_at_once(words, message):
         parse(*NEEDED, *words)
 
 
-def test_more_than_one_process_is_refused(monkeypatch):
-    monkeypatch.setattr("lstmpool.training.arguments.TrainingArguments.world_size", 2, raising=False)
-    with pytest.raises(InputError, match="runs in one process, found 2"):
-        parse(*NEEDED)
-
-
 def test_unquoted_no_in_yaml_means_the_strategy(recipe):
     training = parse(recipe("train_file: a.csv\nvalidation_file: b.csv\noutput_dir: out\nsave_strategy: no"))[2]
     assert (training.save_strategy, training.eval_strategy, training.load_best_model_at_end) == ("no", "epoch", False)

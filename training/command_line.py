@@ -38,6 +38,7 @@ DEFAULTS = {
     "save_total_limit": 1,
     "metric_for_best_model": AUTO,
     "restore_callback_states_from_checkpoint": True,
+    "ddp_find_unused_parameters": False,  # there are none; the library would look for them at every step
     "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU, every epoch warns of it
     "report_to": ["tensorboard"] if importlib.util.find_spec("tensorboard") else ["none"],
 }
@@ -300,8 +301,6 @@ def _training_arguments(
             f"--report_to {missing[0]}: no such logger is installed, found {', '.join(loggers) or 'none'}. Install "
             "it, or leave it out."
         )
-    if args.world_size > 1:
-        raise InputError(f"this command runs in one process, found {args.world_size}. Start it with python alone.")
     return args
 
 

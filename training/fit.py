@@ -57,7 +57,10 @@ def fit(job: Job, args: TrainingArguments, callbacks: list[TrainerCallback] | No
     if args.resume_from_checkpoint:
         check_resumed(args.resume_from_checkpoint, model.config)
         record.check_rows(Path(args.output_dir))
-    prepare_output(args, record)
+    args.distributed_state.wait_for_everyone()  # until each has looked at what the folder holds
+    if args.process_index == 0:
+        prepare_output(args, record)
+    args.distributed_state.wait_for_everyone()
 
     # Rows as tokens, and what they are like.
     tokens = job.encode()
@@ -116,7 +119,7 @@ def fit(job: Job, args: TrainingArguments, callbacks: list[TrainerCallback] | No
             print("\n".join(_loading_lines(job, args.output_dir)))
         else:
             print(", ".join(written) + ".")
-    trainer.accelerator.wait_for_everyone()
+    args.distributed_state.wait_for_everyone()
     return evaluation
 
 

@@ -31,7 +31,6 @@ class HubRun:
         self.folder, self.options = Path(args.output_dir), Options(private=args.hub_private_repo)
         self.hub = Hub.connect(args.hub_model_id, args.hub_revision or "main")
         self.saves = _PushSaves(self.hub, args.hub_strategy)
-        args.push_to_hub = False  # the library would push, too
         disable_progress_bars()  # of uploads, beside that of the training
 
     def open(self) -> list[TrainerCallback]:

@@ -23,8 +23,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GO_ON = "The same command goes on from there."
 
 
-class Interrupted(Exception):
-    """A signal has ended the run. Its message says how to go on; the command ends with status 128 + `signum`."""
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended the run. Its message says how to go on; the command ends with status 128 + `signum`.
+
+    As it is no Exception, nobody takes it for a failure of what was just going on.
+    """
 
     def __init__(self, signum: int, message: str = "stopped. The same command goes on from the last checkpoint."):
         super().__init__(message)

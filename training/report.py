@@ -29,6 +29,8 @@ class Progress(ProgressCallback):
         trainer.add_callback((_Lines if trainer.args.disable_tqdm else cls)(titles))
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any):
+        if not state.is_world_process_zero:
+            return
         if self.prediction_bar is None:  # shown only where it takes long
             self.prediction_bar = tqdm(total=len(eval_dataloader), leave=False, dynamic_ncols=True, delay=3)
         self.prediction_bar.update(1)

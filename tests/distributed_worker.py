@@ -1,0 +1,92 @@
+"""What each of the processes of tests/test_distributed.py runs: `ddp`, `fsdp` or `command`, and a folder."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback
+
+from lstmpool.train_trainer import main
+from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.trainer import LstmPoolTrainer
+
+from .conftest import random_inputs, tiny_model
+
+
+class Notes(TrainerCallback):
+    """Of each step the gradients, which all processes have then agreed on."""
+
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+
+
+def batch_of_rows(rows=16):
+    return {**random_inputs(batch=rows, tokens=6, seed=3), "labels": torch.arange(rows) % 3}
+
+
+def ddp(folder: Path) -> None:
+    """Trains on 16 rows, 8 a step, however many processes there are; the first one writes what it saw."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows = Dataset.from_dict({name: value.tolist() for name, value in batch_of_rows().items()})
+    flags = {"max_grad_norm": 0.0, "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True}
+    args = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        per_device_train_batch_size=8 // processes,
+        ddp_find_unused_parameters=False,
+        num_train_epochs=2,
+        learning_rate=1e-2,
+        disable_tqdm=True,
+        **flags,
+    )
+    notes = Notes()
+    trainer = LstmPoolTrainer(tiny_model().train(), args, train_dataset=rows, callbacks=[notes])
+    trainer.train_from(None)
+    if args.process_index == 0:
+        wrapper = trainer.model_wrapped
+        seen = {"wrapper": type(wrapper).__name__, "gradients": notes.gradients}
+        if isinstance(wrapper, DistributedDataParallel):
+            seen["find_unused_parameters"] = wrapper.find_unused_parameters
+        seen["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        torch.save(seen, folder / f"ddp-{processes}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def fsdp(folder: Path) -> None:
+    """Shards the layers and the whole, trains on this process' half of the rows, and saves one whole state dict."""
+    dist.init_process_group("gloo")
+    model, half = tiny_model().train(), dist.get_rank()
+    for layer in model.lstmpool.backbone.encoder.layer:
+        fully_shard(layer)
+    fully_shard(model)
+    sharded = isinstance(model, FSDPModule) and all(isinstance(p, DTensor) for p in model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        model(**{name: value[half::2] for name, value in batch_of_rows().items()}).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if half == 0:
+        local = sum(p.to_local().numel() for p in model.parameters())
+        torch.save({"weights": whole, "sharded": sharded, "local": local}, folder / "fsdp.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "command":
+        status = main(sys.argv[2:])
+        print("the group is still there" if dist.is_initialized() else "the group is gone", file=sys.stderr)
+        sys.exit(status)
+    {"ddp": ddp, "fsdp": fsdp}[sys.argv[1]](Path(sys.argv[2]))
