@@ -19,6 +19,10 @@ from .training_fixtures import ROOT, run_python, save_backbone, sentences, write
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+ACCELERATE = (
+    "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no".split()
+)
+ACCELERATE += ["--dynamo_backend", "no"]
 WORKER = ["-m", "tests.distributed_worker"]
 pytestmark = pytest.mark.slow
 
@@ -75,10 +79,17 @@ def command(work, output, *more):
     return [*WORKER, "command", *words, "--pooler_dropout=0", "--lstm_hidden_size=8", "--num_train_epochs=3", *more]
 
 
-@pytest.mark.parametrize("options", [[], ["--freeze_backbone"], ["--train_sampling_strategy=group_by_length"]])
-def test_the_command_writes_what_it_writes_alone(work, options, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("launcher", "options"),
+    [
+        (TORCHRUN, []),
+        (TORCHRUN, ["--freeze_backbone"]),
+        (ACCELERATE, ["--train_sampling_strategy=group_by_length"]),
+    ],
+)
+def test_the_command_writes_what_it_writes_alone(work, launcher, options, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))  # the cache is filled by two processes at once
-    both = run(*TORCHRUN, *command(work, "both", "--per_device_train_batch_size=4", "--overwrite", *options))
+    both = run(*launcher, *command(work, "both", "--per_device_train_batch_size=4", "--overwrite", *options))
     alone = run(*command(work, "alone", "--per_device_train_batch_size=8", "--overwrite", *options))
     assert both.stderr.count("the group is gone") == 2
     assert both.stdout.count("Task:") == alone.stdout.count("Task:") == 1  # the first process speaks
