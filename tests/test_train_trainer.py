@@ -56,6 +56,9 @@ def test_the_folder_is_complete_and_holds_nothing_pickled(finished, work):
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
     results = {"run.json", "metrics.json", "test_predictions.csv", "learning_curve.png", "confusion_matrix.png"}
     assert names == {"README.md", "config.json", "model.safetensors", *results, *code, *tokenizer}
+    assert (
+        len(list(folder.glob("checkpoint-*"))) == 1
+    )  # the best one; that of the last epoch went when all was written
     config = json.loads((folder / "config.json").read_text())
     assert config["problem_type"] == "single_label_classification"
     assert config["id2label"] == {"0": "no", "1": "yes"}

@@ -113,6 +113,7 @@ def fit(job: Job, args: TrainingArguments, callbacks: list[TrainerCallback] | No
         changed = args.do_train or any(key in learned for key in ("temperature", "folded_thresholds"))
         written = _write(job, args, trainer, evaluation, baselines, numbers, changed)
         record.finish(Path(args.output_dir))
+        trainer.remove_last_checkpoint()
         print(f"Done in {time.monotonic() - started:.0f} s. {args.output_dir} holds", end=" ")
         if changed:
             print("the model; these lines load it:\n")

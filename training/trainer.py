@@ -67,6 +67,8 @@ class LstmPoolTrainer(Trainer):
     """The library's Trainer, whose optimizer has a group for each rate (see `learning_rates`), and which goes on from
     a checkpoint to the same weights, bit for bit, as if it had never stopped."""
 
+    limit: int | None = None  # of checkpoints, while `train_from` trains
+
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
@@ -81,12 +83,32 @@ class LstmPoolTrainer(Trainer):
         """Trains to the end, from a checkpoint if there is one; if training was over with that one, it is loaded."""
         state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME)) if checkpoint else None
         if state is None or not self._is_over(state):
-            self.train(resume_from_checkpoint=checkpoint)
+            # the library would remove older checkpoints before a new one is whole, and the last one at the end
+            self.limit, self.args.save_total_limit = self.args.save_total_limit, None
+            try:
+                self.train(resume_from_checkpoint=checkpoint)
+            finally:
+                self.args.save_total_limit = self.limit
             return
         self.state = state
         self._load_from_checkpoint(checkpoint)
         if self.args.load_best_model_at_end and state.best_model_checkpoint:
             self._load_best_model()
+
+    def remove_last_checkpoint(self) -> None:
+        """With `save_total_limit` 1 the best checkpoint alone is left. To be called when all else is written: until
+        then, a run that is cut off goes on from the last one."""
+        best, last = (
+            self.state.best_model_checkpoint,
+            Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"),
+        )
+        if (
+            self.args.save_total_limit == 1
+            and self.args.load_best_model_at_end
+            and best
+            and last.name != Path(best).name
+        ):
+            shutil.rmtree(last, ignore_errors=True)
 
     def _is_over(self, state: TrainerState) -> bool:
         """The library would train one more epoch after an early stop, and one more step after `max_steps`."""
@@ -107,16 +129,12 @@ class LstmPoolTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         """Older checkpoints are removed once this one is whole, and not before."""
-        args, folder = self.args, Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        if args.should_save and folder.exists() and damage(folder):
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        if self.args.should_save and folder.exists() and damage(folder):
             shutil.rmtree(folder)  # a save that was cut off has left it
         self.accelerator.wait_for_everyone()
-        limit, args.save_total_limit = args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            args.save_total_limit = limit
+        super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
-        if args.should_save:
+        if self.args.should_save:
             write_manifest(folder)
-            rotate_checkpoints(args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+            rotate_checkpoints(self.args.output_dir, self.limit, self.state.best_model_checkpoint, use_mtime=True)
