@@ -104,7 +104,6 @@ def fit(job: Job, args: TrainingArguments, callbacks: list[TrainerCallback] | No
     logits = {name: predict_logits(trainer, rows[name]) for name in rows if name != "train" or args.baselines}
     targets = {name: np.array(splits[name].labels) for name in logits if splits[name].labels is not None}
     logits, learned = fold_into(model.classifier, args, labels.problem_type, logits, targets, metrics, scale)
-    changed = args.do_train or scale is not None or any(key in learned for key in ("temperature", "folded_thresholds"))
 
     # How good it is, beside what it should be compared with.
     evaluation = Evaluation(metrics, labels, logits, targets, learned)
