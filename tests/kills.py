@@ -46,6 +46,7 @@ SETTINGS = {
     "early stopping within an epoch": ["--early_stopping_patience=3", "--head_learning_rate=3e-2", *EVALUATED],
     "a number of steps": ["--max_steps=14", *EVALUATED],
     "frozen, from the cache": ["--freeze_backbone", *EVALUATED],
+    "adapters, merged": ["--peft=lora", "--lora_dropout=0.1", "--merge", *EVALUATED],
 }
 
 

@@ -1,5 +1,6 @@
 """The arguments of `train_trainer.py`: three dataclasses, whose fields are its flags and the keys of a recipe."""
 
+import importlib.util
 import inspect
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -92,6 +93,28 @@ class ModelArguments:
     )
     reinit_layers: int = field(
         default=0, metadata={"help": "Start this many of the highest layers from random weights."}
+    )
+
+    peft: str | None = field(
+        default=None,
+        metadata={
+            "choices": ("lora",),
+            "help": "Train adapters in a frozen backbone, and the new layers. What is saved is an adapter: small, and "
+            "loaded beside its backbone.",
+        },
+    )
+    lora_rank: int = field(default=8, metadata={"help": "Rank of the matrices that are trained."})
+    lora_alpha: int = field(default=16, metadata={"help": "What they add is multiplied by this over lora_rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of what enters them."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the backbone's linear modules that are adapted, such as query value, or all-linear. "
+            "Unset: by the backbone's family, query and value for BERT and its like."
+        },
+    )
+    merge: bool = field(
+        default=False, metadata={"help": "Add the adapters to the backbone, and save a whole model like any other."}
     )
 
     def config_fields(self) -> dict[str, Any]:
@@ -239,6 +262,45 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the run that output_dir holds."})
     hub_private_repo: bool = False  # the library's own, as a flag that can stand alone
+
+    def check_adapters(self, model: ModelArguments, given: set[str]) -> None:
+        """Refuses what cannot be had with adapters, or needs them. `given`: the names of the flags that were set.
+
+        Raises:
+            InputError: naming the flag and what to do.
+        """
+        if model.peft is None:
+            if alone := sorted(name for name in given if name.startswith("lora_") or name == "merge"):
+                raise InputError(f"--{alone[0]} needs --peft lora. Add it, or leave this out.")
+            return
+        if importlib.util.find_spec("peft") is None:
+            raise InputError(
+                "--peft lora needs the package peft, which is not installed. Install it with: "
+                'pip install -c constraints.txt -e ".[peft]"'
+            )
+        against = [
+            name
+            for name in ("freeze_backbone", "freeze_embeddings", "freeze_layers", "reinit_layers")
+            if name in given
+        ]
+        against += ["layerwise_lr_decay"] if self.layerwise_lr_decay != 1 else []
+        if against := [name for name in against if getattr(model, name, True)]:
+            raise InputError(
+                f"--{against[0]} does not go with --peft lora, under which no layer of the backbone is trained but "
+                "by adapters. Leave one of them out."
+            )
+        if not self.do_train:
+            raise InputError("--peft lora is for training, found no training rows. Name them, or leave it out.")
+        if not (model.lora_rank > 0 and model.lora_alpha > 0 and 0 <= model.lora_dropout < 1):
+            raise InputError(
+                "expected a --lora_rank and a --lora_alpha above 0, and a --lora_dropout in 0..1, without 1; got "
+                f"{model.lora_rank}, {model.lora_alpha} and {model.lora_dropout}."
+            )
+        if self.push_to_hub and not (model.merge and self.hub_strategy == "end"):
+            raise InputError(
+                "--push_to_hub publishes models that load by themselves, which an adapter does not. Add --merge "
+                "--hub_strategy end."
+            )
 
     def check_task(self, problem_type: str) -> None:
         """Refuses what the task cannot use, once it is known.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
@@ -49,6 +50,8 @@ class Backbone:
         if name.startswith("package:"):
             return cls(flag, str(_folder_in_package(name.removeprefix("package:"))), name, False, loading)
         if os.path.isdir(name):
+            if os.path.isfile(os.path.join(name, ADAPTER_CONFIG_NAME)):
+                raise InputError(f"{flag} {name} is an adapter, no whole model. Train it with --merge.")
             if not os.path.isfile(os.path.join(name, "config.json")):
                 raise InputError(f"{flag} {name} is a folder without config.json. Name the folder that holds it.")
             return cls(flag, name, os.path.basename(os.path.abspath(name)), False, loading)

@@ -201,7 +201,9 @@ def parse_arguments(
     if not training.get("output_dir"):
         raise InputError("expected --output_dir, the folder for the finished model, found none.")
     places = named_splits(data_args)
-    return model_args, data_args, _training_arguments(training, places, model_args, data_args), places
+    args = _training_arguments(training, places, model_args, data_args)
+    args.check_adapters(model_args, set(model))
+    return model_args, data_args, args, places
 
 
 def _flags_of_recipe(path: Path, actions: dict[str, argparse.Action]) -> list[str]:

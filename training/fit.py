@@ -27,7 +27,7 @@ from lstmpool.training.interruption import stop_at_step
 from lstmpool.training.job import Job
 from lstmpool.training.labels import REGRESSION, SINGLE
 from lstmpool.training.layer_cache import CACHE, StatesCollator, cached_states
-from lstmpool.training.layers import learning_rates, prepare_layers
+from lstmpool.training.layers import learning_rates, prepare_layers, trained_head
 from lstmpool.training.losses import make_loss
 from lstmpool.training.model_card import Run, model_card
 from lstmpool.training.output import check_resumed, json_writer, prepare_output, write_output
@@ -52,10 +52,15 @@ def fit(job: Job, args: TrainingArguments, callbacks: list[TrainerCallback] | No
     with quiet_loading():
         model, fresh = job.backbone.load_model(job.fields)
     prepare_layers(model, job.model_args)
+    if job.model_args.peft:
+        from lstmpool.training.adapters import add_adapters  # here: peft is not always installed
+
+        model = add_adapters(model, job.model_args, job.backbone)
     learning_rates(model, args)  # refuses layers that cannot be told apart now, and not after the caches are filled
     record = RunRecord.of(job.settings, splits)
     if args.resume_from_checkpoint:
-        check_resumed(args.resume_from_checkpoint, model.config)
+        adapter = model.active_peft_config.to_dict() if job.model_args.peft else None
+        check_resumed(args.resume_from_checkpoint, model.config, adapter)
         record.check_rows(Path(args.output_dir))
     args.distributed_state.wait_for_everyone()  # until each has looked at what the folder holds
     if args.process_index == 0:
@@ -70,7 +75,7 @@ def fit(job: Job, args: TrainingArguments, callbacks: list[TrainerCallback] | No
     scale, metrics = None, job.metrics
     if labels.problem_type == REGRESSION and args.do_train and args.standardize_targets:
         scale = TargetScale(splits["train"].labels)
-        scale.switch_on(model.classifier, fresh)
+        scale.switch_on(trained_head(model), fresh)
         metrics = replace(metrics, scale=scale.scale)
     print(describe_model(model, job.backbone.title), flush=True)
     rows, collator = _rows(job, args, model, scale)
@@ -98,12 +103,14 @@ def fit(job: Job, args: TrainingArguments, callbacks: list[TrainerCallback] | No
     if args.do_train:
         with stop_at_step(trainer):
             trainer.train_from(args.resume_from_checkpoint)
+    if job.model_args.merge:  # now: what is measured is what is saved
+        model = trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
 
     # What the model gives, once what validation teaches is in its weights. Training rows are of interest only beside
     # the baselines.
     logits = {name: predict_logits(trainer, rows[name]) for name in rows if name != "train" or args.baselines}
     targets = {name: np.array(splits[name].labels) for name in logits if splits[name].labels is not None}
-    logits, learned = fold_into(model.classifier, args, labels.problem_type, logits, targets, metrics, scale)
+    logits, learned = fold_into(trained_head(model), args, labels.problem_type, logits, targets, metrics, scale)
 
     # How good it is, beside what it should be compared with.
     evaluation = Evaluation(metrics, labels, logits, targets, learned)
@@ -173,6 +180,7 @@ def _write(
                 config=model.config,
                 args=args,
                 backbone=job.backbone,
+                lora=job.model_args if job.model_args.peft else None,
                 data=numbers,
                 max_seq_length=job.tokenizer.model_max_length,
                 best=best,
@@ -192,4 +200,5 @@ def _write(
 def _loading_lines(job: Job, model: str, revision: str | None = None) -> list[str]:
     pair = next(iter(job.splits.values())).pairs is not None
     many = job.labels.problem_type != SINGLE and len(job.labels.names) > 1
-    return loading_lines(model, pair, many, revision)
+    adapter = job.model_args.peft is not None and not job.model_args.merge
+    return loading_lines(model, pair, many, revision, adapter)

@@ -63,6 +63,12 @@ def learning_rates(model: PreTrainedModel, args: TrainingArguments) -> dict[str,
     return rates
 
 
+def trained_head(model: PreTrainedModel) -> nn.Linear:
+    """The classifier that is trained and saved: with adapters, a copy of the one that the model was made with."""
+    copies = getattr(model.classifier, "modules_to_save", None)
+    return model.classifier if copies is None else copies[model.active_adapter]
+
+
 def stack_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The backbone's list of layers, lowest first, and its name in the backbone.
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.arguments import ModelArguments, TrainingArguments
 from lstmpool.training.backbone import Backbone
 from lstmpool.training.data_report import balance_words
 from lstmpool.training.labels import REGRESSION
@@ -44,12 +44,13 @@ class Run:
     plots: list[str]
     snippet: list[str]
     command: list[str]
+    lora: ModelArguments | None = None  # what the adapters were made by, if there are any
 
 
 def model_card(run: Run) -> str:
     """The whole card, with the header that the Hub reads."""
     header = {
-        "library_name": "transformers",
+        "library_name": "peft" if _is_adapter(run) else "transformers",
         "pipeline_tag": "text-classification",
         "tags": ["lstmpool", "text-regression" if run.config.problem_type == REGRESSION else "text-classification"],
     }
@@ -65,8 +66,7 @@ def model_card(run: Run) -> str:
 
 ## Load it
 
-The model brings its own code, two files that import torch and transformers alone; `trust_remote_code=True` runs them.
-`model` is its name on the Hub and `revision` the commit whose code you have read; for a folder, leave `revision` out.
+{_loading(run)}
 
 ```python
 {chr(10).join(run.snippet)}
@@ -90,7 +90,7 @@ The model brings its own code, two files that import torch and transformers alon
 {_command(run.command)}
 ```
 
-{_versions()}
+{_versions(run)}
 """
 
 
@@ -107,6 +107,24 @@ def _what(run: Run) -> str:
         f"Text classification ({TASKS[config.problem_type]}): `{run.backbone.title}` "
         f"({config.backbone_config.model_type}), fine-tuned with lstmpool. The {config.token_pooling} vectors of its "
         f"layers {layers} are read by {pooling}.\n\n{outputs}s ({config.num_labels}): {names}"
+    )
+
+
+def _is_adapter(run: Run) -> bool:
+    return run.lora is not None and not run.lora.merge
+
+
+def _loading(run: Run) -> str:
+    if _is_adapter(run):
+        return (
+            "This is an adapter: what was trained in the backbone, the pooler and the classifier. It needs `lstmpool` "
+            f"and `peft`, and loads its backbone, `{run.backbone.title}`, from where that was; if it has moved, say "
+            "where to: `load_adapter(name, backbone=...)`."
+        )
+    return (
+        "The model brings its own code, two files that import torch and transformers alone; `trust_remote_code=True` "
+        "runs them.\n`model` is its name on the Hub and `revision` the commit whose code you have read; for a folder, "
+        "leave `revision` out."
     )
 
 
@@ -160,8 +178,9 @@ def _settings(run: Run) -> str:
     head_rate = args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
     settings = {
         "epochs": f"{args.num_train_epochs:g}" if args.max_steps < 0 else f"{args.max_steps} steps",
-        "learning rate, backbone": f"{args.learning_rate:g}",
+        f"learning rate, {'backbone' if run.lora is None else 'adapters'}": f"{args.learning_rate:g}",
         "learning rate, new layers": f"{head_rate:g}",
+        **_lora(run.lora),
         **(
             {"rate of a layer, times that above": f"{args.layerwise_lr_decay:g}"}
             if args.layerwise_lr_decay < 1
@@ -183,6 +202,14 @@ def _settings(run: Run) -> str:
     return markdown_table([["setting", "value"], *map(list, settings.items())])
 
 
+def _lora(args: ModelArguments | None) -> dict[str, str]:
+    if args is None:
+        return {}
+    size = f"rank {args.lora_rank}, alpha {args.lora_alpha}, dropout {args.lora_dropout:g}"
+    modules = " ".join(args.lora_target_modules or ["the family's default modules"])
+    return {"LoRA": f"{size}, in {modules}{', merged' if args.merge else ''}"}
+
+
 def _command(words: list[str]) -> str:
     """The command as it was typed, with folders of the machine left out."""
     return shlex.join(["python", "train_trainer.py", *map(_public, words)])
@@ -194,6 +221,6 @@ def _public(word: str) -> str:
     return flag + equals + (path.name if path.is_absolute() or ".." in path.parts or "~" in path.parts else value)
 
 
-def _versions() -> str:
-    packages = ("lstmpool", "torch", "transformers", "datasets", "scikit-learn")
+def _versions(run: Run) -> str:
+    packages = ("lstmpool", "torch", "transformers", "datasets", "scikit-learn", *(["peft"] if run.lora else []))
     return f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages)

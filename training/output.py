@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool import configuration_lstmpool, modeling_lstmpool
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
@@ -30,7 +31,7 @@ STAGING = ".unfinished"
 # What a finished run leaves beside its checkpoints; --overwrite removes these and nothing else.
 RESULTS = {RECORD, "metrics.json", "test_predictions.csv", "test_predictions.parquet"}
 PLOTS = {"learning_curve.png", "confusion_matrix.png", "predicted_against_true.png", "reliability.png"}
-WRITTEN = {"README.md", "config.json", *RESULTS, *PLOTS, *(path.name for path in CODE)} | set(
+WRITTEN = {"README.md", "config.json", ADAPTER_CONFIG_NAME, *RESULTS, *PLOTS, *(path.name for path in CODE)} | set(
     "added_tokens.json chat_template.jinja merges.txt sentencepiece.bpe.model special_tokens_map.json spiece.model "
     "spm.model tokenizer.json tokenizer.model tokenizer_config.json training_args.bin vocab.json vocab.txt".split()
 )
@@ -77,8 +78,11 @@ def check_output(args: TrainingArguments, settings: dict[str, Any], init_from: s
         )
 
 
-def check_resumed(checkpoint: str, config: LstmPoolConfig) -> None:
-    """Raises InputError if a checkpoint is of another model, or of other labels, than the one that is resumed."""
+def check_resumed(checkpoint: str, config: LstmPoolConfig, adapter: dict[str, Any] | None = None) -> None:
+    """Raises InputError if a checkpoint is of another model, or of other labels, than the one that is resumed.
+
+    `adapter`: what peft's config of the model holds, where it has adapters.
+    """
     try:
         saved = LstmPoolConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
@@ -88,6 +92,14 @@ def check_resumed(checkpoint: str, config: LstmPoolConfig) -> None:
             raise InputError(
                 f"--resume_from_checkpoint {checkpoint} must be of the same model: expected {name} "
                 f"{getattr(config, name)}, found {getattr(saved, name)}. Resume with the command that made it."
+            )
+    path = Path(checkpoint, ADAPTER_CONFIG_NAME)
+    found, expected = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, adapter or {}
+    for name in ("peft_type", "r", "lora_alpha", "target_modules"):
+        if found.get(name) != expected.get(name):
+            raise InputError(
+                f"--resume_from_checkpoint {checkpoint} must have the same adapters: expected {name} "
+                f"{expected.get(name)}, found {found.get(name)}. Resume with the command that made it."
             )
 
 
@@ -126,6 +138,10 @@ def write_output(
         tokenizer.save_pretrained(staging)
     for name, write in files.items():
         write(staging / name)
+    if model is not None:  # an adapter and a whole model of an earlier save would be loaded together
+        for path in _weights(folder):
+            if not (staging / path.name).exists():
+                path.unlink()
     for path in sorted(staging.iterdir()):
         os.replace(path, folder / path.name)
     staging.rmdir()
@@ -148,9 +164,14 @@ def _written(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     checkpoints = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    weights = [path for pattern in ("*.safetensors", "*.safetensors.index.json") for path in folder.glob(pattern)]
     files = [folder / name for name in WRITTEN if (folder / name).is_file()]
-    return sorted([*checkpoints, *weights, *files])
+    return sorted({*checkpoints, *_weights(folder), *files})
+
+
+def _weights(folder: Path) -> list[Path]:
+    """Of a model in one file or several, or of an adapter."""
+    names = ("*.safetensors", "*.safetensors.index.json", ADAPTER_CONFIG_NAME)
+    return [path for name in names for path in folder.glob(name)]
 
 
 def _is_ours(folder: Path) -> bool:

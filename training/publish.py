@@ -22,6 +22,7 @@ from pathlib import Path
 
 import transformers
 from transformers import AutoTokenizer, HfArgumentParser
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.clean_load import LoadError, largest_difference, load_in_fresh_process, probe_logits
@@ -116,6 +117,13 @@ def checked(folder: Path) -> Iterator[Checked]:
     """
     if not folder.is_dir():
         raise UnfitFolder([f"expected the folder of a saved model, found none at {folder}."])
+    if (folder / ADAPTER_CONFIG_NAME).exists():
+        raise UnfitFolder(
+            [
+                f"{folder} holds an adapter, which does not load by itself. Train with --merge, or save the whole: "
+                f"load_adapter({str(folder)!r}).merge_and_unload().save_pretrained(...)."
+            ]
+        )
     published, left_out = choose_files(folder)
     with tempfile.TemporaryDirectory(prefix="lstmpool-") as copy:
         for name in published:

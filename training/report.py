@@ -67,13 +67,17 @@ def describe_task(labels: Labels) -> str:
 
 def describe_model(model: PreTrainedModel, title: str) -> str:
     """How much of the model is pretrained and how much is new."""
-    total = sum(p.numel() for p in model.parameters())
-    pretrained = sum(p.numel() for p in model.base_model.backbone.parameters())
-    return (
+    sizes = {name: p.numel() for name, p in model.named_parameters() if ".original_module." not in name}
+    adapters = sum(size for name, size in sizes.items() if ".lora_" in name)
+    pretrained = sum(size for name, size in sizes.items() if ".backbone." in name) - adapters
+    new = sum(sizes.values()) - pretrained - adapters
+    line = (
         f"Model: {title} ({pretrained / 1e6:.1f} million parameters), layers {model.config.layers}, "
         f"{model.config.token_pooling} vectors; new: {model.config.layer_pooling} and classifier "
-        f"({(total - pretrained) / 1e6:.1f} million)."
+        f"({new / 1e6:.1f} million)"
     )
+    trained = f"{adapters + new:,} of {sum(sizes.values()):,} parameters"
+    return f"{line}; adapters: {adapters:,} parameters. Trained: {trained}." if adapters else f"{line}."
 
 
 def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
@@ -128,16 +132,25 @@ def markdown_table(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
 
-def loading_lines(model: str, pair: bool, many: bool, revision: str | None = None) -> list[str]:
+def loading_lines(model: str, pair: bool, many: bool, revision: str | None = None, adapter: bool = False) -> list[str]:
     """The three lines that load the result, for a text or a `pair`, and for one answer or `many` a text.
 
     No row of the data stands in them: a card is published, and rows may be private. A `revision` is what a name on the
-    Hub should be given with: who runs code that comes with a model says which.
+    Hub should be given with: who runs code that comes with a model says which. An `adapter` brings none.
     """
     text = '"Your text here."' if not pair else '{"text": "Your text here.", "text_pair": "And the other one."}'
     top = ", top_k=None" if many else ""
     pinned = f", revision={json.dumps(revision)}" if revision else ""
     options = f"trust_remote_code=True{pinned}{top}"
+    if adapter:
+        return [
+            "from transformers import AutoTokenizer, pipeline",
+            "from lstmpool.training.adapters import load_adapter",
+            f"name = {json.dumps(model)}",
+            "model, tokenizer = load_adapter(name), AutoTokenizer.from_pretrained(name)",
+            f'classifier = pipeline("text-classification", model=model, tokenizer=tokenizer{top})',
+            f"print(classifier({text}))",
+        ]
     return [
         "from transformers import pipeline",
         f'classifier = pipeline("text-classification", model={json.dumps(model)}, {options})',
