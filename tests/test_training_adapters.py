@@ -33,7 +33,15 @@ LORA = ["--peft=lora", "--learning_rate=2e-2", "--head_learning_rate=1e-2", "--n
 def trained(work, tmp_path_factory):
     """A folder with an adapter, and the numbers of its run."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        return run(work, monkeypatch, "adapter", *LORA, "--lora_dropout=0.1", "--save_total_limit=9")
+        return run(
+            work,
+            monkeypatch,
+            "adapter",
+            *LORA,
+            "--lora_dropout=0.1",
+            "--calibrate=temperature",
+            "--save_total_limit=9",
+        )
 
 
 def logits_of(model, tokenizer, texts):
@@ -159,6 +167,7 @@ def test_the_folder_holds_what_was_trained_and_nothing_of_the_machine(work, trai
     names = {path.name for path in folder.iterdir() if path.is_file()}
     assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "tokenizer.json", "README.md"} <= names
     assert not names & {"model.safetensors", "training_args.bin"}
+    assert not list(folder.glob("checkpoint-*/README.md"))  # peft writes one of its own
     saved = load_file(folder / "adapter_model.safetensors")
     assert all(".lora_" in name or "lstmpool.pooler." in name or ".classifier." in name for name in saved)
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "backbone"
@@ -237,7 +246,7 @@ def test_a_merged_model_is_one_like_any_other(work, monkeypatch, words):
 def test_merging_changes_no_answer_and_leaves_what_was_not_adapted(work, trained, monkeypatch):
     """The two runs differ by the flag alone."""
     folder, _ = trained
-    merged, _ = run(work, monkeypatch, "whole", *LORA, "--lora_dropout=0.1", "--merge")
+    merged, _ = run(work, monkeypatch, "whole", *LORA, "--lora_dropout=0.1", "--calibrate=temperature", "--merge")
     tables = [pandas.read_csv(of / "test_predictions.csv") for of in (folder, merged)]
     pandas.testing.assert_frame_equal(*tables, atol=1e-4, rtol=0)
     before, after = load_file(work / "backbone" / "model.safetensors"), load_file(merged / "model.safetensors")
@@ -334,6 +343,7 @@ def test_the_whole_model_takes_the_place_of_the_adapter(work, trained, monkeypat
     folder = work / "replaced"
     shutil.copytree(trained[0], folder)
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    run(work, monkeypatch, "replaced", *LORA, "--lora_dropout=0.1", "--merge", f"--resume_from_checkpoint={last}")
+    words = [*LORA, "--lora_dropout=0.1", "--merge", f"--resume_from_checkpoint={last}"]
+    run(work, monkeypatch, "replaced", *words)
     names = {path.name for path in folder.iterdir()}
     assert "model.safetensors" in names and not names & {"adapter_config.json", "adapter_model.safetensors"}
