@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoModel, AutoTokenizer, pipeline
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.train_trainer import main
@@ -204,6 +204,12 @@ def test_the_lines_of_the_card_load_it_in_another_process(work, trained):
     assert kind == "PeftModel"
     here = logits_of(load_adapter(str(folder), str(work / "backbone")), AutoTokenizer.from_pretrained(folder), [text])
     assert logits == pytest.approx(here[0], abs=1e-5)
+
+
+def test_an_adapter_is_put_on_no_other_kind_of_model(work, trained):
+    """By names such as `query` alone, peft would put it on the bare backbone, and say nothing."""
+    with pytest.raises(ValueError, match="not found in the base model"):
+        PeftModel.from_pretrained(AutoModel.from_pretrained(work / "backbone"), trained[0])
 
 
 def test_a_backbone_that_is_elsewhere_is_asked_for(tmp_path, trained, monkeypatch):
