@@ -115,7 +115,7 @@ def test_activations_can_be_computed_again():
         torch.manual_seed(1)
         model = get_peft_model(model, lora_config(model)).train()
         if again:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         model(**random_inputs(), labels=torch.tensor([0, 1, 2])).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     assert any(".lora_B" in name and gradient.abs().max() > 0 for name, gradient in gradients[1].items())
