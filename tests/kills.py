@@ -4,8 +4,8 @@ python -m tests.kills [--kills 10] [--output tests/KILLS.md]
 
 Each run is the training command on a tiny BERT with dropout. A process is forked for it, so that no time goes into
 imports. It is killed with SIGKILL at a moment drawn uniformly from the time of a whole run or, every other time, in
-a save: once a checkpoint without its manifest lies there. Then the command is given again, and the SHA-256 of the
-weights is compared with that of the run that was never killed.
+a save: once a checkpoint without its manifest lies there. Then the command is given again, and the SHA-256 of the best
+weights and of the last ones is compared with that of the run that was never killed.
 """
 
 import argparse
@@ -42,8 +42,8 @@ SETTINGS = {
         *("--train_sampling_strategy=group_by_length", "--gradient_accumulation_steps=2"),
         *("--per_device_train_batch_size=4", *EVALUATED),
     ],
-    "early stopping": ["--early_stopping_patience=2", "--learning_rate=0", "--head_learning_rate=0"],
-    "early stopping within an epoch": ["--early_stopping_patience=3", "--head_learning_rate=3e-2", *EVALUATED],
+    "early stopping": ["--early_stopping_patience=2", "--head_learning_rate=1e-2"],
+    "early stopping within an epoch": ["--early_stopping_patience=3", "--head_learning_rate=1e-2", *EVALUATED],
     "a number of steps": ["--max_steps=14", *EVALUATED],
     "frozen, from the cache": ["--freeze_backbone", *EVALUATED],
     "adapters, merged": ["--peft=lora", "--lora_dropout=0.1", "--merge", *EVALUATED],
@@ -54,6 +54,7 @@ def command(folder: Path, settings: list[str], output: str) -> list[str]:
     """The words of the training command; `folder` holds what `prepare` has made."""
     words = [f"--backbone={folder / 'backbone'}", f"--train_file={folder / 'train.csv'}", "--num_train_epochs=4"]
     words += [f"--validation_file={folder / 'validation.csv'}", f"--output_dir={folder / output}", "--use_cpu"]
+    words += ["--metric_for_best_model=loss", "--save_total_limit=2"]  # so that the last checkpoint stays, too
     return [*words, "--per_device_train_batch_size=8", "--report_to=none", "--disable_tqdm=True", *settings]
 
 
@@ -89,7 +90,12 @@ def finish(process: int) -> int:
 
 
 def digest(output: Path) -> str:
-    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+    """Of the weights that were kept, the best ones, and of the last checkpoint's: when it was made, and its weights."""
+    last = max(output.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    found = hashlib.sha256(last.name.encode())
+    for path in (output / "model.safetensors", *sorted(last.glob("*.safetensors"))):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def kill_in_save(process: int, output: Path, wait: float) -> None:
