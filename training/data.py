@@ -37,6 +37,7 @@ class Split:
     pairs: list[str] | None
     labels: list[Any] | None  # None: only predictions are asked for
     ids: list[Any]
+    groups: list[Any] | None = None  # of --group_column: rows of a group are kept together
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -47,7 +48,7 @@ class Split:
 
     def take(self, rows: list[int], source: str | None = None) -> "Split":
         """The rows of these numbers, in that order."""
-        columns = (self.texts, self.pairs, self.labels, self.ids)
+        columns = (self.texts, self.pairs, self.labels, self.ids, self.groups)
         return Split(source or self.source, *(None if c is None else [c[row] for row in rows] for c in columns))
 
     def tokenize(
@@ -92,7 +93,7 @@ def read_splits(
     Raises:
         InputError: for whatever in the rows a model cannot be trained on, naming the file, the row and the remedy.
     """
-    raw = {}
+    raw, groups = {}, None
     for name, place in places.items():
         table, source = read_rows(args, name, place)
         text_columns = _text_columns(table, args.text_column_names, source)
@@ -101,13 +102,16 @@ def read_splits(
             raise InputError(f"{source}: a column cannot be both text and label, got {text_columns}, {label_columns}.")
         texts = _joined([_texts(table[column], column, source) for column in text_columns], args.text_column_delimiter)
         ids = _ids(table, args.id_column_name, source)
+        if name == "train" and args.group_column:
+            groups = _groups(table, args.group_column, source)
         raw[name] = (source, texts, ids, *_label_values(table, label_columns, may_lack=name == "test"))
 
     labels = _labels(raw, problem_type, finished)
     splits = {}
     for name, (source, texts, ids, values, _) in raw.items():
         pairs = texts[1] if len(texts) == 2 else None
-        split = Split(source, texts[0], pairs, labels.encode(values, source) if values else None, ids)
+        encoded = labels.encode(values, source) if values else None
+        split = Split(source, texts[0], pairs, encoded, ids, groups if name == "train" else None)
         splits[name] = split.take(_chosen(len(split), getattr(args, LIMITS[name]), args.shuffle_seed, LIMITS[name]))
     if len({split.pairs is None for split in splits.values()}) > 1:
         raise InputError("expected all files to have the same text columns. Name them with --text_column_names.")
@@ -157,6 +161,18 @@ def _ids(table: Dataset, named: str | None, source: str) -> list[Any]:
     if named is None:
         return list(table["id"]) if "id" in table.column_names else list(range(len(table)))
     return list(table[_column(named, table.column_names, source, "id_column_name")])
+
+
+def _groups(table: Dataset, named: str, source: str) -> list[Any]:
+    groups = list(table[_column(named, table.column_names, source, "group_column")])
+    for row, group in enumerate(groups, 1):
+        if group is None or group != group or isinstance(group, (list, dict)) or not str(group).strip():  # or NaN
+            found = "nothing" if group is None or group == "" else repr(group)
+            raise InputError(
+                f"{source}, column {named!r}, row {row}: expected the name or number of a group, found {found}. Give "
+                "a row that belongs to no other a group of its own."
+            )
+    return groups
 
 
 def _column(name: str, columns: list[str], source: str, flag: str) -> str:
