@@ -22,6 +22,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.fold_plan import check_flags
 from lstmpool.training.metrics import AUTO
 from lstmpool.training.sources import SPLITS, named_splits
 
@@ -61,6 +62,7 @@ POSITIVE = {
     "num_train_epochs",
     "gradient_accumulation_steps",
     "early_stopping_patience",
+    "hp_search",
     "preprocessing_num_workers",
 }
 HELP = {  # of the library's flags, those that one needs; its own texts run over many lines
@@ -200,7 +202,7 @@ def parse_arguments(
         )
     if not training.get("output_dir"):
         raise InputError("expected --output_dir, the folder for the finished model, found none.")
-    places = named_splits(data_args)
+    places = check_flags(data_args, training, named_splits(data_args))
     args = _training_arguments(training, places, model_args, data_args)
     args.check_adapters(model_args, set(model))
     return model_args, data_args, args, places
@@ -267,8 +269,8 @@ def _training_arguments(
     doing = {"do_train": "train", "do_eval": "validation", "do_predict": "test"}
     unnamed = not any(values.get(flag) for flag in doing)
     trains = values.get("do_train") or (unnamed and values.get("do_train") is None)
-    if "train" in splits and trains and data_args.validation_size:
-        splits.add("validation")  # held out of the training rows where there is none
+    if "train" in splits and trains and (data_args.validation_size or data_args.cv_folds):
+        splits.add("validation")  # held out of the training rows where there is none, or a fold
     if unnamed:
         values |= {flag: split in splits for flag, split in doing.items() if flag not in given}
     for flag, split in doing.items():

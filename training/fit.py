@@ -1,6 +1,7 @@
 """One run: from a model with new layers to a finished folder, by way of the Trainer, and what it is compared with."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from lstmpool.training.layer_cache import CACHE, StatesCollator, cached_states
 from lstmpool.training.layers import learning_rates, prepare_layers, trained_head
 from lstmpool.training.losses import make_loss
 from lstmpool.training.model_card import Run, model_card
-from lstmpool.training.output import check_resumed, json_writer, prepare_output, write_output
+from lstmpool.training.output import Writer, check_resumed, json_writer, prepare_output, write_output
 from lstmpool.training.predictions import by_length, predict_logits
 from lstmpool.training.report import Progress, describe_best, describe_model, loading_lines, rows_of, text_table
 from lstmpool.training.run_record import RunRecord
@@ -38,8 +39,14 @@ from lstmpool.training.target_scale import TargetScale
 from lstmpool.training.trainer import LstmPoolTrainer
 
 
-def fit(job: Job, args: TrainingArguments, callbacks: list[TrainerCallback] | None = None) -> Evaluation:
-    """Trains, evaluates, and writes what came of it to `args.output_dir`.
+def fit(
+    job: Job,
+    args: TrainingArguments,
+    callbacks: list[TrainerCallback] | None = None,
+    also: Callable[[Evaluation], dict[str, Writer]] = lambda evaluation: {},
+) -> Evaluation:
+    """Trains, evaluates, and writes what came of it to `args.output_dir`, `also` what this gives: writers of more
+    files, by their names.
 
     Raises:
         InputError: if the model cannot be loaded or resumed, or has diverged.
@@ -117,7 +124,7 @@ def fit(job: Job, args: TrainingArguments, callbacks: list[TrainerCallback] | No
     baselines = fit_baselines(states, targets, labels.problem_type, metrics) if states else {}
     if args.process_index == 0:
         changed = args.do_train or any(key in learned for key in ("temperature", "folded_thresholds"))
-        written = _write(job, args, trainer, evaluation, baselines, numbers, changed)
+        written = _write(job, args, trainer, evaluation, baselines, numbers, changed, also(evaluation))
         record.finish(Path(args.output_dir))
         trainer.remove_last_checkpoint()
         print(f"Done in {time.monotonic() - started:.0f} s. {args.output_dir} holds", end=" ")
@@ -160,9 +167,10 @@ def _write(
     baselines: dict[str, Any],
     numbers: dict[str, Any],
     changed: bool,
+    others: dict[str, Writer],
 ) -> list[str]:
-    """Fills the folder, with the model if it has `changed`, and prints the table of results. Returns the names of the
-    files beside the model."""
+    """Fills the folder, with the model if it has `changed` and `others`, and prints the table of results. Returns the
+    names of the files beside the model."""
     model, metrics, labels = trainer.model, evaluation.metrics, job.labels
     model_name = f"{model.config.layer_pooling} over {len(model.config.layers)} layers"
     results = {model_name: evaluation.results, **baselines}
@@ -171,7 +179,7 @@ def _write(
     plots = evaluation.plots(trainer.state.log_history)
     numbers_of_run = {"problem_type": labels.problem_type, "data": numbers, **evaluation.record()}
     files = {"metrics.json": json_writer({**numbers_of_run, "baselines": baselines}), **plots}
-    files |= evaluation.predictions(job.splits.get("test"), args)
+    files |= evaluation.predictions(job.splits.get("test"), args) | others
     if changed:
         name = Path(args.output_dir).resolve().name
         card = model_card(

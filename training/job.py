@@ -76,7 +76,7 @@ class Job:
         places = {name: place for name, place in places.items() if wanted[name]}
         finished = config if model_args.init_from else None
         splits, labels = read_splits(data_args, places, model_args.problem_type, finished)
-        if args.do_eval and "validation" not in splits:
+        if args.do_eval and "validation" not in splits and not data_args.cv_folds:
             splits = _with_validation(splits, labels.problem_type, data_args)
         args.check_task(labels.problem_type)
         metrics = TaskMetrics.of(labels.problem_type, len(labels.names))

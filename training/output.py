@@ -29,7 +29,8 @@ Writer = Callable[[Path], Any]
 CODE = [Path(inspect.getfile(module)) for module in (configuration_lstmpool, modeling_lstmpool)]
 STAGING = ".unfinished"
 # What a finished run leaves beside its checkpoints; --overwrite removes these and nothing else.
-RESULTS = {RECORD, "metrics.json", "test_predictions.csv", "test_predictions.parquet"}
+TABLES = {"test_predictions.csv", "test_predictions.parquet", "oof.parquet", "hp_search.csv"}
+RESULTS = {RECORD, "metrics.json", "logits.npz", *TABLES}
 PLOTS = {"learning_curve.png", "confusion_matrix.png", "predicted_against_true.png", "reliability.png"}
 WRITTEN = {"README.md", "config.json", ADAPTER_CONFIG_NAME, *RESULTS, *PLOTS, *(path.name for path in CODE)} | set(
     "added_tokens.json chat_template.jinja merges.txt sentencepiece.bpe.model special_tokens_map.json spiece.model "
@@ -61,8 +62,9 @@ def check_output(args: TrainingArguments, settings: dict[str, Any], init_from: s
             f"{folder} holds this run, which was cut off. It {f'goes on from {newest}' if newest else 'begins anew'}."
         )
         return
-    left = {path.name for path in _written(folder)}
+    left = {path.name for path in _written(folder) if path not in _folds(folder)}
     held = sorted(left - {RECORD, *(path.name for path in CODE)})  # which a run that was stopped at once leaves behind
+    held += [path.name for path in _folds(folder)]
     if left - WRITTEN | left & {"config.json"} and not _is_ours(folder):
         raise InputError(f"--output_dir {folder} holds another kind of model ({held[0]}). Choose another folder.")
     if held and not args.overwrite:
@@ -165,13 +167,18 @@ def _written(folder: Path) -> list[Path]:
         return []
     checkpoints = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     files = [folder / name for name in WRITTEN if (folder / name).is_file()]
-    return sorted({*checkpoints, *_weights(folder), *files})
+    return sorted({*checkpoints, *_weights(folder), *files, *_folds(folder)})
 
 
 def _weights(folder: Path) -> list[Path]:
     """Of a model in one file or several, or of an adapter."""
     names = ("*.safetensors", "*.safetensors.index.json", ADAPTER_CONFIG_NAME)
     return [path for name in names for path in folder.glob(name)]
+
+
+def _folds(folder: Path) -> list[Path]:
+    """The folders of a cross-validation's folds, each of which is a run."""
+    return [path.parent for path in folder.glob(f"fold-*/{RECORD}")]
 
 
 def _is_ours(folder: Path) -> bool:
