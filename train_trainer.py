@@ -32,6 +32,9 @@ from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingA
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.fit import fit
+from lstmpool.training.folds import check_folds_output, cross_validate
+from lstmpool.training.hp_search import Search, check_search, unsearched
+from lstmpool.training.hp_space import space_of
 from lstmpool.training.hub_push import PushError
 from lstmpool.training.hub_saves import HubRun
 from lstmpool.training.interruption import interruptible
@@ -79,7 +82,10 @@ def run(
 
     # All checks, before any weights are read.
     settings = settings_of(model_args, data_args, args)
-    check_output(args, settings, model_args.init_from)
+    check_search(args)
+    space = space_of(model_args, args)
+    check = check_folds_output if data_args.cv_folds else check_output
+    check(args, unsearched(settings, space), model_args.init_from)
     check_settings(args)
     hub = HubRun(args) if args.push_to_hub and args.process_index == 0 else None
     args.push_to_hub = False  # the library would push, too
@@ -87,8 +93,15 @@ def run(
     callbacks = hub.open() if hub else []
     print(describe_task(job.labels), flush=True)
 
+    if data_args.cv_folds:
+        cross_validate(job, args)
+        return
     try:
-        fit(job, args, callbacks)
+        if space:
+            search = Search(job, args, space)
+            fit(*search.run(), callbacks, search.table)
+        else:
+            fit(job, args, callbacks)
     finally:
         if hub:
             hub.wait()

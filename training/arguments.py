@@ -192,7 +192,21 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "The same for validation rows."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "The same for test rows."})
     shuffle_seed: int = field(
-        default=42, metadata={"help": "Seed of that choice, and of the rows held out for validation."}
+        default=42, metadata={"help": "Seed of that choice, and of the rows held out for validation, or the folds."}
+    )
+    cv_folds: int | None = field(
+        default=None,
+        metadata={
+            "help": "Cross-validation: put the training rows into this many folds and train without each in turn. "
+            "output_dir gets a folder a fold, and every row's prediction by the model that was trained without it."
+        },
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column that says which rows belong together, such as those of one writer: they are in one fold "
+            "or, where validation rows are held out, on one side."
+        },
     )
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that turn texts into tokens. Unset: one."}
@@ -259,6 +273,21 @@ class TrainingArguments(transformers.TrainingArguments):
     baselines: bool = field(
         default=False,
         metadata={"help": "Also report the most frequent label and a linear model on the frozen backbone."},
+    )
+    hp_search: int | None = field(
+        default=None,
+        metadata={
+            "help": "Before training, try this many settings on the validation rows, and train with the best. The "
+            "trials of a search that was cut off, or that is given a higher number, count."
+        },
+    )
+    hp_space: str | None = field(
+        default=None,
+        metadata={
+            "help": 'What is searched, as JSON or a file of YAML: {"learning_rate": [1e-5, 1e-4, "log"], '
+            '"num_train_epochs": [2, 3, 4]}; a list that ends in log or linear is a range. Unset: both rates and '
+            "the epochs."
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the run that output_dir holds."})
     hub_private_repo: bool = False  # the library's own, as a flag that can stand alone

@@ -11,6 +11,10 @@ class InputError(ValueError):
         super().__init__(" ".join(str(message).split()))
 
 
+class Diverged(InputError):
+    """Training has ended in what is no number, which other settings may not do."""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """' Did you mean 'x'?' for the nearest of `choices`, or nothing if none is near."""
     close = difflib.get_close_matches(name, list(choices), n=1)

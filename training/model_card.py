@@ -130,6 +130,8 @@ def _loading(run: Run) -> str:
 
 def _how_measured(run: Run) -> str:
     of_rows = "In brackets, a 95% bootstrap interval over rows; it does not tell of the chance in training."
+    if run.args.hp_search:
+        of_rows = f"Validation rows also chose the rates and the like, by --hp_search {run.args.hp_search}. {of_rows}"
     if "validation" not in run.data or not (run.args.do_train and run.args.load_best_model_at_end):
         return f"{run.best} {of_rows}"
     return f"{run.best} Validation rows chose the epoch; this run saw test rows, if any, once, at its end. {of_rows}"

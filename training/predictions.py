@@ -13,7 +13,7 @@ from scipy.special import expit, softmax
 from transformers import Trainer
 
 from lstmpool.training.data import token_counts
-from lstmpool.training.errors import InputError
+from lstmpool.training.errors import Diverged
 from lstmpool.training.labels import MULTI, REGRESSION
 
 
@@ -42,7 +42,7 @@ def predict_logits(trainer: Trainer, dataset: Dataset) -> np.ndarray:
     """The logits (N, C) of the rows, in their order; of labels no notice is taken.
 
     Raises:
-        InputError: if they are no numbers, as after a training that has diverged.
+        Diverged: if they are no numbers, as after a training that has diverged.
     """
     if "labels" in dataset.column_names:
         dataset = dataset.remove_columns("labels")
@@ -50,7 +50,7 @@ def predict_logits(trainer: Trainer, dataset: Dataset) -> np.ndarray:
     with in_given_order(trainer):
         found = trainer.predict(ordered).predictions
     if not np.isfinite(found).all():
-        raise InputError(
+        raise Diverged(
             "expected numbers from the model, found NaN or infinity: it has diverged, and was not saved. Lower "
             "--learning_rate and --head_learning_rate, or leave out --fp16."
         )

@@ -18,6 +18,7 @@ NO_MATTER = ("hub_", "log", "report_to", "run_name", "project", "trackio", "push
 NO_MATTER_EITHER = {
     *("output_dir", "overwrite", "resume_from_checkpoint", "disable_tqdm", "preprocessing_num_workers"),
     *("save_total_limit", "local_rank", "predictions_format", "predictions_with_text", "baselines", "debug"),
+    *("hp_search", "hp_space"),  # what was found counts as the settings of the run, see `Search`
 }
 
 

@@ -1,0 +1,134 @@
+"""What a search of settings tries: for each setting, a range or a list of choices (`--hp_space`)."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lstmpool.training.arguments import ModelArguments, TrainingArguments
+from lstmpool.training.errors import InputError, did_you_mean
+
+
+SCALES = ("log", "linear")
+DEFAULT = {
+    "learning_rate": [1e-5, 2e-4, "log"],
+    "head_learning_rate": [1e-4, 1e-2, "log"],
+    "num_train_epochs": [2, 3, 4, 6],
+}
+OF_BACKBONE = ("learning_rate", "layerwise_lr_decay")
+OF_MODEL = ("pooler_dropout", "lstm_hidden_size")
+BOUNDS = {  # of what can be searched: kind, lowest, highest
+    "learning_rate": (float, 0.0, math.inf),
+    "head_learning_rate": (float, 0.0, math.inf),
+    "layerwise_lr_decay": (float, 1e-3, 1.0),
+    "num_train_epochs": (float, 1e-3, math.inf),
+    "weight_decay": (float, 0.0, math.inf),
+    "warmup_steps": (float, 0.0, math.inf),
+    "max_grad_norm": (float, 0.0, math.inf),
+    "per_device_train_batch_size": (int, 1, math.inf),
+    "pooler_dropout": (float, 0.0, 0.99),
+    "lstm_hidden_size": (int, 1, math.inf),
+}
+
+
+@dataclass(frozen=True)
+class Values:
+    """What one setting may be: a range from `low` to `high`, even on a linear or a log scale, or one of `choices`."""
+
+    kind: type
+    low: float = math.nan
+    high: float = math.nan
+    log: bool = False
+    choices: tuple[float, ...] = ()
+
+    def __contains__(self, value: Any) -> bool:
+        if value is None:
+            return False
+        return value in self.choices if self.choices else self.low <= value <= self.high
+
+
+Space = dict[str, Values]  # by the setting's name
+
+
+def space_of(model_args: ModelArguments, args: TrainingArguments) -> Space:
+    """What `--hp_search` searches; nothing where no search was asked for.
+
+    Raises:
+        InputError: if `--hp_space` cannot be read, or names what cannot be searched.
+    """
+    if args.hp_search is None:
+        if args.hp_space is not None:
+            raise InputError("--hp_space belongs to --hp_search, which is not given. Add it, or leave this out.")
+        return {}
+    useless = OF_BACKBONE if model_args.freeze_backbone else ()
+    useless += OF_MODEL if model_args.init_from else ()
+    useless += ("num_train_epochs",) if args.max_steps > 0 else ()
+    if args.hp_space is None:
+        return {name: _values(name, given) for name, given in DEFAULT.items() if name not in useless}
+    space = _read(args.hp_space)
+    for name in space:
+        if name not in BOUNDS:
+            raise InputError(
+                f"--hp_space: {name!r} cannot be searched.{did_you_mean(str(name), BOUNDS)} Expected some of "
+                f"{', '.join(BOUNDS)}."
+            )
+        if name in useless:
+            reason = "--max_steps" if name == "num_train_epochs" else "a frozen backbone"
+            reason = "the model of --init_from" if name in OF_MODEL else reason
+            raise InputError(f"--hp_space: {name} changes nothing with {reason}. Leave it out.")
+    return {name: _values(name, given) for name, given in space.items()}
+
+
+def _read(given: str) -> dict[Any, Any]:
+    text, place = given, "--hp_space"
+    if not given.lstrip().startswith("{"):
+        place = f"--hp_space {given}"
+        try:
+            text = Path(given).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f'{place}: expected JSON, {{"NAME": [...]}}, or a file, cannot read it: {error}'
+            ) from None
+    try:
+        space = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{place} is not valid JSON or YAML: {error}") from None
+    if not isinstance(space, dict) or not space:
+        raise InputError(f"{place} must hold lists by the names of settings, found {space!r}.")
+    return space
+
+
+def _values(name: str, given: Any) -> Values:
+    kind, lowest, highest = BOUNDS[name]
+    form = f'[low, high, "log"], [low, high, "linear"], or a list of {kind.__name__} numbers'
+    if not isinstance(given, list) or not given:
+        raise InputError(f"--hp_space: {name} must be {form}, found {given!r}.")
+    scale = given[-1] if given[-1] in SCALES else None
+    numbers = [_number(value) for value in (given[:-1] if scale else given)]
+    if None in numbers or (scale and len(numbers) != 2):
+        raise InputError(f"--hp_space: {name} must be {form}, found {given!r}.")
+    for number in numbers:
+        if not lowest <= number <= highest or number == math.inf or (kind is int and number != int(number)):
+            raise InputError(
+                f"--hp_space: {name} must be {kind.__name__} of {lowest:g} to {highest:g}, got {number:g}."
+            )
+    if not scale:
+        return Values(kind, choices=tuple(dict.fromkeys(map(kind, numbers))))
+    low, high = map(kind, numbers)
+    if not low < high or (scale == "log" and low <= 0):
+        above = " above 0" if scale == "log" else ""
+        raise InputError(f"--hp_space: {name} must go from a low number{above} to a higher one, got {given!r}.")
+    return Values(kind, low, high, scale == "log")
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a string of one, which is what YAML makes of 1e-5."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
