@@ -1,3 +1,5 @@
+import pandas
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import AutoTokenizer, ByT5Tokenizer
@@ -258,3 +260,24 @@ def test_a_tokenizer_without_a_mask(tmp_path, tokenizer):
     rows, cut = read(tmp_path, columns)[0]["train"].tokenize(tokenizer)
     assert token_counts(rows[:]) == [4, 3] and cut == 0
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+
+
+def test_groups_are_read_of_training_rows_alone(tmp_path):
+    columns = {"text": ["a", "b", "c"], "label": ["x", "y", "x"]}
+    splits, _ = read(tmp_path, {**columns, "writer": ["ann", "bob", "ann"]}, columns, group_column="writer")
+    assert splits["train"].groups == ["ann", "bob", "ann"] and splits["test"].groups is None
+    assert splits["train"].take([2, 1]).groups == ["ann", "bob"]
+    with pytest.raises(InputError, match="expected a column 'writr', found .* Did you mean 'writer'.*--group_column"):
+        read(tmp_path, {**columns, "writer": ["ann", "bob", "ann"]}, group_column="writr")
+    with pytest.raises(
+        InputError, match="column 'writer', row 2: expected the name or number of a group, found nothi"
+    ):
+        read(tmp_path, {**columns, "writer": ["ann", "", "ann"]}, group_column="writer")
+
+
+def test_a_group_that_is_no_number_is_told(tmp_path):
+    table = pandas.DataFrame({"text": ["a", "b"], "label": ["x", "y"], "writer": [1.0, float("nan")]})
+    pyarrow.parquet.write_table(pyarrow.table(table.to_dict("list")), tmp_path / "train.parquet")
+    args = DataArguments(train_file=str(tmp_path / "train.parquet"), group_column="writer")
+    with pytest.raises(InputError, match="row 2: expected the name or number of a group, found nan"):
+        read_splits(args, named_splits(args), None)

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,3 +82,11 @@ def test_a_limit_leaves_the_other_rows_to_training():
 def test_too_few_rows(share):
     with pytest.raises(InputError, match="--validation_size"):
         hold_out(split([0, 1] * 5), SINGLE, share, seed=0)
+
+
+def test_no_group_is_on_both_sides():
+    groups = [f"group {i % 40}" for i in range(200)]
+    rows = replace(split([i % 2 for i in range(200)]), groups=groups)
+    train, held = hold_out(rows, SINGLE, 0.25, seed=0)
+    assert held.groups and not set(train.groups) & set(held.groups)
+    assert held.groups == [groups[i] for i in held.ids]
