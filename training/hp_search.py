@@ -11,6 +11,7 @@ Reference: TPE, the tree-structured Parzen estimator (Bergstra et al., Algorithm
 """
 
 import copy
+import gc
 import hashlib
 import importlib.util
 import json
@@ -109,6 +110,7 @@ class Search:
             best = {name: self.space[name].kind(value) for name, value in study.best_params.items()}
             self._say(study, best)
         job, args = self._with(best)
+        args.hp_search = len(done)  # for the card; there may have been more than asked for now
         earlier = RunRecord.read(Path(args.output_dir)) if args.resume_from_checkpoint else None
         if earlier is not None and (differs := earlier.differs(job.settings)):
             raise InputError(
@@ -119,7 +121,7 @@ class Search:
 
     def table(self, evaluation: Evaluation) -> dict[str, Writer]:
         """What writes the table of trials, by its file's name."""
-        return {TABLE: partial(write_table, pandas.read_csv(self.folder / TABLE))}
+        return {TABLE: partial(shutil.copyfile, self.folder / TABLE)}
 
     @cached_property
     def folder(self) -> Path:
@@ -150,7 +152,7 @@ class Search:
         return given if all(given[name] in values for name, values in self.space.items()) else {}
 
     def _done(self, study: Any) -> list[Any]:
-        """The trials that count: with a number, or diverged. The weights of all others but those are gone."""
+        """The trials that count: those with a number, and those that diverged. Their runs keep their numbers alone."""
         from optuna.trial import TrialState
 
         done = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -200,6 +202,7 @@ class Search:
                 with open(f"{folder}.log", "a") as log, redirect_stdout(log):
                     check_output(args, job.settings)
                     fit(job, args)
+                gc.collect()  # the model and its trainer refer to each other, and would stay on the device
             except Diverged:
                 return math.nan
         results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["results"]["validation"]
@@ -225,7 +228,7 @@ class Search:
 
     def _say(self, study: Any, best: dict[str, Any]) -> None:
         """Prints the best, and keeps the table of all trials that count, the best first."""
-        metric, title = self.args.metric_for_best_model, self.job.metrics.titles
+        metric, titles = self.args.metric_for_best_model, self.job.metrics.titles
         rows = [
             {"trial": t.number, metric: t.value, **t.params, "seconds": t.user_attrs.get("seconds")}
             for t in self._done(study)
@@ -234,7 +237,7 @@ class Search:
         write_table(table, self.folder / TABLE)
         print(
             f"\n{table.to_string(index=False, na_rep='diverged')}\n\n"
-            f"Best of {len(rows)}: {_words(best)}, validation {title.get(metric, metric)} {study.best_value:.4f}, "
+            f"Best of {len(rows)}: {_words(best)}, validation {titles.get(metric, metric)} {study.best_value:.4f}, "
             "somewhat too good, as the best of several always is. As flags, for a run without the search:\n"
             f"{' '.join(f'--{name} {value!r}' for name, value in best.items())}\n",
             flush=True,
