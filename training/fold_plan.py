@@ -20,7 +20,7 @@ from lstmpool.training.arguments import DataArguments
 from lstmpool.training.data import Split
 from lstmpool.training.errors import InputError
 from lstmpool.training.holdout import BINS, strata_of, units_of
-from lstmpool.training.labels import MULTI, SINGLE, Labels
+from lstmpool.training.labels import MULTI, REGRESSION, SINGLE, Labels
 
 
 UNFIT = {  # what does not go with folds
@@ -77,7 +77,7 @@ def assign_folds(train: Split, labels: Labels, folds: int, seed: int) -> np.ndar
     """
     units = np.array(units_of(train))
     _check_enough(train, labels, units, folds)
-    if labels.problem_type == MULTI or len(labels.names) > 1 and labels.problem_type != SINGLE:
+    if labels.problem_type == MULTI or (labels.problem_type == REGRESSION and len(labels.names) > 1):
         of_units = _iterative(train.labels, labels.problem_type, units, folds, seed)
         assigned = of_units[units]
     else:
