@@ -51,6 +51,9 @@ def work(tmp_path_factory):
             "label": ["even" if i % 3 else "odd" for i in range(n)],
             "key": [f"{split}-{i}" for i in range(n)],
             "writer": [f"writer {i // 2}" for i in range(n)],
+            "colours": [" ".join(name for name in ("red", "blue") if name in text) for text in texts],
+            "price": [f"{20_000 + 500 * (i % 8) + 0.5}" for i in range(n)],
+            "weight": [f"{0.002 + 0.001 * (i % 3)}" for i in range(n)],
         }
         write_csv(folder / f"{split}.csv", columns)
     return folder
@@ -154,6 +157,39 @@ def test_what_was_cut_off_goes_on_without_the_folds_that_are_finished(finished, 
     assert weights.stat().st_mtime_ns == written
     pandas.testing.assert_frame_equal(pandas.read_parquet(folder / "oof.parquet"), before, check_exact=True)
     assert RunRecord.read(folder).finished
+
+
+@pytest.mark.slow
+def test_several_numbers_are_told_in_their_own_units(work, monkeypatch):
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(layer_cache, "CACHE", work / "cache")
+    assert main([*WORDS, "--label_column_name=price,weight", "--output_dir=numbers", "--predictions_with_text"]) == 0
+    table, rows = pandas.read_parquet(work / "numbers" / "oof.parquet"), pandas.read_csv(work / "train.csv")
+    names = ["prediction_price", "prediction_weight"]
+    assert list(table.columns) == ["id", "text", *names, "fold", "label_price", "label_weight"]
+    errors = [((table[f"prediction_{name}"] - rows[name]) ** 2).mean() ** 0.5 for name in ("price", "weight")]
+    assert errors[0] < 3_000 and errors[1] < 0.002
+    results = json.loads((work / "numbers" / "metrics.json").read_text())["results"]
+    assert results["out of fold"]["mcrmse"] == pytest.approx(sum(errors) / 2)
+    of_test = [pandas.read_csv(work / "numbers" / of / "test_predictions.csv")[names] for of in ("fold-1", "fold-2")]
+    found = pandas.read_csv(work / "numbers" / "test_predictions.csv")[names]
+    np.testing.assert_allclose(found, (of_test[0] + of_test[1]) / 2, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_several_labels(work, monkeypatch):
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(layer_cache, "CACHE", work / "cache")
+    words = ["--label_column_name=colours", "--problem_type=multi_label_classification", "--output_dir=colours"]
+    assert main([*WORDS, *words]) == 0
+    table, rows = pandas.read_parquet(work / "colours" / "oof.parquet"), pandas.read_csv(work / "train.csv")
+    assert table["label"].tolist() == [
+        " ".join(sorted(str(c).replace("nan", "").split())).replace(" ", "|") for c in rows["colours"]
+    ]
+    given = [(table[f"score_{name}"] > 0.5, rows["text"].str.contains(name)) for name in ("red", "blue")]
+    hits, total = sum((a & b).sum() for a, b in given), sum(a.sum() + b.sum() for a, b in given)
+    results = json.loads((work / "colours" / "metrics.json").read_text())["results"]
+    assert results["out of fold"]["f1_micro"] == pytest.approx(2 * hits / total)
 
 
 @pytest.mark.slow
