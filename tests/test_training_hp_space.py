@@ -50,6 +50,7 @@ def test_what_changes_nothing_is_not_searched():
             {"freeze_backbone": True},
             "changes nothing with a frozen backbone",
         ),
+        ('{"layerwise_lr_decay": [0.9, 1]}', {"peft": "lora"}, "changes nothing with a frozen backbone"),
         ('{"pooler_dropout": [0.1]}', {"init_from": "x"}, "changes nothing with the model of --init_from"),
         ('{"learning_rate": [1e-4, 1e-5, "log"]}', {}, "must go from a low number above 0 to a higher one"),
         ('{"learning_rate": [0, 1e-5, "log"]}', {}, "must go from a low number above 0 to a higher one"),

@@ -49,7 +49,10 @@ def check_search(args: TrainingArguments) -> None:
     if args.hp_search is None:
         return
     if importlib.util.find_spec("optuna") is None:
-        raise InputError("--hp_search needs optuna, found none. Install it: pip install optuna, or -e '.[search]'")
+        raise InputError(
+            "--hp_search needs the package optuna, which is not installed. Install it with: "
+            'pip install -c constraints.txt -e ".[search]"'
+        )
     if args.world_size > 1:
         raise InputError(f"--hp_search runs in one process, found {args.world_size}. Start it with python alone.")
     if args.resume_from_checkpoint:

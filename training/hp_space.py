@@ -64,6 +64,7 @@ def space_of(model_args: ModelArguments, args: TrainingArguments) -> Space:
             raise InputError("--hp_space belongs to --hp_search, which is not given. Add it, or leave this out.")
         return {}
     useless = OF_BACKBONE if model_args.freeze_backbone else ()
+    useless += ("layerwise_lr_decay",) if model_args.peft else ()  # which freezes the backbone, too
     useless += OF_MODEL if model_args.init_from else ()
     useless += ("num_train_epochs",) if args.max_steps > 0 else ()
     if args.hp_space is None:
