@@ -214,7 +214,7 @@ def test_the_command_trains_with_the_best(work, studies, monkeypatch, capsys):
     assert main(words) == 0
     told, card = capsys.readouterr().out, (work / "searched" / "README.md").read_text()
     assert (
-        "trial 1 of 1: learning_rate 5e-05, head_learning_rate 0.005, num_train_epochs 2 -> validation accuracy"
+        "trial 1 of 1: learning_rate 5e-05, head_learning_rate 0.005, num_train_epochs 1 -> validation accuracy"
         in told
     )
     assert "| learning rate, new layers | 0.005 |" in card and "chose the rates and the like, by --hp_search 1" in card

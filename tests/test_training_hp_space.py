@@ -41,6 +41,14 @@ def test_what_changes_nothing_is_not_searched():
     assert space(None, hp_search=None) == {}
 
 
+def test_what_the_command_has_set_is_in_the_space_that_is_searched_by_default():
+    found = space(None, num_train_epochs=1, learning_rate=1e-3, head_learning_rate=1e-5)
+    assert found["num_train_epochs"].choices == (1, 2, 3, 4, 6)
+    assert (found["learning_rate"].low, found["learning_rate"].high) == (1e-5, 1e-3)
+    assert (found["head_learning_rate"].low, found["head_learning_rate"].high) == (1e-5, 1e-2)
+    assert space(None, learning_rate=0)["learning_rate"] == Values(float, 1e-5, 2e-4, True)  # no log of it
+
+
 @pytest.mark.parametrize(
     ("given", "model", "message"),
     [

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,14 @@ class Values:
             return False
         return value in self.choices if self.choices else self.low <= value <= self.high
 
+    def with_own(self, own: float | None) -> "Values":
+        """The same, and what the command itself has set."""
+        if own is None or own in self or (self.log and own <= 0):
+            return self
+        if self.choices:
+            return replace(self, choices=tuple(sorted((*self.choices, own))))
+        return replace(self, low=min(self.low, own), high=max(self.high, own))
+
 
 Space = dict[str, Values]  # by the setting's name
 
@@ -68,7 +76,8 @@ def space_of(model_args: ModelArguments, args: TrainingArguments) -> Space:
     useless += OF_MODEL if model_args.init_from else ()
     useless += ("num_train_epochs",) if args.max_steps > 0 else ()
     if args.hp_space is None:
-        return {name: _values(name, given) for name, given in DEFAULT.items() if name not in useless}
+        names = [name for name in DEFAULT if name not in useless]
+        return {name: _values(name, DEFAULT[name]).with_own(getattr(args, name)) for name in names}
     space = _read(args.hp_space)
     for name in space:
         if name not in BOUNDS:
