@@ -190,7 +190,7 @@ class LstmPoolConfig(PretrainedConfig):
         for name in ("attn_implementation", "experts_implementation"):
             if kept := getattr(self.backbone_config, f"_{name}", None):
                 kwargs.setdefault(name, {"backbone_config": kept})
-        # A model loaded from the Hub names its repository here; saved again it must name its own two files.
+        # A model loaded from the Hub names its repository here; saved again it must name its own files.
         super().__init__(**{**kwargs, "auto_map": dict(_AUTO_MAP)})
         self.resolve()
 

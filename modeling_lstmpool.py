@@ -22,6 +22,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForSeque
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, Families, LstmPoolConfig, is_post_norm, stack_config
+from .pooling_lstmpool import POOLING_CLASSES, WeightedPooling, pool_tokens
 
 
 @dataclass
@@ -67,23 +68,6 @@ def _record_input(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, 
         capture.record(layer, args[0] if args else kwargs["hidden_states"])
 
 
-def pool_tokens(hidden: Tensor, attention_mask: Tensor, how: str) -> Tensor:
-    """(B, H) from a layer's `hidden` (B, T, H): the "first" or "last" token that `attention_mask` (B, T) keeps, or the
-    "mean" or "max" of all that it keeps. A copy that does not hold on to `hidden`; finite for a row without tokens."""
-    kept = (attention_mask != 0).to(hidden.device)  # (B, T)
-    if kept.size(1) > hidden.size(1):  # a layer over blocks of tokens
-        kept = F.adaptive_max_pool1d(kept.float(), hidden.size(1)) > 0
-    hidden = hidden[:, : kept.size(1)]  # long attention fills a text up to whole blocks
-    if how in ("first", "last"):
-        index = kept.int().argmax(1) if how == "first" else kept.size(1) - 1 - kept.int().flip(1).argmax(1)
-        return hidden[torch.arange(hidden.size(0), device=hidden.device), index]
-    if how == "mean":  # in float32: a sum over tokens leaves the range of float16
-        total = hidden.masked_fill(~kept[..., None], 0).sum(1, dtype=torch.float32)
-        return (total / kept.sum(1, keepdim=True).clamp(min=1)).to(hidden.dtype)
-    highest = hidden.masked_fill(~kept[..., None], torch.finfo(hidden.dtype).min).amax(1)
-    return highest.masked_fill(~kept.any(1, keepdim=True), 0)
-
-
 # -------------------------------------------------------------------------------------------------------- the backbone
 def _reduce(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrainedModel, nn.ModuleList | None]:
     """Takes from a backbone what nothing reads, and finds its stack of layers (None where that is not certain)."""
@@ -111,91 +95,6 @@ def _reduce(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrain
             built = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
             backbone.all_tied_weights_keys = {one: other for one, other in ties.items() if {one, other} <= built}
     return backbone, None if family in Families.NOT_HOOKED else lists[stacks[0]]
-
-
-# ------------------------------------------------------------------------------------------------------ layer poolings
-class LayerPooling(nn.Module):
-    """Base of the poolings: layer states (B, L, H), lowest layer first, to (B, D), where D is `output_size`."""
-
-    def __init__(self, config: LstmPoolConfig):
-        super().__init__()
-        self.layer_norm = nn.LayerNorm(config.hidden_size) if config.layer_norm else nn.Identity()
-        self.output_size: int = config.hidden_size
-
-    def forward(self, layer_states: Tensor) -> Tensor:
-        return self.pool(self.layer_norm(layer_states))
-
-
-class RecurrentPooling(LayerPooling):
-    """An LSTM or GRU reads the layers in order; `config.lstm_readout` says what is taken from it."""
-
-    def __init__(self, config: LstmPoolConfig):
-        super().__init__(config)
-        self.units, self.readout = config.lstm_hidden_size, config.lstm_readout
-        net = nn.LSTM if config.layer_pooling == "lstm" else nn.GRU
-        self.rnn = net(config.hidden_size, self.units, batch_first=True, bidirectional=config.lstm_bidirectional)
-        self.output_size = self.units * (1 + config.lstm_bidirectional)
-
-    def pool(self, layer_states: Tensor) -> Tensor:
-        outputs, _ = self.rnn(layer_states)  # (B, L, D)
-        if self.readout == "last":
-            return outputs[:, -1]
-        if self.readout == "mean":
-            return outputs.mean(1)
-        # the backward direction has read every layer only when it is back at the lowest
-        return torch.cat([outputs[:, -1, : self.units], outputs[:, 0, self.units :]], dim=-1)
-
-
-class AttentionPooling(LayerPooling):
-    """A learned query decides, text by text, how much each layer counts."""
-
-    def __init__(self, config: LstmPoolConfig):
-        super().__init__(config)
-        self.query = nn.Linear(config.hidden_size, 1, bias=False)
-
-    def pool(self, layer_states: Tensor) -> Tensor:
-        return (self.query(layer_states).softmax(1) * layer_states).sum(1)
-
-
-class WeightedPooling(LayerPooling):
-    """One learned weight a layer, the same for every text, as in ELMo (https://arxiv.org/abs/1802.05365)."""
-
-    def __init__(self, config: LstmPoolConfig):
-        super().__init__(config)
-        self.layer_weights = nn.Parameter(torch.zeros(len(config.layers)))
-
-    def pool(self, layer_states: Tensor) -> Tensor:
-        return (self.layer_weights.softmax(0)[:, None] * layer_states).sum(1)
-
-
-class MaxPooling(LayerPooling):
-    def pool(self, layer_states: Tensor) -> Tensor:
-        return layer_states.amax(1)
-
-
-class LastPooling(LayerPooling):
-    def pool(self, layer_states: Tensor) -> Tensor:
-        return layer_states[:, -1]
-
-
-class ConcatPooling(LayerPooling):
-    """One hidden layer over all layers side by side, with as many parameters as the LSTM would have."""
-
-    def __init__(self, config: LstmPoolConfig):
-        super().__init__(config)
-        inputs, units = len(config.layers) * config.hidden_size, config.lstm_hidden_size
-        lstm_parameters = 4 * units * (config.hidden_size + units + 2) * (1 + config.lstm_bidirectional)
-        self.output_size = max(1, round(lstm_parameters / (inputs + 1)))
-        self.dense = nn.Linear(inputs, self.output_size)
-
-    def pool(self, layer_states: Tensor) -> Tensor:
-        return F.gelu(self.dense(layer_states.flatten(1)))
-
-
-_LAYER_POOLINGS = {
-    **{"lstm": RecurrentPooling, "gru": RecurrentPooling, "attention": AttentionPooling, "concat": ConcatPooling},
-    **{"weighted": WeightedPooling, "max": MaxPooling, "last": LastPooling},
-}
 
 
 # ---------------------------------------------------------------------------------------------------------- the models
@@ -256,7 +155,7 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
             backbone = AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype())
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
         self.backbone, stack = _reduce(backbone, config)
-        self.pooler = _LAYER_POOLINGS[config.layer_pooling](config)
+        self.pooler = POOLING_CLASSES[config.layer_pooling](config)
 
         self._streams = stack is not None
         for layer, module in enumerate(stack or ()):  # now: a hook added to a compiled backbone is never called

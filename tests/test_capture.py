@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lstmpool import modeling_lstmpool
-from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel, pool_tokens
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
+from lstmpool.pooling_lstmpool import pool_tokens
 
 from .conftest import FAMILIES, random_inputs, since, tiny_config, tiny_model
 

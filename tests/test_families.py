@@ -15,7 +15,8 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig, is_causal
-from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, pool_tokens
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
+from lstmpool.pooling_lstmpool import pool_tokens
 
 from .conftest import since
 from .families import (

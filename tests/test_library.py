@@ -118,6 +118,7 @@ def test_only_safetensors_are_written(tmp_path):
         "configuration_lstmpool.py",
         "model.safetensors",
         "modeling_lstmpool.py",
+        "pooling_lstmpool.py",
     ]
 
 

@@ -13,7 +13,7 @@ from .conftest import tiny_model
 from .training_fixtures import save_backbone
 
 
-CODE = {"configuration_lstmpool.py", "modeling_lstmpool.py"}
+CODE = {"configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
 
 
 def arguments(folder, **options):

@@ -37,7 +37,7 @@ IGNORED = "/training_args.bin"
 
 @dataclass(frozen=True)
 class CodeFile:
-    """One of the two code files: its SHA-256, that of the installed release, and the lines in which they differ."""
+    """One of the code files: its SHA-256, that of the installed release, and the lines in which they differ."""
 
     name: str
     sha256: str
@@ -53,7 +53,7 @@ def prepare_output_dir(model: PreTrainedModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for thing in (model, model.config):
+    for thing in (model, model.config, model.base_model.pooler):
         path = Path(inspect.getfile(type(thing)))
         shutil.copyfile(path, folder / path.name)
     path = folder / ".gitignore"
@@ -78,7 +78,9 @@ def check_files(folder: Path) -> list[str]:
     for path in sorted(folder.iterdir()):
         if _is_pickle(path):
             wrong.append(f"{path.name} is a pickle or an archive. Remove it.")
-    wrong += [f"{path.name}, code of the model, not found." for path in CODE if not (folder / path.name).is_file()]
+    remedy = "Save the model again with save_pretrained."
+    missing = [path.name for path in CODE if not (folder / path.name).is_file()]
+    wrong += [f"{name}, code of the model, not found. {remedy}" for name in missing]
     config = read_json(folder / "config.json")
     if config is None:
         return [*wrong, "config.json must be there and be JSON. Save the model with save_pretrained."]
@@ -88,7 +90,7 @@ def check_files(folder: Path) -> list[str]:
 
 
 def compare_code(folder: Path) -> list[CodeFile]:
-    """The folder's two code files, which must be there, beside those of the installed release."""
+    """The folder's code files, which must be there, beside those of the installed release."""
     found = []
     for released in CODE:
         path = folder / released.name

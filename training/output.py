@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from lstmpool import configuration_lstmpool, modeling_lstmpool
+from lstmpool import configuration_lstmpool, modeling_lstmpool, pooling_lstmpool
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.checkpoints import find_checkpoint, newest_whole
@@ -26,7 +26,7 @@ from lstmpool.training.run_record import RunRecord
 
 
 Writer = Callable[[Path], Any]
-CODE = [Path(inspect.getfile(module)) for module in (configuration_lstmpool, modeling_lstmpool)]
+CODE = [Path(inspect.getfile(module)) for module in (configuration_lstmpool, modeling_lstmpool, pooling_lstmpool)]
 STAGING = ".unfinished"
 # What a finished run leaves beside its checkpoints; --overwrite removes these and nothing else.
 TABLES = {"test_predictions.csv", "test_predictions.parquet", "oof.parquet", "hp_search.csv"}
