@@ -39,6 +39,12 @@ class Families:
     NOT_A_STACK = frozenset({"albert", "canine", "funnel"})
     # Their layers are called past their hooks, or on hidden states of another shape.
     NOT_HOOKED = frozenset({"squeezebert", "xlnet"})
+    # The part of a layer that adds what entered it to its attention; what follows acts on each token alone.
+    ONE_TOKEN_AFTER = {"distilbert": "sa_layer_norm"} | dict.fromkeys(
+        "bert camembert convbert data2vec-text deberta deberta-v2 electra ernie esm layoutlm markuplm megatron-bert "
+        "mpnet rembert roberta roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl".split(),
+        "attention",
+    )
     # They number their tokens from 2, which an explicit `position_ids` would have to know.
     OFFSET_POSITIONS = frozenset({"mra", "nystromformer", "yoso"})
     # Names of the norm that follows the top layer of a pre-norm family, and a family with another.
@@ -232,26 +238,6 @@ class LstmPoolConfig(PretrainedConfig):
             raise ValueError(
                 f"problem_type='single_label_classification' needs num_labels of 2 or more, got {self.num_labels}. "
                 "Set problem_type='regression' for a single number."
-            )
-
-    def check_labels(self, labels: Any, batch_size: int, read_values: bool = True) -> None:
-        """Raises ValueError for a tensor of labels of another shape or kind, or (if `read_values`) another range, than
-        the loss for `problem_type` and `num_labels` needs."""
-        n, single = self.num_labels, self.problem_type == "single_label_classification"
-        shapes = [(batch_size,)] if single else [(batch_size, n), *([(batch_size,)] if n == 1 else [])]
-        ok = tuple(labels.shape) in shapes and not (single and labels.is_floating_point())
-        if ok and read_values:
-            allowed = labels == labels  # a missing number, NaN, is not equal to itself
-            if self.problem_type != "regression":
-                allowed = (labels >= 0) & (labels <= (n - 1 if single else 1)) | (single & (labels == -100))
-            ok = bool(allowed.all())
-        if not ok:
-            kind = {"regression": "numbers", "multi_label_classification": "zeros and ones"}
-            raise ValueError(
-                f"labels for problem_type={self.problem_type!r} must be {kind.get(self.problem_type, 'integers')} of "
-                f"shape {shapes[0]}" + (f" in 0..{n - 1}" if single else "") + f", got {labels.dtype} of shape "
-                f"{tuple(labels.shape)}: {labels.flatten()[:8].tolist()} ... Set problem_type to what the labels are, "
-                f"and num_labels ({n}) to how many there are."
             )
 
     def pop_flag(self, kwargs: dict[str, Any], name: str) -> bool:

@@ -46,8 +46,9 @@ _active = threading.local()  # a capture belongs to one forward of one thread
 class _Capture:
     """The layer states of one forward, filled by the hooks while the backbone runs."""
 
-    def __init__(self, layers: list[int], pool: partial[Tensor]):
+    def __init__(self, layers: list[int], pool: partial[Tensor], top_token_alone: bool):
         self.layers, self.pool, self.grad = layers, pool, torch.is_grad_enabled()
+        self.top_token_alone = top_token_alone
         self.states: list[Tensor] = []  # (B, H) each
 
     def record(self, layer: int, hidden: Tensor) -> None:
@@ -68,9 +69,27 @@ def _record_input(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, 
         capture.record(layer, args[0] if args else kwargs["hidden_states"])
 
 
+def _keep_what_is_read(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
+    """Forward hook in the top layer, where what follows acts on each token alone: (B, T, H) -> (B, 1, H)."""
+    capture = getattr(_active, "capture", None)
+    if capture is None or not capture.top_token_alone:
+        return None
+    if isinstance(output, tuple):
+        return capture.pool(output[0])[:, None], *output[1:]
+    return capture.pool(output)[:, None]
+
+
+def _one_token_after(layer: nn.Module, config: LstmPoolConfig) -> nn.Module | None:
+    """The part of the top layer after which the token that is read is alone needed; None where that is not certain."""
+    name = Families.ONE_TOKEN_AFTER.get(config.backbone_config.model_type)
+    known = name is not None and type(layer).__module__.startswith("transformers.models.")  # not somebody's own code
+    chunked = getattr(config.backbone_config, "chunk_size_feed_forward", 0)  # which asks for whole chunks of tokens
+    return getattr(layer, name, None) if known and not chunked and config.token_readout == "first" else None
+
+
 # -------------------------------------------------------------------------------------------------------- the backbone
-def _reduce(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrainedModel, nn.ModuleList | None]:
-    """Takes from a backbone what nothing reads, and finds its stack of layers (None where that is not certain)."""
+def _reduce(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrainedModel, str | None]:
+    """Takes from a backbone what nothing reads, and names its stack of layers (None where that is not certain)."""
     if config.backbone_config.is_encoder_decoder:
         backbone = backbone.get_encoder()
     family, text_family = config.backbone_config.model_type, stack_config(config.backbone_config).model_type
@@ -94,7 +113,7 @@ def _reduce(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrain
         if ties := getattr(backbone, "all_tied_weights_keys", None):  # those with a layer that is not there are void
             built = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
             backbone.all_tied_weights_keys = {one: other for one, other in ties.items() if {one, other} <= built}
-    return backbone, None if family in Families.NOT_HOOKED else lists[stacks[0]]
+    return backbone, None if family in Families.NOT_HOOKED else stacks[0]
 
 
 # ---------------------------------------------------------------------------------------------------------- the models
@@ -154,12 +173,17 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         if backbone is None:
             backbone = AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype())
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
-        self.backbone, stack = _reduce(backbone, config)
+        self.backbone, self._stack = _reduce(backbone, config)
         self.pooler = POOLING_CLASSES[config.layer_pooling](config)
 
-        self._streams = stack is not None
-        for layer, module in enumerate(stack or ()):  # now: a hook added to a compiled backbone is never called
+        self._streams = self._stack is not None
+        layers = self.backbone.get_submodule(self._stack) if self._streams else ()
+        for layer, module in enumerate(layers):  # now: a hook added to a compiled backbone is never called
             module.register_forward_pre_hook(partial(_record_input, layer), with_kwargs=True)
+        part = _one_token_after(layers[-1], config) if layers else None
+        self._top_token_alone = part is not None
+        if part is not None:
+            part.register_forward_hook(_keep_what_is_read)
         self._accepted = frozenset(inspect.signature(self.backbone.forward).parameters)
         # RoBERTa and its kin number the tokens that are not padding themselves, from an offset
         tables = [m for name, m in self.backbone.named_modules() if name.endswith("position_embeddings")]
@@ -181,13 +205,15 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         layer_states: torch.FloatTensor | None = None,
+        needs_last_hidden_state: bool = True,
         **kwargs,
     ) -> LstmPoolModelOutput | tuple:
         """Runs the backbone on `input_ids` (B, T) or `inputs_embeds` (B, T, H), and pools its layers; or pools
         `layer_states` (B, L, H) of an earlier run, and ignores the other inputs.
 
         `attention_mask` (B, T) is 0 where a token is padding, on either side; `position_ids` (B, T), unset, count from
-        each row's first kept token; `token_type_ids` (B, T) are ignored by backbones that have none. `kwargs`:
+        each row's first kept token; `token_type_ids` (B, T) are ignored by backbones that have none. Without
+        `needs_last_hidden_state` that is None, and the top layer may leave out what is not read of it. `kwargs`:
         `output_hidden_states`, `output_attentions`, `return_dict`, and inputs of the backbone's own, such as `bbox`.
 
         Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone has not.
@@ -202,8 +228,10 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
             inputs, kept = self._check_inputs(named, kwargs)
             inputs |= {"output_attentions": True} if wants_attentions else {}
             inputs |= {"output_hidden_states": True} if wants_states or not self._streams else {}
-            outputs, layer_states = self._run_backbone(inputs, kept)
-            fields = {name: outputs.get(name) for name in ("last_hidden_state", "attentions")}
+            alone = self._top_token_alone and not (needs_last_hidden_state or wants_states or wants_attentions)
+            outputs, layer_states = self._run_backbone(inputs, kept, alone and not self._recomputes())
+            fields = {"attentions": outputs.get("attentions")}
+            fields["last_hidden_state"] = outputs.last_hidden_state if needs_last_hidden_state else None
             fields["hidden_states"] = outputs.get("hidden_states") if wants_states else None
         layers, hidden, found = len(self.config.layers), self.config.hidden_size, tuple(layer_states.shape)
         if found[1:] != (layers, hidden):
@@ -232,14 +260,24 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
             inputs["global_attention_mask"] = F.one_hot(first[:, 0], shape[1])  # (B, T)
         return {key: value for key, value in inputs.items() if key in self._accepted and value is not None}, kept
 
-    def _run_backbone(self, inputs: dict[str, Any], kept: Tensor) -> tuple[Any, Tensor]:
+    def _recomputes(self) -> bool:
+        """Whether the top layer runs again in the backward pass, when no capture says that one token is enough."""
+        top = self.backbone.get_submodule(self._stack)[-1]
+        wrapped = hasattr(top, "_checkpoint_wrapped_module")  # as FSDP does it
+        return wrapped or (top.training and getattr(top, "gradient_checkpointing", False))
+
+    def _run_backbone(self, inputs: dict[str, Any], kept: Tensor, top_token_alone: bool) -> tuple[Any, Tensor]:
         """The backbone's outputs, and the layer states (B, L, H) taken on the way."""
         layers, pool = self.config.layers, partial(pool_tokens, attention_mask=kept, how=self.config.token_readout)
-        outer, _active.capture = getattr(_active, "capture", None), (capture := _Capture(layers, pool))
+        capture = _Capture(layers, pool, top_token_alone)
+        outer, _active.capture = getattr(_active, "capture", None), capture
         try:
             outputs = self.backbone(**inputs, return_dict=True)
         finally:
             _active.capture = outer
+        if top_token_alone and outputs.last_hidden_state.size(1) > 1:  # what follows was added to all tokens after all
+            self._top_token_alone = False
+            return self._run_backbone(inputs, kept, False)
         if self._streams:
             if len(capture.states) < len(layers) - 1 and not self.training:  # LayerDrop leaves layers out in training
                 raise RuntimeError(f"{type(self.backbone).__name__} ran without calling the layers {layers} in order.")
@@ -278,7 +316,7 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         ValueError for others."""
         return_dict = self.config.pop_flag(kwargs, "return_dict")
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, layer_states)
-        outputs = self.lstmpool(*inputs, **kwargs, return_dict=True)
+        outputs = self.lstmpool(*inputs, **kwargs, needs_last_hidden_state=False, return_dict=True)
         logits = self.classifier(self.dropout(outputs.pooler_output))  # (B, C)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device))
         extras = {name: outputs.get(name) for name in ("hidden_states", "attentions", "layer_states")}
@@ -286,11 +324,32 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         return result if return_dict else result.to_tuple()
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        self.config.check_labels(labels, batch_size=len(logits), read_values=not torch.compiler.is_compiling())
+        self._check_labels(labels, batch_size=len(logits), read_values=not torch.compiler.is_compiling())
         if self.config.problem_type == "single_label_classification":
             return F.cross_entropy(logits.float(), labels.long())
         loss = F.mse_loss if self.config.problem_type == "regression" else F.binary_cross_entropy_with_logits
         return loss(logits.float(), labels.view_as(logits).float())
+
+    def _check_labels(self, labels: Tensor, batch_size: int, read_values: bool) -> None:
+        """Raises ValueError for labels of another shape or kind, or (if `read_values`) another range, than the loss
+        for `problem_type` and `num_labels` needs."""
+        n, problem_type = self.config.num_labels, self.config.problem_type
+        single = problem_type == "single_label_classification"
+        shapes = [(batch_size,)] if single else [(batch_size, n), *([(batch_size,)] if n == 1 else [])]
+        ok = tuple(labels.shape) in shapes and not (single and labels.is_floating_point())
+        if ok and read_values:
+            allowed = labels == labels  # a missing number, NaN, is not equal to itself
+            if problem_type != "regression":
+                allowed = (labels >= 0) & (labels <= (n - 1 if single else 1)) | (single & (labels == -100))
+            ok = bool(allowed.all())
+        if not ok:
+            kind = {"regression": "numbers", "multi_label_classification": "zeros and ones"}
+            raise ValueError(
+                f"labels for problem_type={problem_type!r} must be {kind.get(problem_type, 'integers')} of shape "
+                f"{shapes[0]}" + (f" in 0..{n - 1}" if single else "") + f", got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}: {labels.flatten()[:8].tolist()} ... Set problem_type to what the labels are, "
+                f"and num_labels ({n}) to how many there are."
+            )
 
 
 AutoModel.register(LstmPoolConfig, LstmPoolModel, exist_ok=True)

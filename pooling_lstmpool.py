@@ -43,17 +43,37 @@ class LayerPooling(nn.Module):
         return self.pool(self.layer_norm(layer_states))
 
 
+class TopLSTM(nn.LSTM):
+    """The output of an LSTM at the highest layer. There the backward direction has taken one step, its first, and no
+    other is computed; the values, bit for bit, and the parameters are those of `nn.LSTM`."""
+
+    def forward(self, layer_states: Tensor) -> Tensor:
+        if not self.bidirectional or layer_states.device.type != "cpu":
+            # elsewhere both directions are one fused kernel, for which all weights lie in one block
+            return super().forward(layer_states)[0][:, -1]
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        start = layer_states.new_zeros(1, layer_states.size(0), self.hidden_size)
+        read = []
+        for suffix, sequence in (("", layer_states), ("_reverse", layer_states[:, -1:])):
+            weights = [getattr(self, name + suffix) for name in names]
+            outputs, _, _ = torch.lstm(sequence, (start, start), weights, True, 1, 0.0, self.training, False, True)
+            read.append(outputs[:, -1])
+        return torch.cat(read, dim=-1)  # (B, D)
+
+
 class RecurrentPooling(LayerPooling):
     """An LSTM or GRU reads the layers in order; `config.lstm_readout` says what is taken from it."""
 
     def __init__(self, config: LstmPoolConfig):
         super().__init__(config)
         self.units, self.readout = config.lstm_hidden_size, config.lstm_readout
-        net = nn.LSTM if config.layer_pooling == "lstm" else nn.GRU
+        net = {"lstm": TopLSTM if self.readout == "last" else nn.LSTM, "gru": nn.GRU}[config.layer_pooling]
         self.rnn = net(config.hidden_size, self.units, batch_first=True, bidirectional=config.lstm_bidirectional)
         self.output_size = self.units * (1 + config.lstm_bidirectional)
 
     def pool(self, layer_states: Tensor) -> Tensor:
+        if isinstance(self.rnn, TopLSTM):
+            return self.rnn(layer_states)
         outputs, _ = self.rnn(layer_states)  # (B, L, D)
         if self.readout == "last":
             return outputs[:, -1]
