@@ -45,7 +45,7 @@ class LayerPooling(nn.Module):
 
 class TopLSTM(nn.LSTM):
     """The output of an LSTM at the highest layer. There the backward direction has taken one step, its first, and no
-    other is computed; the values, bit for bit, and the parameters are those of `nn.LSTM`."""
+    other is computed; the values, and the parameters, are those of `nn.LSTM`."""
 
     def forward(self, layer_states: Tensor) -> Tensor:
         if not self.bidirectional or layer_states.device.type != "cpu":

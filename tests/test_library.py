@@ -50,7 +50,8 @@ def test_a_round_trip_keeps_every_bit(tmp_path, layer_pooling, layer_norm, messa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = LstmPoolForSequenceClassification.from_pretrained(tmp_path)
-        assert torch.equal(loaded(**random_inputs()).logits, model(**random_inputs()).logits)
+        # to rounding: loaded weights lie in memory as they do in the file, by which the order of a sum may change
+        assert torch.allclose(loaded(**random_inputs()).logits, model(**random_inputs()).logits, atol=1e-6)
     assert loaded.state_dict().keys() == model.state_dict().keys() == load_file(tmp_path / "model.safetensors").keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
@@ -72,7 +73,7 @@ def test_base_and_classifier_load_each_other(tmp_path):
     model.save_pretrained(tmp_path / "whole")
     base, report = AutoModel.from_pretrained(tmp_path / "whole", output_loading_info=True)
     assert type(base) is LstmPoolModel
-    assert torch.equal(base(**random_inputs()).layer_states, model(**random_inputs()).layer_states)
+    assert torch.equal(base(**random_inputs()).layer_states, model.lstmpool(**random_inputs()).layer_states)
     assert not report["missing_keys"]
     base.save_pretrained(tmp_path / "base")
     again, report = LstmPoolForSequenceClassification.from_pretrained(tmp_path / "base", output_loading_info=True)
@@ -336,7 +337,7 @@ def test_hidden_states_and_attentions_on_request(layers):
     depth = 4 if layers is None else 3
     assert [tuple(state.shape) for state in outputs.hidden_states] == [(3, 7, 16)] * (depth + 1)
     assert [tuple(attention.shape) for attention in outputs.attentions] == [(3, 2, 7, 7)] * depth
-    assert torch.equal(outputs.logits, plain.logits)
+    assert torch.allclose(outputs.logits, plain.logits, atol=1e-6)  # without them the top layer runs for CLS alone
     base = model.lstmpool(**inputs, output_hidden_states=True)
     assert torch.equal(base.hidden_states[-1], base.last_hidden_state)
     model.config.output_hidden_states = True
@@ -352,7 +353,7 @@ def test_the_tuple_is_the_dict():
     assert isinstance(as_tuple, tuple) and len(as_tuple) == 5
     assert torch.equal(as_tuple[0], outputs.loss) and torch.equal(as_tuple[1], outputs.logits)
     model.config.return_dict = False
-    assert torch.equal(model(**inputs)[0], outputs.logits)
+    assert torch.equal(model(**inputs, output_hidden_states=True)[0], outputs.logits)
     assert isinstance(model.lstmpool(**inputs), tuple)
 
 

@@ -80,8 +80,8 @@ def test_reading_some_layers_is_reading_those_of_all(family):
         part = tiny_model(family, layers=layers)
         part.lstmpool.backbone.load_state_dict(full.lstmpool.backbone.state_dict(), strict=False)
         with torch.no_grad():
-            wanted = full(**inputs).layer_states[:, [layer - 1 for layer in layers]]
-            assert torch.equal(part(**inputs).layer_states, wanted)
+            wanted = full.lstmpool(**inputs).layer_states[:, [layer - 1 for layer in layers]]
+            assert torch.equal(part.lstmpool(**inputs).layer_states, wanted)
 
 
 def test_layers_above_the_highest_one_read_are_not_built_and_nor_is_their_norm():

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lstmpool.configuration_lstmpool import LAYER_POOLINGS
 from lstmpool.modeling_lstmpool import LstmPoolModel
-from lstmpool.pooling_lstmpool import pool_tokens
+from lstmpool.pooling_lstmpool import TopLSTM, pool_tokens
 
 from .conftest import tiny_config
 
@@ -136,6 +137,42 @@ def test_with_the_seeds_readout_the_backward_direction_reads_the_top_layer_alone
         (gradient,) = torch.autograd.grad(pooling("lstm", lstm_readout=readout)(states)[:, 5:].sum(), states)
         assert (gradient[:, :2] == 0).all().item() is alone
         assert (gradient[:, 2] != 0).any()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_the_lstm_that_is_read_at_the_top_is_torchs(bidirectional, dtype, autocast):
+    sizes = {"input_size": 16, "hidden_size": 12, "batch_first": True, "bidirectional": bidirectional}
+    lstm, top = nn.LSTM(**sizes).to(dtype), TopLSTM(**sizes).to(dtype)
+    top.load_state_dict(lstm.state_dict())
+    for batch, layers in ((1, 1), (1, 4), (3, 1), (3, 4)):
+        states, results = torch.randn(batch, layers, 16, dtype=dtype, requires_grad=True), []
+        for net in (lstm, top):
+            with torch.autocast("cpu", enabled=autocast and dtype == torch.float32):
+                output = net(states) if net is top else net(states)[0][:, -1]
+            loss = (output.float() * torch.arange(output.numel()).view_as(output)).sum()
+            results.append([output, *torch.autograd.grad(loss, [states, *net.parameters()])])
+        for found, wanted in zip(*results, strict=True):
+            assert found.dtype == wanted.dtype
+            tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(found.dtype, 1e-2)
+            torch.testing.assert_close(found, wanted, atol=tolerance, rtol=tolerance)
+
+
+def test_the_backward_direction_takes_one_step_and_all_its_parameters_a_gradient():
+    sizes = {"input_size": 16, "hidden_size": 12, "batch_first": True, "bidirectional": True}
+    steps, states = {}, torch.randn(3, 5, 16)
+    for net in (nn.LSTM(**sizes), TopLSTM(**sizes)):
+        # without oneDNN, whose LSTM the counter takes for nothing
+        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+            net(states)
+        steps[type(net)] = counter.get_total_flops() / (2 * 3 * 4 * 12 * (16 + 12))
+    assert steps == {nn.LSTM: 2 * 5, TopLSTM: 5 + 1}
+    top = TopLSTM(**sizes)
+    top(states).sum().backward()
+    # it multiplies the state before the first step, zero; DistributedDataParallel refuses a gradient that is not there
+    assert (top.weight_hh_l0_reverse.grad == 0).all()
+    assert all((p.grad != 0).any() for name, p in top.named_parameters() if name != "weight_hh_l0_reverse")
 
 
 @pytest.mark.parametrize("readout", ["last", "final", "mean"])

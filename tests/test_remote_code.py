@@ -76,7 +76,7 @@ assert type(model).__module__.startswith("transformers_modules."), type(model)._
 assert type(config).__module__.startswith("transformers_modules."), type(config).__module__
 with torch.no_grad():
     assert torch.equal(model(**inputs).logits, wanted["logits"])
-    assert torch.equal(base(**inputs).layer_states, wanted["layer_states"])
+    assert torch.allclose(base(**inputs).layer_states, wanted["layer_states"], atol=1e-6)
 classify = pipeline("text-classification", model=folder, trust_remote_code=True)
 best = wanted["logits"][1].softmax(-1).max(-1)
 found = classify("money back")[0]
