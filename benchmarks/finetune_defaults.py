@@ -8,16 +8,13 @@ epoch. Test rows are not read. A run that the CSV holds is not made again, so th
 stopped. `--table` turns the CSV into the tables of FINETUNE.md and a heat map, without a run.
 """
 
-import csv
 import io
 import json
-import os
 import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -25,7 +22,8 @@ import torch
 from transformers import HfArgumentParser
 
 from lstmpool import train_trainer
-from lstmpool.benchmarks.finetune_tables import SAME, Row, fill_page, heat_map, tables
+from lstmpool.benchmarks.finetune_tables import SAME, heat_map, tables
+from lstmpool.benchmarks.results import Row, append_rows, fill_page, holds, read_rows, versions
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
 
 
@@ -75,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         text = tables(rows)
         print(text)
         if (page := output.with_name("FINETUNE.md")).is_file():
-            fill_page(page, text)
+            fill_page(page, "tables", text)
         heat_map(rows, output.with_suffix(".png"))
         return 0
     if args.data_dir is None:
@@ -90,12 +88,11 @@ def main(argv: list[str] | None = None) -> int:
             "learning_rate": f"{rate:g}",
             "head_learning_rate": f"{head_rate:g}",
         }
-        rows = read_rows(output)
-        if any(wanted.items() <= row.items() for row in rows):
+        if holds(read_rows(output), wanted):
             continue
-        rows.append(measure(args, wanted))
-        write_rows(output, rows)
-        print("  ".join(rows[-1][column] for column in COLUMNS[:-1]), flush=True)
+        row = measure(args, wanted)
+        append_rows(output, [row])
+        print("  ".join(row[column] for column in COLUMNS[:-1]), flush=True)
     return 0
 
 
@@ -128,7 +125,6 @@ def measure(args: Arguments, wanted: Row) -> Row:
             raise SystemExit(f"{printed.getvalue()}\nthe run {wanted} ended with status {status}.")
         record = json.loads(Path(folder, "run", "metrics.json").read_text(encoding="utf-8"))
     metric = METRIC[record["problem_type"]]
-    packages = ("lstmpool", "torch", "transformers")
     return wanted | {
         "train_rows": str(record["data"]["train"]["rows"]),
         "validation_rows": str(record["data"]["validation"]["rows"]),
@@ -138,31 +134,13 @@ def measure(args: Arguments, wanted: Row) -> Row:
         "metric": metric,
         "value": f"{record['results']['validation'][metric]:.4f}",
         "seconds": f"{time.monotonic() - started:.0f}",
-        "versions": ", ".join(f"{package} {version(package)}" for package in packages),
+        "versions": versions(),
     }
 
 
 def _file(data_dir: Path, name: str, split: str) -> Path:
     plain = data_dir / name / f"{split}.csv"
     return plain if plain.is_file() else plain.with_name(f"{split}.csv.gz")
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The finished runs; none if there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Puts the file in place as a whole: a run that is cut off here leaves the old one."""
-    new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(new, path)
 
 
 if __name__ == "__main__":

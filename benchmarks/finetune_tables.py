@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import rankdata
 
+from lstmpool.benchmarks.results import Row
+
 
 SAME = "same"  # the new layers learn at the backbone's rate
-MARKS = ("<!-- tables: made by --table -->\n", "<!-- end of tables -->\n")
-Row = dict[str, str]
 Cell = tuple[float, float]  # rate of the backbone, and of the new layers, 0 where it is the same
 
 
@@ -94,13 +94,6 @@ def _square(cells: list[Cell], entries: list[str]) -> str:
 
 def _name(head: float) -> str:
     return f"{head:g}" if head else SAME
-
-
-def fill_page(page: Path, text: str) -> None:
-    """Puts the tables between the page's marks."""
-    old = page.read_text(encoding="utf-8")
-    before, _, rest = old.partition(MARKS[0])
-    page.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", encoding="utf-8")
 
 
 def heat_map(rows: list[Row], path: Path) -> None:

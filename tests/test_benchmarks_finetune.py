@@ -7,8 +7,9 @@ import pytest
 
 from lstmpool import train_trainer
 from lstmpool.benchmarks import finetune_defaults
-from lstmpool.benchmarks.finetune_defaults import COLUMNS, main, read_rows, write_rows
-from lstmpool.benchmarks.finetune_tables import MARKS, fill_page, read_grid, tables
+from lstmpool.benchmarks.finetune_defaults import COLUMNS, main
+from lstmpool.benchmarks.finetune_tables import read_grid, tables
+from lstmpool.benchmarks.results import read_rows, write_rows
 
 from .training_fixtures import ROOT, save_backbone, sentences, write_csv
 
@@ -105,14 +106,6 @@ def test_a_seed_that_is_not_finished_counts_only_where_there_is_no_other():
     assert "| 5e-05 | 0.750 | 0.700 |" in text
     assert text.startswith(tables(ROWS).strip())  # set three takes no part in ranks and distances
     assert text.endswith("| backbone | new layers 0.001 |\n| ---: | ---: |\n| 5e-05 | 0.900 |\n")
-
-
-def test_the_tables_replace_what_stands_between_the_marks(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"above\n{MARKS[0]}old\n{MARKS[1]}below\n")
-    for text in ("new\n", "newer\n"):
-        fill_page(page, text)
-    assert page.read_text() == f"above\n{MARKS[0]}\nnewer\n\n{MARKS[1]}below\n"
 
 
 def test_table_alone_needs_results_and_makes_the_picture(tmp_path, capsys):

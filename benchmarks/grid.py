@@ -1,0 +1,99 @@
+"""What the two benchmarks that count, of memory and of FLOPs, share: a grid of cells, a CSV and a table."""
+
+import gc
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from lstmpool.benchmarks.results import HERE, Row, append_rows, fill_page, holds, markdown, read_rows, versions
+from lstmpool.benchmarks.variants import VARIANTS, Cell
+
+
+GRID = [
+    f"{shape}/{mode}/8x{tokens}"  # 8 is the batch that `train_trainer.py` has unless told otherwise
+    for shape, mode, tokens in product(("6x384", "12x768"), ("inference", "training"), (32, 128, 512))
+]
+
+
+@dataclass
+class Arguments:
+    """What is counted."""
+
+    cells: list[str] = field(
+        default_factory=lambda: list(GRID),
+        metadata={"help": "Places of the grid: layers x hidden size/inference or training/batch x tokens."},
+    )
+    output: str | None = field(default=None, metadata={"help": "Results, CSV. Unset: beside the command's source."})
+    table: bool = field(default=False, metadata={"help": "Make the table from the CSV, and count nothing."})
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is counted: its name, which is the CSV's too, its unit, and what the others are set over in each mode."""
+
+    name: str
+    column: str
+    unit: str
+    divisor: float
+    over: dict[str, str]
+    count: Callable[[str, Cell], int]
+
+    def main(self, description: str, argv: list[str] | None = None) -> int:
+        """Counts what the CSV lacks, or makes the table; returns the exit status."""
+        parser = HfArgumentParser(Arguments, prog=self.name, description=description)
+        (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
+        output = Path(args.output or HERE / f"{self.name}.csv")
+        if not args.table:
+            try:
+                cells = [Cell.parse(text) for text in args.cells]
+            except ValueError as error:
+                parser.error(str(error))
+            if any(cell.mode not in self.over for cell in cells):
+                parser.error(f"--cells are of the modes {', '.join(self.over)}; times are compared for the others.")
+            self.run(output, cells)
+        rows = read_rows(output)
+        if not rows:
+            parser.error(f"expected results in {output}, found none. Count some without --table.")
+        print(text := self.table(rows))
+        if (page := output.with_name("SPEED.md")).is_file():
+            fill_page(page, self.name, text)
+        return 0
+
+    def run(self, output: Path, cells: list[Cell]) -> None:
+        todo = [(cell, variant) for cell, variant in product(cells, VARIANTS)]
+        for cell, variant in tqdm(todo, desc=self.name):
+            wanted = cell.columns() | {"variant": variant}
+            if holds(read_rows(output), wanted):
+                continue
+            found = {self.column: str(self.count(variant, cell))}
+            gc.collect()  # a model's hooks refer to it in a circle
+            append_rows(output, [wanted | found | {"versions": versions("sentence-transformers")}])
+
+    def table(self, rows: list[Row]) -> str:
+        """Markdown: the count of one variant in its unit, and of each of the others how many times that it is."""
+        parts = []
+        for mode, base in self.over.items():
+            found: dict[tuple[str, ...], dict[str, int]] = {}
+            for row in rows:
+                if row["mode"] == mode:
+                    place = (row["shape"], row["batch"], row["tokens"])
+                    found.setdefault(place, {})[row["variant"]] = int(row[self.column])
+            others = [name for name in VARIANTS if name != base]
+            lines = [
+                [
+                    place[0],
+                    " x ".join(place[1:]),
+                    f"{counts[base] / self.divisor:,.1f}",
+                    *(f"{counts[name] / counts[base]:.3f}" if name in counts else "" for name in others),
+                ]
+                for place, counts in found.items()
+                if base in counts
+            ]
+            head = ["layers x hidden", "batch x tokens", f"{base}, {self.unit}", *others]
+            parts += [f"**{mode.capitalize()}**, over {base}:", markdown(head, lines, words=2).strip()]
+        return "\n\n".join(parts) + "\n"
