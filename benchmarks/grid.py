@@ -1,6 +1,5 @@
 """What the two benchmarks that count, of memory and of FLOPs, share: a grid of cells, a CSV and a table."""
 
-import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from lstmpool.benchmarks.results import HERE, Row, append_rows, fill_page, holds, markdown, read_rows, versions
+from lstmpool.benchmarks.results import HERE, Row, append_rows, holds, markdown, read_rows, show, versions
 from lstmpool.benchmarks.variants import VARIANTS, Cell
 
 
@@ -56,12 +55,7 @@ class Quantity:
             if any(cell.mode not in self.over for cell in cells):
                 parser.error(f"--cells are of the modes {', '.join(self.over)}; times are compared for the others.")
             self.run(output, cells)
-        rows = read_rows(output)
-        if not rows:
-            parser.error(f"expected results in {output}, found none. Count some without --table.")
-        print(text := self.table(rows))
-        if (page := output.with_name("SPEED.md")).is_file():
-            fill_page(page, self.name, text)
+        show(parser, output, self.name, self.table)
         return 0
 
     def run(self, output: Path, cells: list[Cell]) -> None:
@@ -71,7 +65,6 @@ class Quantity:
             if holds(read_rows(output), wanted):
                 continue
             found = {self.column: str(self.count(variant, cell))}
-            gc.collect()  # a model's hooks refer to it in a circle
             append_rows(output, [wanted | found | {"versions": versions("sentence-transformers")}])
 
     def table(self, rows: list[Row]) -> str:

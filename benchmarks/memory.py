@@ -8,6 +8,7 @@ inference the activations, in training also the gradients of the weights, which 
 was there before, the weights and an optimizer's state, is not in them. A count that the CSV holds is not made again.
 """
 
+import gc
 import sys
 
 import torch
@@ -19,6 +20,7 @@ from lstmpool.benchmarks.variants import Cell, build, inference, prepare, random
 
 def count(variant: str, cell: Cell) -> int:
     """Peak bytes over what the model and its inputs take."""
+    gc.collect()  # the model before this one, whose hooks refer to it in a circle
     torch.manual_seed(0)
     side, inputs = build(variant, cell.config()), random_inputs(cell)
     side.model.eval()

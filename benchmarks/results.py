@@ -3,7 +3,8 @@
 import csv
 import os
 import platform
-from collections.abc import Iterable
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def processor() -> str:
     )
 
 
+def split_file(folder: Path, split: str) -> Path:
+    """The rows of a split, plain or gzipped."""
+    plain = folder / f"{split}.csv"
+    return plain if plain.is_file() else folder / f"{split}.csv.gz"
+
+
 def markdown(head: list[str], lines: Iterable[list[str]], words: int = 1) -> str:
     """A table whose first columns, `words` of them, are words; the others are numbers, flush right."""
     rule = ["---" if i < words else "---:" for i in range(len(head))]
@@ -78,3 +85,16 @@ def fill_page(page: Path, name: str, text: str) -> None:
             f"{page.name} must hold the lines {first.strip()} and {last.strip()}; one is missing. Add it."
         )
     page.write_text(f"{before}{first}\n{text.strip()}\n\n{last}{after}", encoding="utf-8")
+
+
+def show(parser: ArgumentParser, output: Path, name: str, table: Callable[[list[Row]], str]) -> list[Row]:
+    """Prints the table of the results in `output`, puts it on the page beside them, and gives the results.
+
+    Without any, the command ends with a message of the parser.
+    """
+    if not (rows := read_rows(output)):
+        parser.error(f"expected results in {output}, found none. Make some without --table.")
+    print(text := table(rows))
+    if (page := output.with_name("SPEED.md")).is_file():
+        fill_page(page, name, text)
+    return rows

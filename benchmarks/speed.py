@@ -25,17 +25,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from lstmpool.benchmarks.pictures import ratios
-from lstmpool.benchmarks.results import (
-    HERE,
-    Row,
-    append_rows,
-    fill_page,
-    holds,
-    markdown,
-    processor,
-    read_rows,
-    versions,
-)
+from lstmpool.benchmarks.results import HERE, Row, append_rows, holds, markdown, processor, read_rows, show, versions
 from lstmpool.benchmarks.timing import Step, interleave, ratio
 from lstmpool.benchmarks.variants import VARIANTS, Cell, build, prepare, random_inputs
 
@@ -82,12 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         for cell in tqdm(cells, desc="speed"):
             if not holds(read_rows(output), cell.columns()):
                 append_rows(output, measure(cell, args))
-    rows = read_rows(output)
-    if not rows:
-        parser.error(f"expected results in {output}, found none. Measure some without --table.")
-    print(text := table(rows))
-    if (page := output.with_name("SPEED.md")).is_file() and not card:
-        fill_page(page, "speed", text)
+    rows = show(parser, output, "speed_gpu" if card else "speed", table)
     ratios(rows, output.with_suffix(".png"))
     return 0
 

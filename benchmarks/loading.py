@@ -1,0 +1,70 @@
+"""How long importing the two files and loading a local folder take, beside the stock class.
+
+    python -m lstmpool.benchmarks.loading
+    python -m lstmpool.benchmarks.loading --table
+
+Every run is a process of its own. `import` is the statement that names the class, and so reads torch and
+transformers; `load` is the first `AutoModelForSequenceClassification.from_pretrained` of a folder with a BERT of
+6 x 384, for this project with `trust_remote_code=True`, in a process that has imported just that class; `load again`
+the second. A run that the CSV holds is not made again.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from lstmpool.benchmarks.rounds import Arguments, Comparison
+from lstmpool.benchmarks.variants import backbone_config, build
+
+
+COMPARED = Comparison("loading", ("import", "load", "load again"), ("lstmpool", "stock"))
+IMPORT = {
+    "lstmpool": "from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification",
+    "stock": "from transformers import BertForSequenceClassification",
+}
+LOAD = "AutoModelForSequenceClassification.from_pretrained({folder!r}{options})"
+PROGRAM = """
+import time
+{ready}
+started = time.perf_counter()
+{statement}
+print(time.perf_counter() - started)
+"""
+
+
+def measure(home: Path, args: Arguments, subject: str, variant: str) -> float:
+    """Seconds of the statement, in a process of its own. The models are in folders of `home`."""
+    folder = home / variant
+    load = LOAD.format(folder=str(folder), options=", trust_remote_code=True" if variant == "lstmpool" else "")
+    auto = "from transformers import AutoModelForSequenceClassification"
+    ready = {"import": "", "load": auto, "load again": f"{auto}\n{load}"}
+    if not folder.exists():
+        torch.manual_seed(0)
+        build(variant, backbone_config(6, 384)).model.save_pretrained(folder)
+        for statement in (IMPORT[variant], load):  # the library's copy of the code, and the bytecode, are made once
+            _seconds(home, auto, statement)
+    return _seconds(home, ready[subject], IMPORT[variant] if subject == "import" else load)
+
+
+def _seconds(home: Path, ready: str, statement: str) -> float:
+    program = PROGRAM.format(ready=ready, statement=statement)
+    settings = os.environ | {"HF_HOME": str(home / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=settings, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{done.stderr[-2000:]}\n{statement} ended with status {done.returncode}.")
+    return float(done.stdout)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures what the CSV lacks, or makes the table; returns the exit status."""
+    with tempfile.TemporaryDirectory() as home:
+        return COMPARED.main(Arguments, partial(measure, Path(home)), __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""What the benchmarks of whole commands share: one row a run and round, so that each can be stopped and continued."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from lstmpool.benchmarks.results import HERE, Row, append_rows, holds, markdown, processor, read_rows, show, versions
+from lstmpool.benchmarks.timing import ratio
+
+
+@dataclass
+class Arguments:
+    """Where results are, and how many there shall be."""
+
+    rounds: int = field(default=5, metadata={"help": "Rounds, in each of which every variant runs once."})
+    output: str | None = field(default=None, metadata={"help": "Results, CSV. Unset: beside the command's source."})
+    table: bool = field(default=False, metadata={"help": "Make the table from the CSV, and measure nothing."})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A benchmark whose name is its CSV's: what is compared on each subject, with the last of the variants as base."""
+
+    name: str
+    subjects: tuple[str, ...]
+    variants: tuple[str, ...]
+
+    def main(
+        self,
+        arguments: type[Arguments],
+        measure: Callable[[Any, str, str], float],
+        description: str,
+        argv: list[str] | None = None,
+    ) -> int:
+        """Measures what the CSV lacks, or makes the table; returns the exit status.
+
+        Args:
+            arguments: dataclass of the flags. One named `data`, if there is one, is needed to measure.
+            measure: (args, subject, variant) -> seconds.
+        """
+        parser = HfArgumentParser(arguments, prog=self.name, description=description)
+        (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
+        output = Path(args.output or HERE / f"{self.name}.csv")
+        if not args.table:
+            if getattr(args, "data", "") is None:
+                parser.error("expected --data, the folder of the sets, or --table.")
+            numbers = range(1, args.rounds + 1)
+            orders = [self.variants[:: 1 if number % 2 else -1] for number in numbers]  # what comes first takes turns
+            runs = [
+                (n, subject, v)
+                for n, order in zip(numbers, orders, strict=True)
+                for subject, v in product(self.subjects, order)
+            ]
+            for number, subject, variant in tqdm(runs, desc=self.name):
+                wanted = {"subject": subject, "variant": variant, "round": str(number)}
+                if not holds(read_rows(output), wanted):
+                    taken = {"seconds": f"{measure(args, subject, variant):.4f}"}
+                    append_rows(output, [wanted | taken | {"device": processor(), "versions": versions()}])
+        show(parser, output, self.name, self.table)
+        return 0
+
+    def over_base(self, rows: list[Row], subject: str, variant: str) -> tuple[float, float, float] | None:
+        """The time of a variant over that of the base in the same round: median and interval; None without rounds."""
+        times, over = (_times(rows, subject, name) for name in (variant, self.variants[-1]))
+        shared = sorted(times.keys() & over.keys())
+        return ratio([times[n] for n in shared], [over[n] for n in shared]) if shared else None
+
+    def table(self, rows: list[Row]) -> str:
+        """Markdown: median seconds of each variant, and the ratios over the last."""
+        base, lines = self.variants[-1], []
+        for subject in dict.fromkeys(row["subject"] for row in rows):
+            for variant in self.variants:
+                times = sorted(_times(rows, subject, variant).values())
+                found = self.over_base(rows, subject, variant)
+                if times and found:
+                    over = "" if variant == base else "{:.3f} [{:.3f}, {:.3f}]".format(*found)
+                    lines.append([subject, variant, str(len(times)), f"{times[len(times) // 2]:.3g}", over])
+        return markdown(["", "", "rounds", "median, s", f"over {base} [95% interval]"], lines, words=2)
+
+
+def _times(rows: list[Row], subject: str, variant: str) -> dict[str, float]:
+    mine = (row for row in rows if (row["subject"], row["variant"]) == (subject, variant))
+    return {row["round"]: float(row["seconds"]) for row in mine}

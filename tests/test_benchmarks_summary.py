@@ -1,0 +1,82 @@
+"""The table of bounds, by hand, and that the pages show what the files hold."""
+
+import pytest
+
+from lstmpool.benchmarks import curves, flops, memory, profile_training, speed, summary
+from lstmpool.benchmarks.cached_epochs import COMPARED as CACHED
+from lstmpool.benchmarks.loading import COMPARED as LOADING
+from lstmpool.benchmarks.prediction import COMPARED as PREDICTION
+from lstmpool.benchmarks.results import HERE, read_rows, write_rows
+
+
+TABLES = {
+    "memory": memory.MEMORY.table,
+    "flops": flops.FLOPS.table,
+    "speed": speed.table,
+    "curves": curves.table,
+    "cached_epochs": CACHED.table,
+    "prediction": PREDICTION.table,
+    "loading": LOADING.table,
+    "profile_training": profile_training.table,
+}
+
+
+def test_the_verdict_on_a_bound():
+    fine, close, noisy, slow = (
+        (0.9, 0.8, 1.0, "a"),
+        (1.03, 1.01, 1.05, "b"),
+        (1.02, 1.0, 1.3, "c"),
+        (1.1, 1.04, 1.2, "d"),
+    )
+    assert summary.line("time", 1.02, [fine])[0][-2:] == ["0.900 [0.800, 1.000]", "met"]
+    assert summary.line("time", 1.02, [fine, close])[0][1:] == ["b", "1.02", "1.030 [1.010, 1.050]", "within noise"]
+    assert summary.line("time", 1.02, [noisy])[0][-1] == "met"
+    assert summary.line("time", 1.02, [close, slow, fine])[0][1:] == ["d", "1.02", "1.100 [1.040, 1.200]", "missed"]
+    assert summary.line("bytes", 1.02, [(1.001, 1.001, 1.001, "e")])[0][-2:] == ["1.001", "met"]
+    assert summary.line("time", 1.02, []) == []
+
+
+def test_each_line_reads_the_cells_that_it_is_about(tmp_path):
+    place = {"shape": "12x768", "batch": "8", "tokens": "512", "mode": "inference"}
+    counts = [("backbone", 100), ("stock", 50), ("lstmpool", 101)]
+    short = [
+        {**place, "tokens": "32", "variant": v, "peak_bytes": str(n)} for v, n in (("backbone", 1), ("lstmpool", 9))
+    ]
+    rows = [{**place, "variant": variant, "peak_bytes": str(count)} for variant, count in counts]
+    write_rows(tmp_path / "memory.csv", [*rows, *short])
+    times = [("lstmpool", 1.5, "32"), ("lstmpool", 0.95, "128"), ("lstmpool, two thirds", 0.8, "128")]
+    write_rows(
+        tmp_path / "speed.csv",
+        [
+            {**place, "variant": name, "tokens": tokens, "ratio": str(r), "low": str(r - 0.01), "high": str(r + 0.01)}
+            for name, r, tokens in times
+        ],
+    )
+    write_rows(
+        tmp_path / "cached_epochs.csv",
+        [
+            {"subject": "trec6", "variant": v, "round": "1", "seconds": s}
+            for v, s in (("cached", "1"), ("no cache", "4"))
+        ],
+    )
+    assert summary.table(tmp_path).splitlines()[2:] == [
+        "| inference, peak memory over the bare backbone | 12x768, 8 x 512 | 1.02 | 1.010 | met |",
+        "| inference, time over the stock class | 12x768, 8 x 128 | 1.02 | 0.950 [0.940, 0.960] | met |",
+        "| inference with two thirds of the layers, time | 12x768, 8 x 128 | 0.70 | 0.800 [0.790, 0.810] | missed |",
+        "| cached epoch over one without the cache | trec6 | 0.12 | 0.250 | missed |",
+    ]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_page_shows_the_results_that_are_kept(name):
+    page, rows = (HERE / "SPEED.md").read_text(encoding="utf-8"), read_rows(HERE / f"{name}.csv")
+    assert f"python -m lstmpool.benchmarks.{name}" in page
+    if rows:
+        assert f"\n{TABLES[name](rows).strip()}\n" in page
+    else:
+        assert f"<!-- {name}: made by --table -->\n\nNot measured yet.\n" in page
+
+
+def test_the_readme_and_the_page_show_the_bounds():
+    for page in (summary.README, HERE / "SPEED.md"):
+        assert f"\n{summary.table().strip()}\n" in page.read_text(encoding="utf-8")
