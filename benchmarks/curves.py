@@ -46,10 +46,10 @@ class Point:
 
 def points(mode: str) -> list[Point]:
     """Everything that is counted in one mode."""
-    found = [Point("layers read", n, Cell("12x384", mode, 2, 128), n) for n in (1, 2, 4, 8, 12)]
-    found += [Point("layers of the backbone", n, Cell(f"{n}x384", mode, 2, 128), n) for n in (3, 6, 12, 24)]
-    found += [Point("tokens", n, Cell("12x384", mode, 2, n), 12) for n in (32, 64, 128, 256, 512)]
-    found += [Point("texts a batch", n, Cell("12x384", mode, n, 128), 12) for n in (1, 2, 4, 8, 16)]
+    found = [Point("layers read", n, Cell("12x384", mode, 2, 128), n) for n in (1, 4, 8, 12)]
+    found += [Point("layers of the backbone", n, Cell(f"{n}x384", mode, 2, 128), n) for n in (3, 6, 12, 18)]
+    found += [Point("tokens", n, Cell("12x384", mode, 2, n), 12) for n in (32, 128, 256, 512)]
+    found += [Point("texts a batch", n, Cell("12x384", mode, n, 128), 12) for n in (1, 4, 8, 16)]
     return found + [Point(FITS, n, Cell("12x768", mode, n, 512), 12) for n in (2, 4)]
 
 
