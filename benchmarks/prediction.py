@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import datasets
 import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, pipeline
@@ -70,7 +71,6 @@ def predictor(variant: str, name: str) -> Callable[[list[str]], object]:
     """A function from texts to their scores."""
     path = Backbone.find(ModelArguments(backbone=name)).path
     tokenizer = AutoTokenizer.from_pretrained(path, model_max_length=512)
-    transformers.utils.logging.disable_progress_bar()
     with quiet_loading():
         if variant == "pipeline, stock class":
             model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2).eval()
@@ -99,6 +99,9 @@ def predictor(variant: str, name: str) -> Callable[[list[str]], object]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measures what the CSV lacks, or makes the table; returns the exit status."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # that the classifier is new, which it should be
     return COMPARED.main(PredictionArguments, measure, __doc__, argv)
 
 

@@ -152,7 +152,7 @@ def measure(args: Arguments, name: str) -> list[Row]:
             mock.patch.object(train_trainer, "CACHE", cache),
             clock.on(PARTS),
         ):
-            status = train_trainer.main([*words, *files, *flags, "--report_to=none", "--disable_tqdm"])
+            status = train_trainer.main([*words, *files, *flags, "--report_to=none", "--disable_tqdm=true"])
     if status:
         raise SystemExit(f"{printed.getvalue()}\nthe run {name} ended with status {status}.")
     total = time.perf_counter() - started + clock.seconds[IMPORTS]
