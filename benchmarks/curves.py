@@ -76,8 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             wanted = point.columns() | {"variant": name}
             if not holds(read_rows(output), wanted):
                 append_rows(output, [wanted | count(point, name)])
-    rows = show(parser, output, "curves", table)
-    picture(rows, output.with_suffix(".png"))
+    show(parser, output, "curves", table, picture)
     return 0
 
 

@@ -87,14 +87,22 @@ def fill_page(page: Path, name: str, text: str) -> None:
     page.write_text(f"{before}{first}\n{text.strip()}\n\n{last}{after}", encoding="utf-8")
 
 
-def show(parser: ArgumentParser, output: Path, name: str, table: Callable[[list[Row]], str]) -> list[Row]:
-    """Prints the table of the results in `output`, puts it on the page beside them, and gives the results.
+def show(
+    parser: ArgumentParser,
+    output: Path,
+    name: str,
+    table: Callable[[list[Row]], str],
+    picture: Callable[[list[Row], Path], None] | None = None,
+) -> None:
+    """Prints the table of the results in `output`, draws the picture beside them, and puts both on the page there.
 
-    Without any, the command ends with a message of the parser.
+    Without results, the command ends with a message of the parser.
     """
     if not (rows := read_rows(output)):
         parser.error(f"expected results in {output}, found none. Make some without --table.")
     print(text := table(rows))
+    if picture:
+        picture(rows, output.with_suffix(".png"))
+        text += f"\n![{name}]({output.stem}.png)\n"
     if (page := output.with_name("SPEED.md")).is_file():
         fill_page(page, name, text)
-    return rows

@@ -72,8 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         for cell in tqdm(cells, desc="speed"):
             if not holds(read_rows(output), cell.columns()):
                 append_rows(output, measure(cell, args))
-    rows = show(parser, output, "speed_gpu" if card else "speed", table)
-    ratios(rows, output.with_suffix(".png"))
+    show(parser, output, "speed_gpu" if card else "speed", table, ratios)
     return 0
 
 
