@@ -38,7 +38,7 @@ from lstmpool.benchmarks.results import (
     split_file,
     versions,
 )
-from lstmpool.training import layer_cache
+from lstmpool.training import fit, job, layer_cache
 from lstmpool.training.backbone import Backbone
 from lstmpool.training.data import Split
 from lstmpool.training.evaluation import Evaluation
@@ -48,10 +48,10 @@ from lstmpool.training.layer_cache import StatesCollator
 IMPORTS, REST = "imports", "everything else"
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "checks of the settings": [(train_trainer, "check_settings")],
-    "reading rows": [(train_trainer, "read_splits")],
+    "reading rows": [(job, "read_splits")],
     "tokenisation": [(Split, "tokenize")],
     "loading the model": [(Backbone, "load_tokenizer"), (Backbone, "load_model")],
-    "layer cache": [(train_trainer, "cached_states")],
+    "layer cache": [(fit, "cached_states")],
     "batches": [(DataCollatorWithPadding, "__call__"), (StatesCollator, "__call__")],
     "forward": [(Trainer, "compute_loss")],
     "backward": [(Accelerator, "backward")],
@@ -59,12 +59,12 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "evaluation": [(Trainer, "evaluate")],
     "logging": [(Trainer, "log")],
     "checkpoints": [(Trainer, "_save_checkpoint"), (Trainer, "_load_best_model")],
-    "final predictions": [(train_trainer, "predict_logits")],
+    "final predictions": [(fit, "predict_logits")],
     "metrics, plots, card, folder": [
-        (train_trainer, "Evaluation"),
+        (fit, "Evaluation"),
         (Evaluation, "plots"),
-        (train_trainer, "model_card"),
-        (train_trainer, "write_output"),
+        (fit, "model_card"),
+        (fit, "write_output"),
     ],
 }
 RUNS = {  # the flags of each, on top of the command's defaults
@@ -149,7 +149,7 @@ def measure(args: Arguments, name: str) -> list[Row]:
         cache = Path(home, "cache")  # the user's own holds these states already, or would be filled with them
         with (
             mock.patch.object(layer_cache, "CACHE", cache),
-            mock.patch.object(train_trainer, "CACHE", cache),
+            mock.patch.object(fit, "CACHE", cache),
             clock.on(PARTS),
         ):
             status = train_trainer.main([*words, *files, *flags, "--report_to=none", "--disable_tqdm=true"])
