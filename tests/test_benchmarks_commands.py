@@ -71,6 +71,11 @@ def test_a_part_within_a_part_is_not_counted_twice(monkeypatch):
     assert Work.inner is unwrapped
 
 
+def test_the_parts_of_the_command_are_where_the_profile_looks_for_them():
+    with Clock().on(profile_training.PARTS):
+        pass
+
+
 def test_the_shares_of_a_run():
     rows = [
         {"run": "one", "part": part, "seconds": str(seconds)}
