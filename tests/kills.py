@@ -3,9 +3,10 @@
 python -m tests.kills [--kills 10] [--output tests/KILLS.md]
 
 Each run is the training command on a tiny BERT with dropout. A process is forked for it, so that no time goes into
-imports. It is killed with SIGKILL at a moment drawn uniformly from the time of a whole run or, every other time, in
-a save: once a checkpoint without its manifest lies there. Then the command is given again, and the SHA-256 of the best
-weights and of the last ones is compared with that of the run that was never killed.
+imports. It is killed with SIGKILL, in turn, at a moment drawn uniformly from the time of a whole run; in a save drawn
+at random, once its checkpoint lies there without a manifest; and at random in a step drawn at random or soon after it,
+where an evaluation or a save may be going on. Then the command is given again, and the SHA-256 of the best weights and
+of the last ones is compared with that of the run that was never killed.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -25,11 +27,14 @@ import torch
 
 from lstmpool.train_trainer import main
 from lstmpool.training import layer_cache
+from lstmpool.training.checkpoints import MANIFEST, checkpoints_in
 from lstmpool.training.run_record import RunRecord
+from lstmpool.training.trainer import LstmPoolTrainer
 
 from .training_fixtures import save_backbone, sentences, write_csv
 
 
+SAVES = 3  # of a run, at least
 EVALUATED = ["--eval_strategy=steps", "--eval_steps=3", "--save_strategy=steps", "--save_steps=3"]
 SETTINGS = {
     "random order": [],
@@ -66,12 +71,15 @@ def prepare(folder: Path) -> None:
         write_csv(folder / f"{name}.csv", {"text": texts, "label": ["even" if i % 2 else "odd" for i in range(rows)]})
 
 
-def start(words: list[str], log: Path | None = None) -> int:
-    """The process that runs the command; what it prints is added to `log`."""
+def start(words: list[str], log: Path | None = None, die_in: int | None = None) -> int:
+    """The process that runs the command; what it prints is added to `log`. It kills itself soon after it has begun the
+    step `die_in`."""
     process = os.fork()
     if process:
         return process
     torch.set_num_threads(1)
+    if die_in is not None:
+        _die_in_step(die_in)
     with open(log or os.devnull, "a") as file:
         sys.stdout = sys.stderr = file  # a test may have put others there
         status = 99
@@ -84,46 +92,59 @@ def start(words: list[str], log: Path | None = None) -> int:
             os._exit(status)
 
 
+def _die_in_step(number: int) -> None:
+    training_step = LstmPoolTrainer.training_step
+
+    def dying(self, *args, **kwargs):
+        if self.state.global_step == number:
+            threading.Timer(random.uniform(0, 0.1), os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return training_step(self, *args, **kwargs)
+
+    LstmPoolTrainer.training_step = dying
+
+
 def finish(process: int) -> int:
     """Waits for it; its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def digest(output: Path) -> str:
-    """Of the weights that were kept, the best ones, and of the last checkpoint's: when it was made, and its weights."""
-    last = max(output.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    """Of the weights that were kept, the best ones, and of the last checkpoint: its step, and its weights."""
+    last = checkpoints_in(output)[0]
     found = hashlib.sha256(last.name.encode())
     for path in (output / "model.safetensors", *sorted(last.glob("*.safetensors"))):
         found.update(path.read_bytes())
     return found.hexdigest()
 
 
-def kill_in_save(process: int, output: Path, wait: float) -> None:
-    """Kills once a checkpoint lies there that is not whole, the first one to come after `wait` seconds."""
-    end = time.monotonic() + wait
+def kill_in_save(process: int, output: Path, number: int) -> None:
+    """Kills once the checkpoint of the save with this number lies there, and is not whole."""
+    seen = set()
     while os.waitpid(process, os.WNOHANG) == (0, 0):
-        late = time.monotonic() > end
-        if late and any(not (path / "manifest.json").exists() for path in output.glob("checkpoint-*")):
+        seen |= {path.name for path in output.glob("checkpoint-*") if not (path / MANIFEST).exists()}
+        if len(seen) >= number:
             os.kill(process, signal.SIGKILL)
             finish(process)
             return
 
 
-def kill_and_resume(folder: Path, settings: list[str], expected: str, seconds: float, number: int) -> tuple[str, bool]:
-    """Where the kill fell, and whether the run that followed ended with the `expected` weights."""
-    output = folder / "killed"
+def kill_and_resume(folder: Path, settings: list[str], seconds: float, number: int) -> tuple[str, bool]:
+    """Where the kill fell, and whether the run that followed ended as the whole one did, which took `seconds`."""
+    whole, expected = checkpoints_in(folder / "whole")[0], digest(folder / "whole")
+    output, words = folder / "killed", command(folder, settings, "killed")
     shutil.rmtree(output, ignore_errors=True)
-    words, wait = command(folder, settings, "killed"), random.Random(number).uniform(0, seconds)
-    process = start(words)
-    if number % 2:
-        kill_in_save(process, output, wait)
-    else:
-        time.sleep(wait)
+    random.seed(number)
+    process = start(words, die_in=random.randrange(int(whole.name[11:])) if number % 3 == 2 else None)
+    if number % 3 == 0:
+        time.sleep(random.uniform(0, seconds))
         os.kill(process, signal.SIGKILL)
+    if number % 3 == 1:
+        kill_in_save(process, output, random.randint(1, SAVES))
+    else:
         finish(process)
-    saved = sorted(output.glob("checkpoint-*"))
-    whole = [path for path in saved if (path / "manifest.json").exists()]
-    where = "before a checkpoint was begun" if not saved else "inside a save" if whole != saved else "between saves"
+    saved = checkpoints_in(output)
+    cut_off = any(not (path / MANIFEST).exists() for path in saved)
+    where = "before a checkpoint was begun" if not saved else "inside a save" if cut_off else "between saves"
     if (record := RunRecord.read(output)) and record.finished:
         return "after the end", digest(output) == expected
     status = finish(start(words))
@@ -136,8 +157,8 @@ def measure(folder: Path, settings: list[str], kills: int) -> Counter:
     began = time.monotonic()
     if finish(start(command(folder, settings, "whole"), folder / "log")):
         raise RuntimeError(f"the run that is not killed has failed: {(folder / 'log').read_text()}")
-    seconds, expected = time.monotonic() - began, digest(folder / "whole")
-    return Counter(kill_and_resume(folder, settings, expected, seconds, number) for number in range(kills))
+    seconds = time.monotonic() - began
+    return Counter(kill_and_resume(folder, settings, seconds, number) for number in range(kills))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def _main(source: str, revision: str, answer: str, threads: str) -> None:
     torch.set_num_threads(int(threads))  # the order of a sum, and so its rounding, depends on it
     options = {"revision": revision} if revision else {}
     trusting = {**options, "trust_remote_code": True}
-    config = AutoConfig.from_pretrained(source, **trusting)
+    AutoConfig.from_pretrained(source, **trusting)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     model, report = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **trusting)
     wrong = {name: sorted(map(str, report[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
@@ -105,7 +105,9 @@ def _main(source: str, revision: str, answer: str, threads: str) -> None:
     for name, tensor in model.base_model.state_dict().items():
         if name not in base or not torch.equal(base[name], tensor):
             raise LoadError(f"AutoModel gives other weights than AutoModelForSequenceClassification: {name}")
-    files = [Path(sys.modules[type(thing).__module__].__file__) for thing in (config, model)]
+    places = [Path(getattr(module, "__file__", None) or "") for module in list(sys.modules.values())]
+    here = Path(sys.modules[type(model).__module__].__file__).parent  # where the library puts what came with the model
+    files = [path for path in places if path.parent == here and path.name != "__init__.py"]
     code = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     text = json.dumps({"logits": probe_logits(model.eval(), tokenizer), "code": code})
     Path(answer).write_text(text, encoding="utf-8")
