@@ -36,6 +36,7 @@ from .training_fixtures import save_backbone, sentences, write_csv
 
 SAVES = 3  # of a run, at least
 EVALUATED = ["--eval_strategy=steps", "--eval_steps=3", "--save_strategy=steps", "--save_steps=3"]
+KEPT = ["--metric_for_best_model=loss", "--save_total_limit=2"]  # so that the last checkpoint stays beside the best
 SETTINGS = {
     "random order": [],
     "random order, a save every 3 steps": EVALUATED,
@@ -59,7 +60,6 @@ def command(folder: Path, settings: list[str], output: str) -> list[str]:
     """The words of the training command; `folder` holds what `prepare` has made."""
     words = [f"--backbone={folder / 'backbone'}", f"--train_file={folder / 'train.csv'}", "--num_train_epochs=4"]
     words += [f"--validation_file={folder / 'validation.csv'}", f"--output_dir={folder / output}", "--use_cpu"]
-    words += ["--metric_for_best_model=loss", "--save_total_limit=2"]  # so that the last checkpoint stays, too
     return [*words, "--per_device_train_batch_size=8", "--report_to=none", "--disable_tqdm=True", *settings]
 
 
@@ -154,6 +154,7 @@ def kill_and_resume(folder: Path, settings: list[str], seconds: float, number: i
 def measure(folder: Path, settings: list[str], kills: int) -> Counter:
     """How many kills fell where, with which outcome."""
     shutil.rmtree(folder / "whole", ignore_errors=True)
+    settings = [*KEPT, *settings]
     began = time.monotonic()
     if finish(start(command(folder, settings, "whole"), folder / "log")):
         raise RuntimeError(f"the run that is not killed has failed: {(folder / 'log').read_text()}")

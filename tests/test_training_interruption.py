@@ -33,7 +33,7 @@ def work(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(work):
     """The weights of a run that nothing stopped."""
-    assert kills.finish(kills.start(kills.command(work, [], "whole"))) == 0
+    assert kills.finish(kills.start(kills.command(work, kills.KEPT, "whole"))) == 0
     return kills.digest(work / "whole")
 
 
@@ -66,7 +66,7 @@ def signal_at(monkeypatch, where, signum, times=1):
 def test_a_signal_saves_at_the_end_of_the_step_and_the_same_command_goes_on(
     work, whole, monkeypatch, tmp_path, where, signum, saved
 ):
-    words = [*kills.command(work, [], "stopped"), f"--output_dir={tmp_path / 'out'}"]
+    words = [*kills.command(work, kills.KEPT, "stopped"), f"--output_dir={tmp_path / 'out'}"]
     with monkeypatch.context() as patched:
         signal_at(patched, where, signum)
         assert kills.finish(kills.start(words, tmp_path / "log")) == 128 + signum
@@ -82,7 +82,7 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_same_command_goes_on(
 
 def test_a_second_signal_stops_at_once(work, monkeypatch, tmp_path):
     signal_at(monkeypatch, ("training_step", 10), signal.SIGINT, times=2)
-    words = [*kills.command(work, [], "stopped"), f"--output_dir={tmp_path / 'out'}"]
+    words = [*kills.command(work, kills.KEPT, "stopped"), f"--output_dir={tmp_path / 'out'}"]
     assert kills.finish(kills.start(words, tmp_path / "log")) == 130
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-8"]
     assert "The same command goes on from the last checkpoint" in (tmp_path / "log").read_text()
