@@ -178,6 +178,7 @@ class Block:
             "validation": f"{self.score(fit.validation, self.data.validation.labels):.4f}",
             "test": f"{self.score(fit.test, self.data.test.labels):.4f}" if final else "",
             "parameters": str(fit.parameters),
+            "flops": str(fit.flops),
             "seconds": f"{fit.seconds:.2f}",
             "versions": " ".join(f"{package} {version(package)}" for package in ("lstmpool", "torch", "transformers")),
         }

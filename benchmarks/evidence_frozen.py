@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DataCollatorWithPadding, PreTrainedModel, get_linear_schedule_with_warmup
 
 from lstmpool.benchmarks.evidence_data import TextSet
@@ -34,6 +35,7 @@ class Fit:
     validation: np.ndarray
     test: np.ndarray | None
     parameters: int  # of pooling and classifier
+    flops: int  # of their matrix products, for one text
     seconds: float  # of training, on the processor: waiting for others does not count
 
 
@@ -70,7 +72,7 @@ class FrozenSet:
         seconds, scale = time.process_time() - started, 1.0 if self.scale is None else self.scale.scale
         logits = predict(self.model, self.validation) * scale
         test = predict(self.model, self.test) * scale if with_test else None
-        return Fit(logits, test, sum(p.numel() for p in parameters), seconds)
+        return Fit(logits, test, sum(p.numel() for p in parameters), head_flops(self.model), seconds)
 
 
 def train_head(
@@ -111,3 +113,13 @@ def predict(model: PreTrainedModel, states: Tensor) -> np.ndarray:
     """Logits (N, C)."""
     model.eval()
     return torch.cat([model(layer_states=part).logits for part in states.split(256)]).double().numpy()
+
+
+@torch.no_grad()
+def head_flops(model: PreTrainedModel) -> int:
+    """Floating-point operations of pooler and classifier for one text, in matrix products."""
+    states = torch.zeros(1, len(model.config.layers), model.config.hidden_size)
+    # the counter does not see into the library's fused LSTM for processors
+    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        model.eval()(layer_states=states)
+    return counter.get_total_flops()

@@ -21,7 +21,7 @@ Row = dict[str, str]
 KEY = (
     "backbone regime dataset token_pooling pooling seed kind learning_rate epochs batch_size train_rows".split()
 )  # a run with the same of these is the same run
-COLUMNS = (*KEY, "metric", "validation", "test", "parameters", "seconds", "versions")
+COLUMNS = (*KEY, "metric", "validation", "test", "parameters", "flops", "seconds", "versions")
 TUNE, FINAL = "tune", "final"
 
 
