@@ -41,9 +41,7 @@ HEAD_RATE = 1e-3  # of the new layers, in all runs: the training command's
 class FinetunedSet:
     """A set's rows as tokens, and the runs on them. With `shots`, each run draws so many rows a class by its seed."""
 
-    def __init__(
-        self, backbone: str, data: TextSet, token_pooling: str, batch_size: int, shots: int | None
-    ):
+    def __init__(self, backbone: str, data: TextSet, token_pooling: str, batch_size: int, shots: int | None):
         if shots is not None and data.problem_type != SINGLE:
             raise InputError(f"few shots are counted by class; {data.name} is {data.problem_type}. Leave it out.")
         self.backbone = Backbone.find(ModelArguments(backbone=backbone))
