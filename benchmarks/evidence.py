@@ -30,7 +30,7 @@ from lstmpool.benchmarks.evidence_finetune import FinetunedSet
 from lstmpool.benchmarks.evidence_frozen import Fit, FrozenSet
 from lstmpool.benchmarks.evidence_poolings import POOLINGS
 from lstmpool.benchmarks.evidence_regimes import REGIMES, STOCK, build_of
-from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Row, Runs
+from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Row, Runs, best
 from lstmpool.training.errors import InputError
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
 from lstmpool.training.metrics import TaskMetrics
@@ -128,7 +128,7 @@ class Block:
     def keys(self, pooling: str, kind: str) -> list[Row]:
         """The keys of a pooling's runs. Those of the final ones follow from the tuning, and are none before it."""
         if kind == TUNE:
-            grid = product(self.regime.epochs, self.regime.learning_rates)  # of equal results, the first is kept
+            grid = product(self.regime.epochs, self.regime.learning_rates)
             settings = [(rate, epochs, TUNING_SEED) for epochs, rate in grid]
         elif (chosen := self.chosen(pooling)) is None:
             return []
@@ -145,7 +145,7 @@ class Block:
         tried = [self.runs.find(key) for key in self.keys(pooling, TUNE)]
         if None in tried:
             return None
-        return max(tried, key=lambda row: np.nan_to_num(float(row["validation"]), nan=-np.inf))
+        return best(tried)
 
     def remains(self) -> str:
         """One line: how many runs are missing and, where it is known from others, how long they take."""

@@ -7,6 +7,7 @@ worst, the beginning of one, which is passed over; several processes, on differe
 import csv
 import hashlib
 import io
+import math
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -24,6 +25,16 @@ KEY = (  # a run with the same of these is the same run
 ).split()
 COLUMNS = (*KEY, "metric", "validation", "test", "parameters", "flops", "seconds", "versions")
 TUNE, FINAL = "tune", "final"
+
+
+def best(tried: list[Row]) -> Row:
+    """The tuning run that validation likes best; of equal ones, the shorter, then the slower."""
+
+    def quality(row: Row) -> tuple[float, int, float]:
+        value = float(row["validation"])
+        return -math.inf if math.isnan(value) else value, -int(row["epochs"]), -float(row["learning_rate"])
+
+    return max(tried, key=quality)
 
 
 class Runs:
