@@ -13,7 +13,7 @@ from lstmpool.benchmarks.evidence_finetune import FinetunedSet, draw
 from lstmpool.benchmarks.evidence_frozen import FrozenSet
 from lstmpool.benchmarks.evidence_poolings import POOLINGS, own
 from lstmpool.benchmarks.evidence_regimes import REGIMES, build_of
-from lstmpool.benchmarks.evidence_runs import COLUMNS, KEY, append_row, predictions_name, read_rows
+from lstmpool.benchmarks.evidence_runs import COLUMNS, KEY, append_row, best, predictions_name, read_rows
 from lstmpool.modeling_lstmpool import LayerPooling
 from lstmpool.training import layer_cache
 from lstmpool.training.errors import InputError
@@ -50,12 +50,12 @@ def data(tmp_path):
 
 @pytest.fixture
 def words(data, monkeypatch):
-    """The flags of a study of two poolings on `one`: 6 settings each, then 2 seeds."""
+    """The flags of a study of two poolings on `one`: 8 settings each, then 2 seeds."""
     monkeypatch.setattr(layer_cache, "CACHE", data / "cache")
     flags = {"data": data, "output": data / "out", "backbone": save_backbone(data / "bert"), "token_poolings": "mean"}
     return [
         *(f"--{name}={value}" for name, value in flags.items()),
-        *"--datasets one --poolings weighted lstm --seeds 1 2".split(),
+        *"--datasets one --poolings weighted last --seeds 1 2".split(),
     ]
 
 
@@ -87,37 +87,37 @@ def test_settings_are_tuned_on_validation_and_the_test_is_read_by_the_final_runs
     assert main(words) == 0
     rows = read_rows(data / "out" / "frozen.csv")
     tune, final = ([row for row in rows if row["kind"] == kind] for kind in ("tune", "final"))
-    assert [len(tune), len(final)] == [12, 4]
+    assert [len(tune), len(final)] == [16, 4]
     assert {row["test"] for row in tune} == {""} and {row["seed"] for row in tune} == {"0"}
     assert [row["seed"] for row in final] == ["1", "1", "2", "2"]  # a cut leaves as many of each pooling
-    for pooling in ("weighted", "lstm"):
-        best = max(float(row["validation"]) for row in tune if row["pooling"] == pooling)
-        first = next(r for r in tune if r["pooling"] == pooling and float(r["validation"]) == best)
+    for pooling in ("weighted", "last"):
+        highest = max(float(row["validation"]) for row in tune if row["pooling"] == pooling)
+        first = next(r for r in tune if r["pooling"] == pooling and float(r["validation"]) == highest)
         of_final = [row for row in final if row["pooling"] == pooling]
         assert {(row["learning_rate"], row["epochs"]) for row in of_final} == {
             (first["learning_rate"], first["epochs"])
         }
-    assert [with_test for *_, with_test in runs.calls] == [False] * 12 + [True] * 4
+    assert [with_test for *_, with_test in runs.calls] == [False] * 16 + [True] * 4
     assert {(row["train_rows"], row["metric"], row["backbone"]) for row in rows} == {("24", "accuracy", "bert")}
 
 
 def test_a_finished_run_is_never_repeated(words, runs):
     assert main(words) == main(words) == 0
-    assert len(runs.calls) == 16
+    assert len(runs.calls) == 20
     assert main([*words, "3"]) == 0  # a seed more
-    assert len(runs.calls) == 18
+    assert len(runs.calls) == 22
     assert main([*words, "--train_rows=12"]) == 0  # of another setting, all
-    assert len(runs.calls) == 18 + 16
+    assert len(runs.calls) == 22 + 20
 
 
 def test_a_study_that_is_stopped_again_and_again_ends_as_one_that_is_not(words, runs, data):
-    for stop_at in (0, 5, 13):  # before any run, while tuning, between final runs
+    for stop_at in (0, 5, 17):  # before any run, while tuning, between final runs
         runs.stop_at = stop_at
         assert main(words) == 130
         assert len(read_rows(data / "out" / "frozen.csv")) == stop_at
     runs.stop_at = None
     assert main(words) == 0
-    assert len(runs.calls) == 16
+    assert len(runs.calls) == 20
     assert main([word.replace("/out", "/whole") for word in words]) == 0
     whole, pieces = (read_rows(data / folder / "frozen.csv") for folder in ("whole", "out"))
     assert without_time(pieces) == without_time(whole)
@@ -135,6 +135,21 @@ def test_what_a_kill_leaves_of_a_row_is_passed_over(tmp_path):
         assert [r["seed"] for r in read_rows(path)] == ["1", "2"]
 
 
+def test_of_equal_settings_the_shorter_and_then_the_slower_is_kept_and_no_number_is_the_worst():
+    rows = [
+        {"validation": value, "epochs": epochs, "learning_rate": rate}
+        for value, epochs, rate in [
+            ("nan", "2", "1e-4"),
+            ("0.5", "12", "1e-3"),
+            ("0.5", "4", "4e-3"),
+            ("0.4", "2", "1"),
+        ]
+    ]
+    assert best(rows) is rows[2]
+    assert best([*rows, rows[2] | {"learning_rate": "0.0016"}])["learning_rate"] == "0.0016"
+    assert best(rows[:1]) is rows[0] and best([rows[0], rows[3]]) is rows[3]
+
+
 @pytest.mark.parametrize("column", KEY)
 def test_a_run_of_another_setting_is_another_run(column, tmp_path):
     row = dict.fromkeys(COLUMNS, "1")
@@ -146,14 +161,12 @@ def test_a_run_of_another_setting_is_another_run(column, tmp_path):
 
 def test_a_dry_run_says_what_remains_and_how_long_it_takes(words, runs, data, capsys):
     assert main([*words, "--dry_run"]) == 0
-    assert "one (24/10/8 rows; own test file): 16 runs remain, unknown time" in capsys.readouterr().out
-    append_row(  # 1 s for 4 epochs; what is left: 8 runs of tuning with 4 + 4 + 12 * 3 epochs each pooling, 4 final
-        data / "out" / "frozen.csv",
-        dict.fromkeys(COLUMNS, "") | {"pooling": "lstm", "seconds": "96", "epochs": "4", "train_rows": "24"},
-    )
+    assert "one (24/10/8 rows; own test file): 20 runs remain, unknown time" in capsys.readouterr().out
+    measured = {"pooling": "lstm", "seconds": "96", "epochs": "4", "train_rows": "24"}  # a second a row and epoch
+    append_row(data / "out" / "frozen.csv", dict.fromkeys(COLUMNS, "") | measured)
     assert main([*words, "--poolings", "lstm", "--dry_run"]) == 0
-    # a second a row and epoch; 3 * 4 + 3 * 12 epochs to tune, 2 * 12 at most for the seeds; 24 rows
-    assert f"8 runs remain, at most {(48 + 24) * 24 / 60:.1f} min" in capsys.readouterr().out
+    # 4 * 4 + 4 * 12 epochs to tune, at most 2 * 12 for the seeds, over 24 rows
+    assert f"10 runs remain, at most {(64 + 24) * 24 / 60:.1f} min" in capsys.readouterr().out
     assert not runs.calls
 
 
