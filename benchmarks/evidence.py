@@ -11,6 +11,7 @@ not made again, so the command can be stopped at any moment and given again. Per
 chosen on validation with one seed; the test rows are read by the final runs alone. EVIDENCE.md says what came out.
 """
 
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -77,15 +78,19 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # sums in one order, whatever the machine
     try:
         check(args)
+        remains: list[tuple[int, float]] = []
         for regime in args.regimes:
             kind = REGIMES[regime]
             for token_pooling, name in product(args.token_poolings or kind.token_poolings, args.datasets or kind.sets):
                 rows = kind.train_rows if args.train_rows is None else args.train_rows
                 data = read_set(Path(args.data), name, rows or None, args.validation_rows or None)
                 block = Block(args, regime, token_pooling, data)
-                print(block.remains(), flush=True)
+                remains.append(block.remains())
+                print(f"{block.title()}: {told(*remains[-1])}", flush=True)
                 if not args.dry_run:
                     block.run()
+        if args.dry_run:
+            print(f"in all: {told(*map(sum, zip(*remains, strict=True)))}")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -103,6 +108,11 @@ def check(args: Arguments) -> None:
             raise InputError(f"--poolings of {regime} must be of {', '.join(known)}, got {', '.join(unknown)}.")
     if TUNING_SEED in (args.seeds or []):
         raise InputError(f"--seeds must not hold {TUNING_SEED}, with which the settings are chosen. Take others.")
+
+
+def told(missing: int, hours: float) -> str:
+    time_left = "unknown time" if math.isnan(hours) else f"at most {hours:.2f} hours"
+    return f"{missing} runs remain, {time_left} of one core"
 
 
 class Block:
@@ -147,21 +157,25 @@ class Block:
             return None
         return best(tried)
 
-    def remains(self) -> str:
-        """One line: how many runs are missing and, where it is known from others, how long they take."""
-        missing, seconds, unknown, pace = 0, 0.0, False, self.runs.pace()
+    def remains(self) -> tuple[int, float]:
+        """How many runs are missing, and the hours that they take at most; NaN where nothing was measured. A pooling
+        that was never run counts as the slowest that was."""
+        missing, seconds, pace = 0, 0.0, self.runs.pace()
+        slowest = max(pace.values(), default=math.nan)
         for pooling in self.poolings:
             keys = self.keys(pooling, TUNE) + self.keys(pooling, FINAL)
             epochs = [int(key["epochs"]) for key in keys if self.runs.find(key) is None]
             if self.chosen(pooling) is None:
                 epochs += [max(self.regime.epochs)] * len(self.seeds)
             missing += len(epochs)
-            seconds += sum(epochs) * int(self.of_all["train_rows"]) * pace.get(pooling, 0.0)
-            unknown = unknown or (bool(epochs) and pooling not in pace)
-        title = f"{self.of_all['regime']}, {self.of_all['token_pooling']}, {self.data.name}"
-        time_left = "unknown time" if unknown else f"at most {seconds / 60:.1f} min"
+            if epochs:
+                seconds += sum(epochs) * int(self.of_all["train_rows"]) * pace.get(pooling, slowest)
+        return missing, seconds / 3600
+
+    def title(self) -> str:
         rows = "/".join(str(len(split)) for split in (self.data.train, self.data.validation, self.data.test))
-        return f"{title} ({rows} rows; {self.data.note}): {missing} runs remain, {time_left}"
+        names = ", ".join(self.of_all[name] for name in ("regime", "token_pooling", "dataset"))
+        return f"{names} ({rows} rows; {self.data.note})"
 
     def run(self) -> None:
         """What is missing: first every pooling's tuning, then the final runs, a seed of all poolings after another."""

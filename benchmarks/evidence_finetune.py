@@ -74,7 +74,7 @@ class FinetunedSet:
             trainer = kind(
                 model,
                 args,
-                train_dataset=train.tokenize(self.tokenizer)[0],
+                train_dataset=train.tokenize(self.tokenizer)[0].add_column("labels", train.labels),
                 data_collator=DataCollatorWithPadding(self.tokenizer),
                 processing_class=self.tokenizer,
             )

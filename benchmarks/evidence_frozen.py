@@ -54,7 +54,7 @@ class FrozenSet:
 
         def states(split: Split) -> Tensor:  # (N, L, H)
             tokens, _ = split.tokenize(tokenizer)
-            rows = cached_states(self.model, tokens.remove_columns("labels"), collator, 64, title=data.name)
+            rows = cached_states(self.model, tokens, collator, 64, title=data.name)
             config = self.model.config
             return StatesCollator(len(config.layers), config.hidden_size)(list(rows))["layer_states"]
 

@@ -57,16 +57,21 @@ def main(argv: list[str] | None = None) -> int:
     if page.is_file():
         fill_page(page, text)
     for table in tables:
-        name = picture_name(table)
-        differences_plot(table, compared(table, args.pooling), args.pooling, output / f"differences-{name}.png")
-        families, poolings, scores = table.family_scores()
-        if len(families) >= FEW and len(poolings) > 2:
-            critical_differences(families, poolings, scores, output / f"ranks-{name}.png")
+        if differences := compared(table, args.pooling):
+            differences_plot(table, differences, args.pooling, output / picture(table, "differences"))
+        if can_be_ranked(table):
+            critical_differences(*table.family_scores(), output / picture(table, "ranks"))
     return 0
 
 
-def picture_name(table: Table) -> str:
-    return "-".join(table.title.split(", ")[:2])
+def picture(table: Table, of: str) -> str:
+    """The name of its file."""
+    return f"{of}-{'-'.join(table.title.split(', ')[:2])}.png"
+
+
+def can_be_ranked(table: Table) -> bool:
+    families, poolings, _ = table.family_scores()
+    return len(families) >= FEW and len(poolings) > 2
 
 
 def compared(table: Table, pooling: str) -> dict[str, Difference]:
@@ -84,15 +89,18 @@ def all_tables(tables: list[Table], pooling: str, output: Path) -> str:
         parts += ["**Test scores**, in hundredths, with half the width of the 95 % interval:", means(table)]
         if differences := compared(table, pooling):
             parts += [f"**{pooling} less the other pooling**, in hundredths:", pairs(table, pooling, differences)]
+            parts += [f"![differences]({output.name}/{picture(table, 'differences')})"]
             parts += ["The same by set:", by_set(differences)]
+        if can_be_ranked(table):
+            parts += [f"![ranks]({output.name}/{picture(table, 'ranks')})"]
         parts += ["**Cost beside quality:**", costs(table)]
     return "\n\n".join([*parts, "### Settings and hours", chosen(output), hours(output)]) + "\n"
 
 
 def means(table: Table) -> str:
-    """One row a pooling, one column a set; then the mean over the sets that all have, and the mean rank there."""
-    sets, complete = table.rectangle()
-    _, _, scores = table.family_scores()
+    """One row a pooling, one column a set; then the mean over what all have, siblings once, and the
+    mean rank there."""
+    families, complete, scores = table.family_scores()
     ranks = dict(zip(complete, mean_ranks(scores), strict=True))
     of_all = dict(zip(complete, scores.mean(0), strict=True))
     lines = []
@@ -108,7 +116,7 @@ def means(table: Table) -> str:
         rest = [f"{100 * of_all[pooling]:.1f}", f"{ranks[pooling]:.1f}"] if pooling in of_all else ["", ""]
         lines.append([pooling, *cells, *rest])
     metrics = {d: next(iter(r.values()))["metric"] for (d, _), r in table.rows.items()}
-    head = ["pooling", *(f"{d} ({metrics[d]})" for d in table.sets), f"mean of {len(sets)}", "mean rank"]
+    head = ["pooling", *(f"{d} ({metrics[d]})" for d in table.sets), f"mean of {len(families)}", "mean rank"]
     return markdown([head, *lines])
 
 

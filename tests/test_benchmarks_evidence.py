@@ -161,18 +161,24 @@ def test_a_run_of_another_setting_is_another_run(column, tmp_path):
 
 def test_a_dry_run_says_what_remains_and_how_long_it_takes(words, runs, data, capsys):
     assert main([*words, "--dry_run"]) == 0
-    assert "one (24/10/8 rows; own test file): 20 runs remain, unknown time" in capsys.readouterr().out
-    measured = {"pooling": "lstm", "seconds": "96", "epochs": "4", "train_rows": "24"}  # a second a row and epoch
+    said = capsys.readouterr().out
+    assert "one (24/10/8 rows; own test file): 20 runs remain, unknown time" in said and "in all: 20 runs" in said
+    measured = {
+        "pooling": "lstm",
+        "seconds": "86400",
+        "epochs": "4",
+        "train_rows": "24",
+    }  # a quarter of an hour a row and epoch
     append_row(data / "out" / "frozen.csv", dict.fromkeys(COLUMNS, "") | measured)
     assert main([*words, "--poolings", "lstm", "--dry_run"]) == 0
     # 4 * 4 + 4 * 12 epochs to tune, at most 2 * 12 for the seeds, over 24 rows
-    assert f"10 runs remain, at most {(64 + 24) * 24 / 60:.1f} min" in capsys.readouterr().out
+    assert f"in all: 10 runs remain, at most {(64 + 24) * 24 / 4:.2f} hours of one core" in capsys.readouterr().out
     assert not runs.calls
 
 
 @pytest.mark.parametrize("name, metric", [("one", "accuracy"), ("pairs", "pearson"), ("several", "f1_micro")])
 def test_the_predictions_of_a_run_give_its_test_score_again(name, metric, words, data):
-    assert main([*words[:4], "--datasets", name, "--poolings", "lstm", "--seeds", "1"]) == 0
+    assert main([*words[:4], "--datasets", name, "--poolings", "last", "--seeds", "1"]) == 0
     final = read_rows(data / "out" / "frozen.csv")[-1]
     (file,) = (data / "out" / "predictions" / "frozen" / name).iterdir()
     assert file.name == predictions_name(final)
