@@ -66,7 +66,9 @@ class Arguments:
     train_rows: int | None = field(
         default=None, metadata={"help": "Training rows a set, drawn by class; 0: all. Unset: as the regime says."}
     )
-    validation_rows: int = field(default=1000, metadata={"help": "The same for validation. Of test rows all count."})
+    validation_rows: int | None = field(
+        default=None, metadata={"help": "The same for validation. Of test rows all count."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Say what remains and how long it takes, and run nothing."})
 
 
@@ -82,8 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         for regime in args.regimes:
             kind = REGIMES[regime]
             for token_pooling, name in product(args.token_poolings or kind.token_poolings, args.datasets or kind.sets):
-                rows = kind.train_rows if args.train_rows is None else args.train_rows
-                data = read_set(Path(args.data), name, rows or None, args.validation_rows or None)
+                wanted = (kind.train_rows, args.train_rows), (kind.validation_rows, args.validation_rows)
+                rows = ((of_regime if given is None else given) or None for of_regime, given in wanted)
+                data = read_set(Path(args.data), name, *rows)
                 block = Block(args, regime, token_pooling, data)
                 remains.append(block.remains())
                 print(f"{block.title()}: {told(*remains[-1])}", flush=True)

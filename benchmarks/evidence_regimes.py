@@ -24,6 +24,7 @@ class Regime:
     seeds: tuple[int, ...]
     sets: list[str]
     train_rows: int | None  # at most, drawn by class; few shots are drawn from all rows
+    validation_rows: int
     token_poolings: tuple[str, ...] = ("mean",)
     poolings: list[str] = field(default_factory=lambda: list(POOLINGS))
     trains_backbone: bool = True  # in mixed precision
@@ -51,22 +52,32 @@ FEW = {
     "seeds": (1, 2, 3, 4, 5),
     "sets": "trec6 cr mrpc cola tweet_eval_irony absa_laptops14".split(),
     "train_rows": None,
+    "validation_rows": 200,  # more is seldom there where a class has so few
     "poolings": [STOCK, "last", "weighted", "concat", "lstm"],
 }
 REGIMES = {
-    # A linear pooling wants the higher of these rates, an LSTM the lower ones.
     "frozen": Regime(
-        (1e-3, 4e-3, 1.6e-2, 6.4e-2), (4, 12), 32, (1, 2, 3, 4, 5), SETS, 1000, ("mean", "cls"), trains_backbone=False
+        # a linear pooling wants the higher of these rates, an LSTM the lower ones
+        learning_rates=(1e-3, 4e-3, 1.6e-2, 6.4e-2),
+        epochs=(4, 12),
+        batch_size=32,
+        seeds=(1, 2, 3, 4, 5),
+        sets=SETS,
+        train_rows=1000,
+        validation_rows=1000,
+        token_poolings=("mean", "cls"),
+        trains_backbone=False,
     ),
-    "few_shot_16": Regime((5e-5, 2e-4), (12,), 8, shots=16, **FEW),
-    "few_shot_64": Regime((5e-5, 2e-4), (6,), 16, shots=64, **FEW),
+    "few_shot_16": Regime(learning_rates=(5e-5, 2e-4), epochs=(12,), batch_size=8, shots=16, **FEW),
+    "few_shot_64": Regime(learning_rates=(5e-5, 2e-4), epochs=(4,), batch_size=8, shots=64, **FEW),
     "full": Regime(
-        (5e-5, 1.5e-4),
-        (2, 4),
-        16,
-        (1, 2, 3),
-        "trec6 cr stsb absa_restaurants14".split(),
-        2000,
+        learning_rates=(5e-5, 1.5e-4),
+        epochs=(3,),
+        batch_size=16,
+        seeds=(1, 2, 3),
+        sets="trec6 cr stsb absa_restaurants14".split(),
+        train_rows=2000,
+        validation_rows=1000,
         poolings=[STOCK, "concat", "lstm"],
     ),
 }

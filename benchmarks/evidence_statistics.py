@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 
+from lstmpool.benchmarks.evidence_poolings import POOLINGS
+from lstmpool.benchmarks.evidence_regimes import SETS, STOCK
 from lstmpool.benchmarks.evidence_runs import FINAL, KEY, TUNE, Row, Runs, best
 from lstmpool.training.errors import InputError
 
@@ -65,16 +67,26 @@ class Table:
 
     title: str
     rows: dict[tuple[str, str], dict[int, Row]]  # (set, pooling) -> seed -> row
-    sums: Callable[[Row], np.ndarray]  # a row's (N, K)
+    read: Callable[[Row], dict[str, list]]  # the predictions of a row
     cache: dict[tuple[str, str, int], np.ndarray] = field(default_factory=dict)
 
     @property
     def sets(self) -> list[str]:
-        return list(dict.fromkeys(dataset for dataset, _ in self.rows))
+        return _in_order({dataset for dataset, _ in self.rows}, SETS)
 
     @property
     def poolings(self) -> list[str]:
-        return list(dict.fromkeys(pooling for _, pooling in self.rows))
+        return _in_order({pooling for _, pooling in self.rows}, [STOCK, *POOLINGS])
+
+    def metric(self, dataset: str) -> str:
+        return next(row["metric"] for (d, _), runs in self.rows.items() if d == dataset for row in runs.values())
+
+    def most_frequent(self, dataset: str) -> float | None:
+        """The accuracy of the most frequent test label, for which nothing need be read; None for other metrics."""
+        if self.metric(dataset) != "accuracy":
+            return None
+        row = next(row for (d, _), runs in self.rows.items() if d == dataset for row in runs.values())
+        return float(np.unique(self.read(row)["label"], return_counts=True)[1].max() / len(self.read(row)["label"]))
 
     def score(self, dataset: str, pooling: str) -> float | None:
         """Mean test score over the seeds, or None where there is none."""
@@ -96,7 +108,8 @@ class Table:
         """A run's test score (R + 1,): as it is, then in R draws of the test items."""
         if (key := (dataset, pooling, seed)) not in self.cache:
             row = self.rows[dataset, pooling][seed]
-            sums = self.sums(row)  # (N, K)
+            found = self.read(row)
+            sums = item_sums(row["metric"], found["label"], found["prediction"])  # (N, K)
             self.cache[key] = metric_of(row["metric"], item_counts(dataset, len(sums)) @ sums / len(sums))
         return self.cache[key]
 
@@ -170,12 +183,16 @@ def read_tables(output: Path) -> list[Table]:
                 )
             of_seed[int(row["seed"])] = row
 
-        def sums(row: Row, runs: Runs = runs) -> np.ndarray:
-            columns = pyarrow.parquet.read_table(runs.predictions_of(row)).to_pydict()
-            return item_sums(row["metric"], columns["label"], columns["prediction"])
+        def read(row: Row, runs: Runs = runs) -> dict[str, list]:
+            return pyarrow.parquet.read_table(runs.predictions_of(row)).to_pydict()
 
-        tables += [Table(title, dict(rows), sums) for title, rows in groups.items()]
+        tables += [Table(title, dict(rows), read) for title, rows in groups.items()]
     return tables
+
+
+def _in_order(names: set[str], known: list[str]) -> list[str]:
+    """In the order of the known ones, the others after them by name."""
+    return [name for name in known if name in names] + sorted(names - set(known))
 
 
 # --------------------------------------------------------------------------------------------------------- comparisons

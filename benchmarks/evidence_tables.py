@@ -115,8 +115,9 @@ def means(table: Table) -> str:
                 cells.append(f"{100 * drawn[0, 0]:.1f} ±{50 * (high - low):.1f}")
         rest = [f"{100 * of_all[pooling]:.1f}", f"{ranks[pooling]:.1f}"] if pooling in of_all else ["", ""]
         lines.append([pooling, *cells, *rest])
-    metrics = {d: next(iter(r.values()))["metric"] for (d, _), r in table.rows.items()}
-    head = ["pooling", *(f"{d} ({metrics[d]})" for d in table.sets), f"mean of {len(families)}", "mean rank"]
+    shares = [table.most_frequent(dataset) for dataset in table.sets]
+    lines.append(["most frequent label", *("" if share is None else f"{100 * share:.1f}" for share in shares), "", ""])
+    head = ["pooling", *(f"{d} ({table.metric(d)})" for d in table.sets), f"mean of {len(families)}", "mean rank"]
     return markdown([head, *lines])
 
 
