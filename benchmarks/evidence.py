@@ -14,6 +14,7 @@ chosen on validation with one seed; the test rows are read by the final runs alo
 import math
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import product
@@ -26,12 +27,14 @@ import torch
 from scipy.special import expit, softmax
 from transformers import HfArgumentParser
 
-from lstmpool.benchmarks.evidence_data import TextSet, read_set
+from lstmpool.benchmarks.evidence_data import TextSet, find_files, read_set
 from lstmpool.benchmarks.evidence_finetune import FinetunedSet
 from lstmpool.benchmarks.evidence_frozen import Fit, FrozenSet
 from lstmpool.benchmarks.evidence_poolings import POOLINGS
 from lstmpool.benchmarks.evidence_regimes import REGIMES, STOCK, build_of
 from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Row, Runs, best
+from lstmpool.training.arguments import ModelArguments
+from lstmpool.training.backbone import Backbone
 from lstmpool.training.errors import InputError
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
 from lstmpool.training.metrics import TaskMetrics
@@ -74,7 +77,9 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs what is missing of the study; returns the exit status."""
-    parser = HfArgumentParser(Arguments, prog="evidence", description=__doc__)
+    parser = HfArgumentParser(
+        Arguments, prog="evidence", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     datasets.disable_progress_bars()
     torch.set_num_threads(1)  # sums in one order, whatever the machine
@@ -104,11 +109,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(args: Arguments) -> None:
-    """Raises InputError for what would otherwise end a run of hours: an unknown pooling, the seed of tuning."""
+    """Raises InputError for what would otherwise end a run of hours: no backbone, no set, no pooling of a name, the
+    seed of tuning."""
+    Backbone.find(ModelArguments(backbone=args.backbone))
     for regime in args.regimes:
         known = [*([STOCK] if REGIMES[regime].trains_backbone else []), *POOLINGS]
         if unknown := [pooling for pooling in args.poolings or [] if pooling not in known]:
             raise InputError(f"--poolings of {regime} must be of {', '.join(known)}, got {', '.join(unknown)}.")
+        for name in args.datasets or REGIMES[regime].sets:
+            find_files(Path(args.data), name)
     if TUNING_SEED in (args.seeds or []):
         raise InputError(f"--seeds must not hold {TUNING_SEED}, with which the settings are chosen. Take others.")
 

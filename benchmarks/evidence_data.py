@@ -39,10 +39,7 @@ def read_set(data: Path, name: str, train_rows: int | None, validation_rows: int
     Raises:
         InputError: if a file is missing, or its columns are none of those known.
     """
-    files = {split: file for split in ("train", "validation", "test") if (file := _find(data / name, split))}
-    for split in ("train", "validation"):
-        if split not in files:
-            raise InputError(f"expected {split}.csv or {split}.csv.gz in {data / name}, found neither.")
+    files = find_files(data, name)
     tables = {split: read_table(file) for split, file in files.items()}
     columns = {split: _columns(tables[split], files[split]) for split in tables}
     label = columns["train"][1]
@@ -66,8 +63,15 @@ def read_set(data: Path, name: str, train_rows: int | None, validation_rows: int
     return TextSet(name, labels, train, validation, test, note)
 
 
-def _find(folder: Path, split: str) -> Path | None:
-    return next((file for end in (".csv", ".csv.gz") if (file := folder / f"{split}{end}").is_file()), None)
+def find_files(data: Path, name: str) -> dict[str, Path]:
+    """The files of a set's splits. Raises InputError if there is none for train or for validation."""
+    files = {}
+    for split in ("train", "validation", "test"):
+        there = [file for end in (".csv", ".csv.gz") if (file := data / name / f"{split}{end}").is_file()]
+        if not there and split != "test":
+            raise InputError(f"expected {split}.csv or {split}.csv.gz in {data / name}, found neither.")
+        files |= {split: there[0]} if there else {}
+    return files
 
 
 def _columns(table: Any, file: Path) -> tuple[tuple[str, ...], str]:

@@ -260,7 +260,7 @@ def test_an_empty_cell_is_a_row_without_labels(data):
     assert found.train.labels[:5] == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 1]]
 
 
-def test_wrong_input_ends_before_any_run(words, data, capsys, tmp_path):
+def test_wrong_input_ends_before_any_run(words, data, capsys):
     assert main([*words, "--poolings", "lstm", "lsmt"]) == 2
     assert "--poolings of frozen must be of last," in capsys.readouterr().err
     assert main([*words, "0"]) == 2
@@ -268,8 +268,11 @@ def test_wrong_input_ends_before_any_run(words, data, capsys, tmp_path):
     write_set(data / "odd", {"body": text, "label": lambda i: "ab"[i % 2]})
     assert main([*words, "--datasets", "odd"]) == 2
     assert "odd/train.csv: expected text, text and aspect, or sentence1 and sentence2" in capsys.readouterr().err
-    assert main([*words, "--datasets", "none"]) == 2
+    assert main([*words, "--datasets", "one", "none"]) == 2
     assert "expected train.csv or train.csv.gz in" in capsys.readouterr().err
+    assert main([*words, "--backbone", "package:nothing"]) == 2
+    assert "no such package is installed" in capsys.readouterr().err
+    assert not (data / "out").exists()
 
 
 # --------------------------------------------------------------------------------------- where the backbone is trained
