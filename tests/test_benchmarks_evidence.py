@@ -125,14 +125,18 @@ def test_a_study_that_is_stopped_again_and_again_ends_as_one_that_is_not(words, 
 
 def test_what_a_kill_leaves_of_a_row_is_passed_over(tmp_path):
     path = tmp_path / "runs.csv"
-    row = dict.fromkeys(COLUMNS, "1")
+    row = dict.fromkeys(COLUMNS, "1") | {"versions": "lstmpool 0.1.0"}
     append_row(path, row)
     whole = path.read_bytes()
-    for cut in (3, 20, len(whole) - len(whole.splitlines(True)[0]) - 1):  # at the last, only the line's end is missing
-        path.write_bytes(whole + whole.splitlines(True)[1][:cut])
+    torn = whole.splitlines()[1].replace(b"1", b"2", 1)  # of another run, without its line's end
+    for cut in (3, 20, len(torn) - 3, len(torn)):
+        path.write_bytes(whole + torn[:cut])
         assert read_rows(path) == [row]
-        append_row(path, row | {"seed": "2"})
-        assert [r["seed"] for r in read_rows(path)] == ["1", "2"]
+        append_row(path, row | {"seed": "3"})
+        assert "3" in [r["seed"] for r in read_rows(path)]
+    path.write_bytes(whole + torn[:20])
+    append_row(path, row | {"seed": "3"})
+    assert [r["seed"] for r in read_rows(path)] == ["1", "3"]
 
 
 def test_of_equal_settings_the_shorter_and_then_the_slower_is_kept_and_no_number_is_the_worst():
@@ -258,6 +262,11 @@ def test_an_empty_cell_is_a_row_without_labels(data):
     found = read_set(data, "several", None, None)
     assert found.labels.names == ["a", "b", "c"]
     assert found.train.labels[:5] == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 1]]
+
+
+def test_a_column_called_labels_holds_several_though_each_row_has_one(tmp_path):
+    write_set(tmp_path / "each", {"text": text, "labels": lambda i: "ab"[i % 2]})
+    assert read_set(tmp_path, "each", None, None).train.labels[:2] == [[1, 0], [0, 1]]
 
 
 def test_wrong_input_ends_before_any_run(words, data, capsys):
