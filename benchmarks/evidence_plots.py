@@ -1,5 +1,8 @@
 """The pictures of EVIDENCE.md."""
 
+import io
+import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +43,11 @@ def critical_differences(families: list[str], poolings: list[str], scores: np.nd
     from autorank import autorank, plot_stats
 
     table = pandas.DataFrame(scores, index=families, columns=poolings)
-    result = autorank(table, alpha=0.05, verbose=False, order="descending", force_mode="nonparametric")
-    plt.close("all")
-    plot_stats(result, allow_insignificant=True)
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tests for normality that are not used
+        result = autorank(table, alpha=0.05, verbose=False, order="descending", force_mode="nonparametric")
+        plt.close("all")
+        plot_stats(result, allow_insignificant=True)
     plt.title(f"mean rank over {len(families)} sets; critical difference {result.cd:.2f}", fontsize=9)
     plt.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
     plt.close("all")
