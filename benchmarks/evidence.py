@@ -16,7 +16,6 @@ import sys
 import time
 from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from lstmpool.benchmarks.evidence_frozen import Fit, FrozenSet
 from lstmpool.benchmarks.evidence_poolings import POOLINGS
 from lstmpool.benchmarks.evidence_regimes import REGIMES, STOCK, build_of
 from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Row, Runs, best
+from lstmpool.benchmarks.results import versions
 from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.backbone import Backbone
 from lstmpool.training.errors import InputError
@@ -134,7 +134,7 @@ class Block:
         self.args, self.data, self.regime = args, data, REGIMES[regime]
         self.poolings = args.poolings or self.regime.poolings
         self.seeds = args.seeds or list(self.regime.seeds)
-        self.runs = Runs(Path(args.output), regime)
+        self.runs = Runs.of(Path(args.output), regime, token_pooling)
         self.metrics = TaskMetrics.of(data.problem_type, len(data.labels.names))
         self.of_all: Row = {
             "backbone": args.backbone.rstrip("/").rpartition("/")[2].removeprefix("package:"),
@@ -213,7 +213,7 @@ class Block:
             "parameters": str(fit.parameters),
             "flops": str(fit.flops),
             "seconds": f"{fit.seconds:.2f}",
-            "versions": " ".join(f"{package} {version(package)}" for package in ("lstmpool", "torch", "transformers")),
+            "versions": versions(),
         }
         self.runs.add(row, self.predictions(fit.test) if final else None)
         shown = "token_pooling dataset pooling kind seed learning_rate epochs validation test".split()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.modeling_lstmpool import _LAYER_POOLINGS, LayerPooling, RecurrentPooling
+from lstmpool.pooling_lstmpool import POOLING_CLASSES, LayerPooling, RecurrentPooling
 
 
 Build = Callable[[LstmPoolConfig, int], LayerPooling]  # from the model's config and the seed of the run
@@ -70,7 +70,7 @@ def own(kind: type[LayerPooling] | None = None, **fields) -> Build:
         for name, value in fields.items():
             setattr(config, name, value)
         config.resolve()
-        return (kind or _LAYER_POOLINGS[config.layer_pooling])(config)
+        return (kind or POOLING_CLASSES[config.layer_pooling])(config)
 
     return build
 

@@ -38,11 +38,14 @@ def best(tried: list[Row]) -> Row:
 
 
 class Runs:
-    """The finished runs of one regime, in `output`/REGIME.csv."""
+    """The finished runs of a regime with a token pooling, in one CSV."""
 
-    def __init__(self, output: Path, regime: str):
-        self.path, self.predictions = output / f"{regime}.csv", output / "predictions" / regime
-        self.rows = read_rows(self.path)
+    def __init__(self, path: Path):
+        self.path, self.rows = path, read_rows(path)
+
+    @classmethod
+    def of(cls, output: Path, regime: str, token_pooling: str) -> "Runs":
+        return cls(output / f"{regime}-{token_pooling}.csv")
 
     def find(self, key: Row) -> Row | None:
         """The finished run with this key, if there is one."""
@@ -57,7 +60,7 @@ class Runs:
 
     def predictions_of(self, row: Row) -> Path:
         """Where the predictions of a final run are."""
-        return self.predictions / row["dataset"] / predictions_name(row)
+        return self.path.parent / "predictions" / row["regime"] / row["dataset"] / predictions_name(row)
 
     def pace(self) -> dict[str, float]:
         """Seconds that a pooling takes for one training row once, as measured so far."""

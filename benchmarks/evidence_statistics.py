@@ -172,7 +172,7 @@ def read_tables(output: Path) -> list[Table]:
     """
     tables = []
     for path in sorted(output.glob("*.csv")):
-        runs, groups = Runs(output, path.stem), defaultdict(lambda: defaultdict(dict))
+        runs, groups = Runs(path), defaultdict(lambda: defaultdict(dict))
         for row in final_rows(runs.rows):
             group = groups[f"{row['regime']}, {row['token_pooling']}, {row['backbone']}"]
             of_seed = group[row["dataset"], row["pooling"]]

@@ -27,7 +27,7 @@ from lstmpool.benchmarks.evidence_statistics import (
     final_rows,
     read_tables,
 )
-from lstmpool.benchmarks.finetune_tables import fill_page
+from lstmpool.benchmarks.results import fill_page, markdown
 
 
 ROPE = 0.01  # a difference below one point is no reason to choose
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     print(text)
     page = Path(args.page) if args.page else output.parent / "EVIDENCE.md"
     if page.is_file():
-        fill_page(page, text)
+        fill_page(page, "tables", text)
     for table in tables:
         if differences := compared(table, args.pooling):
             differences_plot(table, differences, args.pooling, output / picture(table, "differences"))
@@ -94,7 +94,8 @@ def all_tables(tables: list[Table], pooling: str, output: Path) -> str:
         if can_be_ranked(table):
             parts += [f"![ranks]({output.name}/{picture(table, 'ranks')})"]
         parts += ["**Cost beside quality:**", costs(table)]
-    return "\n\n".join([*parts, "### Settings and hours", chosen(output), hours(output)]) + "\n"
+    parts += ["### Settings and hours", chosen(output), hours(output)]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def means(table: Table) -> str:
@@ -118,7 +119,7 @@ def means(table: Table) -> str:
     shares = [table.most_frequent(dataset) for dataset in table.sets]
     lines.append(["most frequent label", *("" if share is None else f"{100 * share:.1f}" for share in shares), "", ""])
     head = ["pooling", *(f"{d} ({table.metric(d)})" for d in table.sets), f"mean of {len(families)}", "mean rank"]
-    return markdown([head, *lines])
+    return markdown(head, lines)
 
 
 def mean_ranks(scores: np.ndarray) -> np.ndarray:
@@ -147,7 +148,7 @@ def pairs(table: Table, pooling: str, differences: dict[str, Difference]) -> str
                 equivalence(table, pooling, other, list(found.by_set)),
             ]
         )
-    return markdown([head, *lines])
+    return markdown(head, lines)
 
 
 def equivalence(table: Table, pooling: str, other: str, sets: list[str]) -> str:
@@ -174,7 +175,7 @@ def by_set(differences: dict[str, Difference]) -> str:
             of_set = found.by_set.get(dataset)
             cells.append("{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * v for v in of_set)) if of_set else "")
         lines.append([dataset, *cells])
-    return markdown([["set", *differences], *lines])
+    return markdown(["set", *differences], lines)
 
 
 def costs(table: Table) -> str:
@@ -189,7 +190,7 @@ def costs(table: Table) -> str:
         score = f"{100 * of_all[pooling]:.1f}" if pooling in of_all else ""
         lines.append([pooling, f"{numbers[0]:,.0f}", f"{numbers[1] / 1e6:.3f}", f"{1000 * 1000 * pace:.0f}", score])
     head = ["pooling", "new parameters", "MFLOP a text", "ms of training for 1,000 rows once", "mean score"]
-    return markdown([head, *lines])
+    return markdown(head, lines)
 
 
 def chosen(output: Path) -> str:
@@ -207,7 +208,7 @@ def chosen(output: Path) -> str:
             of_pooling[pooling][setting] += 1
         lines = [[pooling, *(str(found[setting]) for setting in grid)] for pooling, found in of_pooling.items()]
         parts += [f"{path.stem}: on how many sets each setting was best on validation"]
-        parts += [markdown([["pooling", *(f"{epochs} epochs, {rate:g}" for epochs, rate in grid)], *lines])]
+        parts += [markdown(["pooling", *(f"{epochs} epochs, {rate:g}" for epochs, rate in grid)], lines)]
     return "\n\n".join(parts)
 
 
@@ -219,13 +220,7 @@ def hours(output: Path) -> str:
         kinds = Counter(row["kind"] for row in rows)
         took = sum(float(row["seconds"]) for row in rows) / 3600
         lines.append([path.stem, str(kinds[TUNE]), str(kinds[FINAL]), f"{took:.2f}"])
-    return markdown([["regime", "runs of tuning", "final runs", "hours of one core, training alone"], *lines])
-
-
-def markdown(lines: list[list[str]]) -> str:
-    head, *rest = lines
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *rest])
+    return markdown(["regime", "runs of tuning", "final runs", "hours of one core, training alone"], lines)
 
 
 if __name__ == "__main__":

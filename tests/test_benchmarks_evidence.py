@@ -14,7 +14,7 @@ from lstmpool.benchmarks.evidence_frozen import FrozenSet
 from lstmpool.benchmarks.evidence_poolings import POOLINGS, own
 from lstmpool.benchmarks.evidence_regimes import REGIMES, build_of
 from lstmpool.benchmarks.evidence_runs import COLUMNS, KEY, append_row, best, predictions_name, read_rows
-from lstmpool.modeling_lstmpool import LayerPooling
+from lstmpool.pooling_lstmpool import LayerPooling
 from lstmpool.training import layer_cache
 from lstmpool.training.errors import InputError
 
@@ -85,7 +85,7 @@ def without_time(rows):
 
 def test_settings_are_tuned_on_validation_and_the_test_is_read_by_the_final_runs_alone(words, runs, data):
     assert main(words) == 0
-    rows = read_rows(data / "out" / "frozen.csv")
+    rows = read_rows(data / "out" / "frozen-mean.csv")
     tune, final = ([row for row in rows if row["kind"] == kind] for kind in ("tune", "final"))
     assert [len(tune), len(final)] == [16, 4]
     assert {row["test"] for row in tune} == {""} and {row["seed"] for row in tune} == {"0"}
@@ -114,12 +114,12 @@ def test_a_study_that_is_stopped_again_and_again_ends_as_one_that_is_not(words, 
     for stop_at in (0, 5, 17):  # before any run, while tuning, between final runs
         runs.stop_at = stop_at
         assert main(words) == 130
-        assert len(read_rows(data / "out" / "frozen.csv")) == stop_at
+        assert len(read_rows(data / "out" / "frozen-mean.csv")) == stop_at
     runs.stop_at = None
     assert main(words) == 0
     assert len(runs.calls) == 20
     assert main([word.replace("/out", "/whole") for word in words]) == 0
-    whole, pieces = (read_rows(data / folder / "frozen.csv") for folder in ("whole", "out"))
+    whole, pieces = (read_rows(data / folder / "frozen-mean.csv") for folder in ("whole", "out"))
     assert without_time(pieces) == without_time(whole)
 
 
@@ -173,7 +173,7 @@ def test_a_dry_run_says_what_remains_and_how_long_it_takes(words, runs, data, ca
         "epochs": "4",
         "train_rows": "24",
     }  # a quarter of an hour a row and epoch
-    append_row(data / "out" / "frozen.csv", dict.fromkeys(COLUMNS, "") | measured)
+    append_row(data / "out" / "frozen-mean.csv", dict.fromkeys(COLUMNS, "") | measured)
     assert main([*words, "--poolings", "lstm", "--dry_run"]) == 0
     # 4 * 4 + 4 * 12 epochs to tune, at most 2 * 12 for the seeds, over 24 rows
     assert f"in all: 10 runs remain, at most {(64 + 24) * 24 / 4:.2f} hours of one core" in capsys.readouterr().out
@@ -183,7 +183,7 @@ def test_a_dry_run_says_what_remains_and_how_long_it_takes(words, runs, data, ca
 @pytest.mark.parametrize("name, metric", [("one", "accuracy"), ("pairs", "pearson"), ("several", "f1_micro")])
 def test_the_predictions_of_a_run_give_its_test_score_again(name, metric, words, data):
     assert main([*words[:4], "--datasets", name, "--poolings", "last", "--seeds", "1"]) == 0
-    final = read_rows(data / "out" / "frozen.csv")[-1]
+    final = read_rows(data / "out" / "frozen-mean.csv")[-1]
     (file,) = (data / "out" / "predictions" / "frozen" / name).iterdir()
     assert file.name == predictions_name(final)
     table = pyarrow.parquet.read_table(file).to_pydict()
@@ -215,7 +215,7 @@ class Difference(LayerPooling):
 def test_a_class_and_an_entry_put_a_pooling_through_the_study(words, data, monkeypatch):
     monkeypatch.setitem(POOLINGS, "difference", own(Difference))
     assert main([*words, "--poolings", "difference", "last"]) == 0
-    rows = read_rows(data / "out" / "frozen.csv")
+    rows = read_rows(data / "out" / "frozen-mean.csv")
     assert [row["pooling"] for row in rows if row["kind"] == "final"] == ["difference", "last"] * 2
     assert len({row["parameters"] for row in rows}) == 1  # those of the classifier alone
     assert len({row["validation"] for row in rows}) > 1
