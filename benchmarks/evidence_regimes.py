@@ -58,7 +58,7 @@ FEW = {
 REGIMES = {
     "frozen": Regime(
         # a linear pooling wants the higher of these rates, an LSTM the lower ones
-        learning_rates=(1e-3, 4e-3, 1.6e-2, 6.4e-2),
+        learning_rates=(2.5e-4, 1e-3, 4e-3, 1.6e-2, 6.4e-2),
         epochs=(4, 12),
         batch_size=32,
         seeds=(1, 2, 3, 4, 5),

@@ -50,7 +50,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def words(data, monkeypatch):
-    """The flags of a study of two poolings on `one`: 8 settings each, then 2 seeds."""
+    """The flags of a study of two poolings on `one`: 10 settings each, then 2 seeds."""
     monkeypatch.setattr(layer_cache, "CACHE", data / "cache")
     flags = {"data": data, "output": data / "out", "backbone": save_backbone(data / "bert"), "token_poolings": "mean"}
     return [
@@ -87,7 +87,7 @@ def test_settings_are_tuned_on_validation_and_the_test_is_read_by_the_final_runs
     assert main(words) == 0
     rows = read_rows(data / "out" / "frozen-mean.csv")
     tune, final = ([row for row in rows if row["kind"] == kind] for kind in ("tune", "final"))
-    assert [len(tune), len(final)] == [16, 4]
+    assert [len(tune), len(final)] == [20, 4]
     assert {row["test"] for row in tune} == {""} and {row["seed"] for row in tune} == {"0"}
     assert [row["seed"] for row in final] == ["1", "1", "2", "2"]  # a cut leaves as many of each pooling
     for pooling in ("weighted", "last"):
@@ -97,27 +97,27 @@ def test_settings_are_tuned_on_validation_and_the_test_is_read_by_the_final_runs
         assert {(row["learning_rate"], row["epochs"]) for row in of_final} == {
             (first["learning_rate"], first["epochs"])
         }
-    assert [with_test for *_, with_test in runs.calls] == [False] * 16 + [True] * 4
+    assert [with_test for *_, with_test in runs.calls] == [False] * 20 + [True] * 4
     assert {(row["train_rows"], row["metric"], row["backbone"]) for row in rows} == {("24", "accuracy", "bert")}
 
 
 def test_a_finished_run_is_never_repeated(words, runs):
     assert main(words) == main(words) == 0
-    assert len(runs.calls) == 20
+    assert len(runs.calls) == 24
     assert main([*words, "3"]) == 0  # a seed more
-    assert len(runs.calls) == 22
+    assert len(runs.calls) == 26
     assert main([*words, "--train_rows=12"]) == 0  # of another setting, all
-    assert len(runs.calls) == 22 + 20
+    assert len(runs.calls) == 26 + 24
 
 
 def test_a_study_that_is_stopped_again_and_again_ends_as_one_that_is_not(words, runs, data):
-    for stop_at in (0, 5, 17):  # before any run, while tuning, between final runs
+    for stop_at in (0, 5, 21):  # before any run, while tuning, between final runs
         runs.stop_at = stop_at
         assert main(words) == 130
         assert len(read_rows(data / "out" / "frozen-mean.csv")) == stop_at
     runs.stop_at = None
     assert main(words) == 0
-    assert len(runs.calls) == 20
+    assert len(runs.calls) == 24
     assert main([word.replace("/out", "/whole") for word in words]) == 0
     whole, pieces = (read_rows(data / folder / "frozen-mean.csv") for folder in ("whole", "out"))
     assert without_time(pieces) == without_time(whole)
@@ -166,7 +166,7 @@ def test_a_run_of_another_setting_is_another_run(column, tmp_path):
 def test_a_dry_run_says_what_remains_and_how_long_it_takes(words, runs, data, capsys):
     assert main([*words, "--dry_run"]) == 0
     said = capsys.readouterr().out
-    assert "one (24/10/8 rows; own test file): 20 runs remain, unknown time" in said and "in all: 20 runs" in said
+    assert "one (24/10/8 rows; own test file): 24 runs remain, unknown time" in said and "in all: 24 runs" in said
     measured = {
         "pooling": "lstm",
         "seconds": "86400",
@@ -175,8 +175,8 @@ def test_a_dry_run_says_what_remains_and_how_long_it_takes(words, runs, data, ca
     }  # a quarter of an hour a row and epoch
     append_row(data / "out" / "frozen-mean.csv", dict.fromkeys(COLUMNS, "") | measured)
     assert main([*words, "--poolings", "lstm", "--dry_run"]) == 0
-    # 4 * 4 + 4 * 12 epochs to tune, at most 2 * 12 for the seeds, over 24 rows
-    assert f"in all: 10 runs remain, at most {(64 + 24) * 24 / 4:.2f} hours of one core" in capsys.readouterr().out
+    # 5 * 4 + 5 * 12 epochs to tune, at most 2 * 12 for the seeds, over 24 rows
+    assert f"in all: 12 runs remain, at most {(80 + 24) * 24 / 4:.2f} hours of one core" in capsys.readouterr().out
     assert not runs.calls
 
 
