@@ -1,5 +1,7 @@
 """The study's tables: differences, intervals, ranks and families, from runs made up so that all can be worked out."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
@@ -181,3 +183,11 @@ def test_the_command_fills_the_page_and_draws_the_pictures(study, capsys):
 def test_the_page_shows_the_results_that_are_kept():
     output = ROOT / "benchmarks" / "evidence"
     assert all_tables(read_tables(output), "lstm", output) in (output.parent / "EVIDENCE.md").read_text()
+
+
+def test_the_readme_quotes_the_verdict():
+    page, readme = ((ROOT / path).read_text(encoding="utf-8") for path in ("benchmarks/EVIDENCE.md", "README.md"))
+    verdict = " ".join(page.partition("## Verdict\n")[2].partition("\n## ")[0].split())
+    quoted = " ".join(readme.partition("### Is it worth it?\n")[2].partition("\n## ")[0].split())
+    sentences = [part for part in re.split(r"(?<=\.) (?=[A-Z\[])", quoted) if "](benchmarks/EVIDENCE.md)" not in part]
+    assert len(sentences) == 3 and all(sentence in verdict for sentence in sentences)
