@@ -165,7 +165,7 @@ def final_rows(rows: list[Row]) -> list[Row]:
 
 
 def read_tables(output: Path) -> list[Table]:
-    """One table a regime, backbone and token pooling.
+    """One table a regime, backbone and token pooling, the fullest first.
 
     Raises:
         InputError: if a pooling was run with more than one setting on a set.
@@ -187,7 +187,7 @@ def read_tables(output: Path) -> list[Table]:
             return pyarrow.parquet.read_table(runs.predictions_of(row)).to_pydict()
 
         tables += [Table(title, dict(rows), read) for title, rows in groups.items()]
-    return tables
+    return sorted(tables, key=lambda table: -len(table.rows))
 
 
 def _in_order(names: set[str], known: list[str]) -> list[str]:

@@ -182,7 +182,7 @@ def test_the_command_fills_the_page_and_draws_the_pictures(study, capsys):
 @pytest.mark.slow
 def test_the_page_shows_the_results_that_are_kept():
     output = ROOT / "benchmarks" / "evidence"
-    assert all_tables(read_tables(output), "lstm", output) in (output.parent / "EVIDENCE.md").read_text()
+    assert all_tables(read_tables(output), "lstm", output).strip() in (output.parent / "EVIDENCE.md").read_text()
 
 
 def test_the_readme_quotes_the_verdict():
