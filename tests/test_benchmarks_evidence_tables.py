@@ -60,7 +60,7 @@ def test_metrics_are_those_of_the_items_that_are_drawn():
     assert value == pytest.approx(f1_score(true[rows], guess[rows], average="micro"))
     assert metric_of("f1_micro", item_sums("f1_micro", [[]], [[]]).mean(0)) == 0
 
-    x, y = 1000 + generator.random(30), 5 + generator.random(30)
+    x, y = 1e7 + generator.random(30), 5e6 + generator.random(30)
     value = metric_of("pearson", weights @ item_sums("pearson", list(x), list(y)))
     assert value == pytest.approx(pearsonr(x[rows], y[rows])[0])
     assert metric_of("pearson", item_sums("pearson", [1, 2, 3], [4, 4, 4]).mean(0)) == 0
