@@ -1,0 +1,53 @@
+"""The pictures of EVIDENCE.md."""
+
+import io
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lstmpool.benchmarks.evidence_statistics import Difference, Table
+
+
+def differences_plot(table: Table, differences: dict[str, Difference], pooling: str, path: Path) -> None:
+    """One panel for each other pooling: a line a set, and below them the mean over sets; right of zero, `pooling` is
+    better."""
+    sets = [dataset for dataset in table.sets if any(dataset in found.by_set for found in differences.values())]
+    figure = Figure(figsize=(1.2 + 1.7 * max(len(differences), 1), 1.2 + 0.26 * (len(sets) + 1)), layout="constrained")
+    panels = figure.subplots(1, max(len(differences), 1), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (other, found) in zip(panels, differences.items(), strict=False):
+        rows = [*((sets.index(d), *of_set) for d, of_set in found.by_set.items())]
+        rows.append((len(sets), found.pooled[0], *found.over_sets))
+        for place, estimate, low, high in rows:
+            certain = low > 0 or high < 0
+            color = "tab:gray" if not certain else "tab:blue" if low > 0 else "tab:red"
+            bold = place == len(sets)
+            axes.plot([100 * low, 100 * high], [place, place], color=color, linewidth=2.5 if bold else 1.2)
+            axes.plot([100 * estimate], [place], "D" if bold else "o", color=color, markersize=5 if bold else 3.5)
+        axes.axvline(0, color="black", linewidth=0.6)
+        axes.set_title(f"less {other}", fontsize=8)
+        axes.tick_params(labelsize=7)
+    panels[0].set_yticks(range(len(sets) + 1), [*sets, "mean"])
+    panels[0].invert_yaxis()
+    figure.suptitle(f"{pooling} less the other pooling, hundredths of the metric, 95 % ({table.title})", fontsize=8)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def critical_differences(families: list[str], poolings: list[str], scores: np.ndarray, path: Path) -> None:
+    """Demšar's picture of the mean ranks over families of scores (F, P); a bar joins what Nemenyi's test cannot tell
+    apart."""
+    import matplotlib.pyplot as plt
+    import pandas
+    from autorank import autorank, plot_stats
+
+    table = pandas.DataFrame(scores, index=families, columns=poolings)
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tests for normality that are not used
+        result = autorank(table, alpha=0.05, verbose=False, order="descending", force_mode="nonparametric")
+        plt.close("all")
+        plot_stats(result, allow_insignificant=True)
+    plt.title(f"mean rank over {len(families)} sets; critical difference {result.cd:.2f}", fontsize=9)
+    plt.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
+    plt.close("all")

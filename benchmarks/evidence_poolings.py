@@ -1,0 +1,103 @@
+"""The layer poolings that the study compares, one entry each. See CONTRIBUTING.md for adding one of your own.
+
+An entry makes a module from layer states (B, L, H) to (B, D). Most are the model's own; the others are controls: what
+an LSTM must beat before the order of the layers, or their number, can be the reason for what it gains.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.pooling_lstmpool import POOLING_CLASSES, LayerPooling, RecurrentPooling
+
+
+Build = Callable[[LstmPoolConfig, int], LayerPooling]  # from the model's config and the seed of the run
+
+
+class LastMlpPooling(LayerPooling):
+    """One hidden layer over the top layer alone. With its classifier it has as many parameters as the LSTM with its
+    own, so that what the LSTM gains over it is not a matter of size."""
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__(config)
+        units, directions, labels = config.lstm_hidden_size, 1 + config.lstm_bidirectional, config.num_labels
+        lstm = 4 * units * (config.hidden_size + units + 2) * directions + units * directions * labels
+        self.output_size = max(1, round(lstm / (config.hidden_size + 1 + labels)))
+        self.dense = nn.Linear(config.hidden_size, self.output_size)
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return F.gelu(self.dense(layer_states[:, -1]))
+
+
+class ShuffledPooling(RecurrentPooling):
+    """The LSTM over the layers in an order drawn once for a run: all that it is told but their order."""
+
+    def __init__(self, config: LstmPoolConfig, seed: int):
+        super().__init__(config)
+        layers, generator = len(config.layers), torch.Generator().manual_seed(seed)
+        order = torch.randperm(layers, generator=generator)
+        while layers > 1 and order.equal(torch.arange(layers)):
+            order = torch.randperm(layers, generator=generator)
+        self.register_buffer("order", order)  # (L,)
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return super().pool(layer_states[:, self.order])
+
+
+class ScrambledPooling(RecurrentPooling):
+    """The LSTM over what much public code gives it: a reshape where a transpose was meant, so that each of its L steps
+    holds a slice of H / L features of all layers, interleaved, instead of one layer."""
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return super().pool(scramble(layer_states))
+
+
+def scramble(layer_states: Tensor) -> Tensor:
+    """(B, L, H) as `torch.stack(cls_per_layer, dim=-1).view(-1, L, H)` gives it."""
+    return torch.stack(layer_states.unbind(1), dim=-1).reshape(layer_states.shape)
+
+
+def own(kind: type[LayerPooling] | None = None, **fields) -> Build:
+    """The pooling that the config names once `fields` are set in it, or a class of another `kind` with them."""
+
+    def build(config: LstmPoolConfig, seed: int) -> LayerPooling:
+        config = copy.deepcopy(config)
+        for name, value in fields.items():
+            setattr(config, name, value)
+        config.resolve()
+        return (kind or POOLING_CLASSES[config.layer_pooling])(config)
+
+    return build
+
+
+POOLINGS: dict[str, Build] = {
+    "last": own(layer_pooling="last"),
+    "last_mlp": own(LastMlpPooling),
+    "weighted": own(layer_pooling="weighted"),
+    "attention": own(layer_pooling="attention"),
+    "max": own(layer_pooling="max"),
+    "concat": own(layer_pooling="concat"),
+    "gru": own(layer_pooling="gru"),
+    "lstm": own(layer_pooling="lstm"),  # the seed's: the output at the last step
+    "lstm_final": own(layer_pooling="lstm", lstm_readout="final"),
+    "lstm_mean": own(layer_pooling="lstm", lstm_readout="mean"),
+    "lstm_norm": own(layer_pooling="lstm", layer_norm=True),
+    "lstm_shuffled": lambda config, seed: own(lambda c: ShuffledPooling(c, seed), layer_pooling="lstm")(config, seed),
+    "lstm_scrambled": own(ScrambledPooling, layer_pooling="lstm"),
+}
+
+
+def put_pooling(model: PreTrainedModel, build: Build, seed: int) -> list[nn.Parameter]:
+    """Gives `model` a new pooler and classifier, initialised as the model does it; returns their parameters."""
+    torch.manual_seed(seed)
+    pooler = build(model.config, seed)
+    classifier = nn.Linear(pooler.output_size, model.config.num_labels)
+    for module in (pooler, classifier):
+        module.apply(model._init_weights)
+    model.lstmpool.pooler, model.classifier = pooler, classifier
+    return [*pooler.parameters(), *classifier.parameters()]

@@ -1,0 +1,226 @@
+"""The tables and pictures of EVIDENCE.md, from the study's CSV files and predictions alone.
+
+    python -m lstmpool.benchmarks.evidence_tables --output benchmarks/evidence
+
+fills the tables in beside the folder, where EVIDENCE.md is, prints them, and draws two pictures a regime and token
+pooling: the LSTM's paired differences to the other poolings, and the critical differences of the mean ranks.
+"""
+
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from scipy.stats import rankdata
+from transformers import HfArgumentParser
+
+from lstmpool.benchmarks.evidence_plots import critical_differences, differences_plot
+from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, read_rows
+from lstmpool.benchmarks.evidence_statistics import (
+    Difference,
+    Table,
+    bounds,
+    difference,
+    family_of,
+    final_rows,
+    read_tables,
+)
+from lstmpool.benchmarks.results import fill_page, markdown
+
+
+ROPE = 0.01  # a difference below one point is no reason to choose
+FEW = 5  # families, below which neither ranks nor a test over sets say anything
+
+
+@dataclass
+class Arguments:
+    """What is shown."""
+
+    output: str = field(default="benchmarks/evidence", metadata={"help": "Folder of the study's results."})
+    pooling: str = field(default="lstm", metadata={"help": "The pooling that the others are compared with."})
+    page: str | None = field(default=None, metadata={"help": "Page to fill in. Unset: OUTPUT/../EVIDENCE.md."})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Makes tables and pictures; returns the exit status."""
+    parser = HfArgumentParser(Arguments, prog="evidence_tables", description=__doc__)
+    (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
+    output = Path(args.output)
+    tables = read_tables(output)
+    if not tables:
+        parser.error(f"expected results in {output}, found none. Make some with lstmpool.benchmarks.evidence.")
+    text = all_tables(tables, args.pooling, output)
+    print(text)
+    page = Path(args.page) if args.page else output.parent / "EVIDENCE.md"
+    if page.is_file():
+        fill_page(page, "tables", text)
+    for table in tables:
+        if differences := compared(table, args.pooling):
+            differences_plot(table, differences, args.pooling, output / picture(table, "differences"))
+        if can_be_ranked(table):
+            critical_differences(*table.family_scores(), output / picture(table, "ranks"))
+    return 0
+
+
+def picture(table: Table, of: str) -> str:
+    """The name of its file."""
+    return f"{of}-{'-'.join(table.title.split(', ')[:2])}.png"
+
+
+def can_be_ranked(table: Table) -> bool:
+    families, poolings, _ = table.family_scores()
+    return len(families) >= FEW and len(poolings) > 2
+
+
+def compared(table: Table, pooling: str) -> dict[str, Difference]:
+    """The differences of `pooling` to each other one that has a set in common with it."""
+    found = {other: difference(table, pooling, other) for other in table.poolings if other != pooling}
+    return {other: value for other, value in found.items() if value is not None}
+
+
+def all_tables(tables: list[Table], pooling: str, output: Path) -> str:
+    """Markdown; a section for each regime and token pooling, then the settings that were chosen and the hours."""
+    parts = []
+    for table in tables:
+        seeds = sorted({seed for runs in table.rows.values() for seed in runs})
+        parts += [f"### {table.title}", f"{len(table.sets)} sets, seeds {', '.join(map(str, seeds))}."]
+        parts += ["**Test scores**, in hundredths, with half the width of the 95 % interval:", means(table)]
+        if differences := compared(table, pooling):
+            parts += [f"**{pooling} less the other pooling**, in hundredths:", pairs(table, pooling, differences)]
+            parts += [f"![differences]({output.name}/{picture(table, 'differences')})"]
+            parts += ["The same by set:", by_set(differences)]
+        if can_be_ranked(table):
+            parts += [f"![ranks]({output.name}/{picture(table, 'ranks')})"]
+        parts += ["**Cost beside quality:**", costs(table)]
+    parts += ["### Settings and hours", chosen(output), hours(output)]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def means(table: Table) -> str:
+    """One row a pooling, one column a set; then the mean over what all have, siblings once, and the
+    mean rank there."""
+    families, complete, scores = table.family_scores()
+    ranks = dict(zip(complete, mean_ranks(scores), strict=True))
+    of_all = dict(zip(complete, scores.mean(0), strict=True))
+    lines = []
+    for pooling in table.poolings:
+        cells = []
+        for dataset in table.sets:
+            drawn = table.draws(dataset, [pooling])
+            if drawn is None:
+                cells.append("")
+            else:
+                low, high = bounds(drawn[0, 1:])
+                cells.append(f"{100 * drawn[0, 0]:.1f} ±{50 * (high - low):.1f}")
+        rest = [f"{100 * of_all[pooling]:.1f}", f"{ranks[pooling]:.1f}"] if pooling in of_all else ["", ""]
+        lines.append([pooling, *cells, *rest])
+    shares = [table.most_frequent(dataset) for dataset in table.sets]
+    lines.append(["most frequent label", *("" if share is None else f"{100 * share:.1f}" for share in shares), "", ""])
+    head = ["pooling", *(f"{d} ({table.metric(d)})" for d in table.sets), f"mean of {len(families)}", "mean rank"]
+    return markdown(head, lines)
+
+
+def mean_ranks(scores: np.ndarray) -> np.ndarray:
+    """(P,) from scores (F, P): the mean place, where 1 is best and ties share theirs."""
+    return rankdata(-scores, axis=1).mean(0)
+
+
+def pairs(table: Table, pooling: str, differences: dict[str, Difference]) -> str:
+    """One row for each other pooling."""
+    head = [
+        *("other", "sets", "better / tie / worse", "mean difference, these sets", "95 % if sets are drawn too"),
+        *("detectable", f"P(better), P(within {100 * ROPE:g}), P(worse)"),
+    ]
+    lines = []
+    for other, found in differences.items():
+        estimate, low, high = (100 * value for value in found.pooled)
+        wide = [f"{100 * value:+.1f}" for value in found.over_sets]
+        lines.append(
+            [
+                other,
+                str(len(found.by_set)),
+                " / ".join(map(str, found.tally)),
+                f"{estimate:+.1f} ({low:+.1f} to {high:+.1f})",
+                f"{wide[0]} to {wide[1]}",
+                f"{100 * found.detectable:.1f}",
+                equivalence(table, pooling, other, list(found.by_set)),
+            ]
+        )
+    return markdown(head, lines)
+
+
+def equivalence(table: Table, pooling: str, other: str, sets: list[str]) -> str:
+    """The Bayesian signed-rank test's probabilities, over families, that `pooling` is better, practically equal or
+    worse (Benavoli et al. 2017, https://jmlr.org/papers/v18/16-305.html)."""
+    import baycomp  # no other part of the project needs it
+
+    scores = defaultdict(list)
+    for dataset in sets:
+        scores[family_of(dataset)].append((table.score(dataset, pooling), table.score(dataset, other)))
+    mine, its = np.array([np.mean(values, axis=0) for values in scores.values()]).T  # (F,) each
+    if len(mine) < FEW:
+        return "too few sets"
+    return ", ".join(f"{p:.2f}" for p in baycomp.two_on_multiple(mine, its, rope=ROPE, random_state=0))
+
+
+def by_set(differences: dict[str, Difference]) -> str:
+    sets = list(dict.fromkeys(d for found in differences.values() for d in found.by_set))
+    lines = []
+    for dataset in sets:
+        cells = []
+        for found in differences.values():
+            of_set = found.by_set.get(dataset)
+            cells.append("{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * v for v in of_set)) if of_set else "")
+        lines.append([dataset, *cells])
+    return markdown(["set", *differences], lines)
+
+
+def costs(table: Table) -> str:
+    """Medians over the sets and seeds of a pooling."""
+    _, complete, scores = table.family_scores()
+    of_all = dict(zip(complete, scores.mean(0), strict=True))
+    lines = []
+    for pooling in table.poolings:
+        rows = [row for (_, p), runs in table.rows.items() if p == pooling for row in runs.values()]
+        numbers = [median(float(row[name]) for row in rows) for name in ("parameters", "flops")]
+        pace = median(float(row["seconds"]) / (int(row["epochs"]) * int(row["train_rows"])) for row in rows)
+        score = f"{100 * of_all[pooling]:.1f}" if pooling in of_all else ""
+        lines.append([pooling, f"{numbers[0]:,.0f}", f"{numbers[1] / 1e6:.3f}", f"{1000 * 1000 * pace:.0f}", score])
+    head = ["pooling", "new parameters", "MFLOP a text", "ms of training for 1,000 rows once", "mean score"]
+    return markdown(head, lines)
+
+
+def chosen(output: Path) -> str:
+    """How often each setting of the grid was chosen, by pooling."""
+    parts = []
+    for path in sorted(output.glob("*.csv")):
+        rows = read_rows(path)
+        grid = sorted({(int(row["epochs"]), float(row["learning_rate"])) for row in rows if row["kind"] == TUNE})
+        best = {
+            (row["pooling"], row["dataset"], row["token_pooling"]): (int(row["epochs"]), float(row["learning_rate"]))
+            for row in final_rows(rows)
+        }
+        of_pooling = defaultdict(Counter)
+        for (pooling, *_), setting in best.items():
+            of_pooling[pooling][setting] += 1
+        lines = [[pooling, *(str(found[setting]) for setting in grid)] for pooling, found in of_pooling.items()]
+        parts += [f"{path.stem}: on how many sets each setting was best on validation"]
+        parts += [markdown(["pooling", *(f"{epochs} epochs, {rate:g}" for epochs, rate in grid)], lines)]
+    return "\n\n".join(parts)
+
+
+def hours(output: Path) -> str:
+    """What the runs took."""
+    lines = []
+    for path in sorted(output.glob("*.csv")):
+        rows = read_rows(path)
+        kinds = Counter(row["kind"] for row in rows)
+        took = sum(float(row["seconds"]) for row in rows) / 3600
+        lines.append([path.stem, str(kinds[TUNE]), str(kinds[FINAL]), f"{took:.2f}"])
+    return markdown(["regime", "runs of tuning", "final runs", "hours of one core, training alone"], lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
