@@ -101,8 +101,12 @@ def main(argv: list[str] | None = None) -> int:
     """Measures what the CSV lacks, or makes the table; returns the exit status."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+    verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # that the classifier is new, which it should be
-    return COMPARED.main(PredictionArguments, measure, __doc__, argv)
+    try:
+        return COMPARED.main(PredictionArguments, measure, __doc__, argv)
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def test_nothing_computed_counts_as_much_as_all_computed(step):
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("shape", ["6x384", "12x768"])
-def test_flops_over_the_stock_class(shape):
+@pytest.mark.parametrize(("shape", "bound"), [("6x384", 0.92), ("12x768", 0.97)])
+def test_flops_over_the_stock_class(shape, bound):
     cell, counts = Cell.parse(f"{shape}/training/8x128"), {}
     for name in ("stock", "lstmpool", TWO_THIRDS):
         with torch.device("meta"):
@@ -69,8 +69,8 @@ def test_flops_over_the_stock_class(shape):
         for step in (inference, training):
             counts[name, step] = flops(lambda step=step, side=side, inputs=inputs: step(side, inputs))
     for step in (inference, training):
-        assert counts["lstmpool", step] <= 1.02 * counts["stock", step]
-        assert 0.6 < counts[TWO_THIRDS, step] / counts["stock", step] <= 0.70
+        assert 0.8 < counts["lstmpool", step] / counts["stock", step] <= bound
+        assert 0.5 < counts[TWO_THIRDS, step] / counts["stock", step] <= 0.70
 
 
 def test_the_counter_of_flops_sees_a_head_that_reads_every_token():
