@@ -52,22 +52,23 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status. Of several processes, the first one speaks."""
     words = sys.argv[1:] if argv is None else argv
     with contextlib.ExitStack() as stack:
-        if os.environ.get("RANK", "0") != "0":
+        rank, error_is = os.environ.get("RANK", "0"), "error"
+        if rank != "0":
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
-        errors = sys.stderr if os.environ.get("RANK", "0") == "0" else sys.stdout
+            error_is = f"error in process {rank}"
         stack.callback(_leave_group)
         stack.enter_context(interruptible())
         try:
             run(*parse_arguments(words, description=__doc__), command=words)
         except InputError as error:
-            print(f"error: {error}", file=errors)
+            print(f"{error_is}: {error}", file=sys.stderr)
             return 2
         except PushError as error:
-            print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=errors)
+            print("\n".join(f"{error_is}: {line}" for line in str(error).splitlines()), file=sys.stderr)
             return 3
         except KeyboardInterrupt as error:
-            print(f"\n{str(error) or 'stopped.'}", file=errors)
+            print(f"\n{str(error) or 'stopped.'}", file=sys.stderr if rank == "0" else sys.stdout)
             return getattr(error, "status", 130)
     return 0
 

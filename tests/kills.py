@@ -51,6 +51,9 @@ SETTINGS = {
     "early stopping": ["--early_stopping_patience=2", "--head_learning_rate=1e-2"],
     "early stopping within an epoch": ["--early_stopping_patience=3", "--head_learning_rate=1e-2", *EVALUATED],
     "a number of steps": ["--max_steps=14", *EVALUATED],
+    "a part of an epoch": ["--num_train_epochs=2.4", *EVALUATED],
+    "one checkpoint besides the best": ["--save_total_limit=1", *EVALUATED],
+    "a regression": ["--label_column_name=score", *EVALUATED],
     "frozen, from the cache": ["--freeze_backbone", *EVALUATED],
     "adapters, merged": ["--peft=lora", "--lora_dropout=0.1", "--merge", *EVALUATED],
 }
@@ -68,7 +71,11 @@ def prepare(folder: Path) -> None:
     save_backbone(folder / "backbone")
     for name, rows in (("train", 60), ("validation", 20)):
         texts = [" ".join([text] * (1 + i % 5)) for i, text in enumerate(sentences(rows))]
-        write_csv(folder / f"{name}.csv", {"text": texts, "label": ["even" if i % 2 else "odd" for i in range(rows)]})
+        labels, scores = (
+            ["even" if i % 2 else "odd" for i in range(rows)],
+            [f"{40 * (i % 3) + 0.5}" for i in range(rows)],
+        )
+        write_csv(folder / f"{name}.csv", {"text": texts, "label": labels, "score": scores})
 
 
 def start(words: list[str], log: Path | None = None, die_in: int | None = None) -> int:
@@ -122,6 +129,7 @@ def kill_in_save(process: int, output: Path, number: int) -> None:
     seen = set()
     while os.waitpid(process, os.WNOHANG) == (0, 0):
         seen |= {path.name for path in output.glob("checkpoint-*") if not (path / MANIFEST).exists()}
+        time.sleep(0.0005)
         if len(seen) >= number:
             os.kill(process, signal.SIGKILL)
             finish(process)

@@ -203,7 +203,7 @@ def test_the_same_seed_gives_the_same_numbers_and_a_run_can_be_resumed(work, mon
     words = ["--train_file=train.csv", "--test_file=test.csv", "--num_train_epochs=2", "--save_total_limit=2"]
     words += ["--validation_size=0"]
     halfway, losses, written = work / "again" / "checkpoint-2" / "model.safetensors", [], []
-    for more in (["--overwrite"], ["--overwrite"], ["--resume_from_checkpoint=again/checkpoint-2"]):
+    for more in (["--overwrite"], ["--overwrite"], ["--overwrite", "--resume_from_checkpoint=again/checkpoint-2"]):
         assert in_process(work, monkeypatch, "--output_dir=again", *words, *more) == 0
         losses.append(json.loads((work / "again" / "metrics.json").read_text())["results"]["test"]["log_loss"])
         written.append(halfway.stat().st_mtime_ns)

@@ -43,7 +43,8 @@ def signal_at(monkeypatch, where, signum, times=1):
 
     def sending(self, *args, **kwargs):
         if self.state.global_step == number:
-            for _ in range(times):
+            for again in range(times):
+                time.sleep(1.1 * again)  # a second one that comes at once is the same one, passed on
                 os.kill(os.getpid(), signum)
         return of_class(self, *args, **kwargs)
 
@@ -58,9 +59,9 @@ def signal_at(monkeypatch, where, signum, times=1):
         (("training_step", 10), signal.SIGTERM, 11),
         # 8 steps an epoch: before its end is saved, the epoch is evaluated, as in a run that nothing stops
         pytest.param(("training_step", 15), signal.SIGTERM, 16, marks=pytest.mark.slow),
-        pytest.param(("evaluate", 16), signal.SIGTERM, 17, marks=pytest.mark.slow),
-        pytest.param(("training_step", 31), signal.SIGTERM, 32, marks=pytest.mark.slow),
+        pytest.param(("evaluate", 16), signal.SIGTERM, 16, marks=pytest.mark.slow),
         pytest.param(("evaluate", 32), signal.SIGTERM, 32, marks=pytest.mark.slow),
+        pytest.param(("predict", 32), signal.SIGTERM, 32, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_at_the_end_of_the_step_and_the_same_command_goes_on(
@@ -73,11 +74,26 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_same_command_goes_on(
     told, checkpoint = (tmp_path / "log").read_text(), tmp_path / "out" / f"checkpoint-{saved}"
     assert "Traceback" not in told and checkpoint.is_dir()
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    if where != ("evaluate", 32):  # when no step comes after it, only that a checkpoint is there is told
+    if where[0] != "predict":  # after the training the command ends at once
         assert f"stopped at step {saved}, saved in {checkpoint}. The same command goes on from there." in told
     assert kills.finish(kills.start(words, tmp_path / "log")) == 0
     assert f"It goes on from {checkpoint}." in (tmp_path / "log").read_text()
     assert kills.digest(tmp_path / "out") == whole
+
+
+def test_a_folder_that_was_moved_after_its_last_save_goes_on_with_its_own_best_weights(
+    work, whole, monkeypatch, tmp_path
+):
+    words = [*kills.command(work, kills.KEPT, "stopped"), "--output_dir"]
+    with monkeypatch.context() as patched:
+        signal_at(patched, ("predict", 32), signal.SIGKILL)
+        assert kills.finish(kills.start([*words, str(tmp_path / "out")], tmp_path / "log")) == -signal.SIGKILL
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert kills.finish(kills.start([*words, str(tmp_path / "moved")], tmp_path / "log")) == 0
+    assert kills.digest(tmp_path / "moved") == whole
+    assert "epoch" not in (tmp_path / "log").read_text().split("It goes on from")[1].split("kept")[0].replace(
+        "Epoch", ""
+    )
 
 
 def test_a_second_signal_stops_at_once(work, monkeypatch, tmp_path):

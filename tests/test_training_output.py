@@ -170,3 +170,24 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_settings_alone(finished, c
     RunRecord({"learning_rate": 1e-3, "seed": 1}, {}).finish(finished)
     with pytest.raises(InputError, match="holds a run already"):
         check_output(arguments(finished), {"learning_rate": 1e-3, "seed": 1})
+
+
+def test_later_checkpoints_are_replaced_when_told_to_and_what_is_the_users_stays(finished, tmp_path):
+    for name in ("checkpoint-9", "checkpoint-best"):
+        (finished / name).mkdir()
+        (finished / name / "trainer_state.json").write_text("{}")
+        write_manifest(finished / name)
+    from_the_first = {"resume_from_checkpoint": str(finished / "checkpoint-5")}
+    with pytest.raises(InputError, match="checkpoint-9 comes after it, and would be replaced.*--overwrite"):
+        check_output(arguments(finished, **from_the_first), {})
+    args = arguments(finished, **from_the_first, overwrite=True)
+    check_output(args, {})
+    prepare_output(args, RunRecord({}, {}))
+    assert {path.name for path in finished.glob("checkpoint-*")} == {"checkpoint-5", "checkpoint-best"}
+
+    tiny_model().save_pretrained(tmp_path / "taken")
+    with pytest.raises(InputError, match="holds a run already .config.json, .*Choose another folder, or replace it"):
+        check_output(arguments(tmp_path / "taken", **from_the_first), {})
+    check_output(arguments(tmp_path / "free", **from_the_first), {})
+    prepare_output(arguments(finished, overwrite=True), RunRecord({}, {}))
+    assert {path.name for path in finished.glob("checkpoint-*")} == {"checkpoint-best"}

@@ -16,6 +16,7 @@ def settings(folder, model=None, **training):
 def test_settings_that_decide_what_a_run_comes_to(tmp_path):
     ours = settings(tmp_path)
     assert ours == settings(tmp_path / "elsewhere", overwrite=True, disable_tqdm=True, logging_steps=3, run_name="r")
+    assert ours == settings(tmp_path, per_device_eval_batch_size=1, do_predict=True)
     record = RunRecord(ours, {})
     assert record.differs(settings(tmp_path)) == ""
     for other in (
@@ -53,7 +54,10 @@ def test_a_record_comes_back_as_it_was_and_one_that_cannot_be_read_is_none(tmp_p
 )
 def test_a_run_is_not_resumed_with_other_rows(tmp_path, other):
     split = Split("t.csv", ["a", "b"], None, [0, 1], [0, 1])
-    RunRecord.of({}, {"train": split}).write(tmp_path)
-    RunRecord.of({}, {"train": replace(split, source="renamed.csv")}).check_rows(tmp_path)
-    with pytest.raises(InputError, match="training rows are not those"):
-        RunRecord.of({}, {"train": replace(split, **other)}).check_rows(tmp_path)
+    splits = {"train": split, "validation": split, "test": split}
+    RunRecord.of({}, splits).write(tmp_path)
+    RunRecord.of({}, {**splits, "train": replace(split, source="renamed.csv")}).check_rows(tmp_path)
+    RunRecord.of({}, {**splits, "test": replace(split, **other)}).check_rows(tmp_path)  # which no weight depends on
+    for name in ("train", "validation"):
+        with pytest.raises(InputError, match=f"the {name} rows are not those"):
+            RunRecord.of({}, {**splits, name: replace(split, **other)}).check_rows(tmp_path)

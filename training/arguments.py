@@ -289,7 +289,10 @@ class TrainingArguments(transformers.TrainingArguments):
             "the epochs."
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the run that output_dir holds."})
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "Replace the run that output_dir holds, unless it is this one, cut off: that goes on."},
+    )
     hub_private_repo: bool = False  # the library's own, as a flag that can stand alone
 
     def check_adapters(self, model: ModelArguments, given: set[str]) -> None:

@@ -39,6 +39,7 @@ DEFAULTS = {
     "save_total_limit": 1,
     "metric_for_best_model": AUTO,
     "restore_callback_states_from_checkpoint": True,
+    "ddp_timeout": 24 * 60 * 60,  # seconds: the others wait while the first process fills the cache of layer states
     "ddp_find_unused_parameters": False,  # there are none; the library would look for them at every step
     "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU, every epoch warns of it
     "report_to": ["tensorboard"] if importlib.util.find_spec("tensorboard") else ["none"],
@@ -51,6 +52,7 @@ UNFIT = {  # what the command cannot do without
     "prediction_loss_only": (False, "metrics need the predictions"),
     "label_names": (None, "the labels of every task are in the column that this command makes, labels"),
     "restore_callback_states_from_checkpoint": (True, "early stopping would forget what it has counted"),
+    "dataloader_persistent_workers": (False, "a resumed run would draw other random numbers"),
     "ignore_data_skip": (False, "a resumed run would see rows twice"),
     "save_only_model": (False, "a run could not go on from such a checkpoint"),
     "enable_jit_checkpoint": (False, "SIGTERM makes this command save at the end of the step, without it"),

@@ -6,6 +6,7 @@ Ctrl-C and SIGTERM, which schedulers send before they kill, are meant. A second 
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from lstmpool.training.arguments import TrainingArguments
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GO_ON = "The same command goes on from there."
+LAST = "stopped. The same command goes on from the last checkpoint, if there is one, or begins anew."
+TWICE = 1.0  # seconds within which a signal is the same one: a launcher may pass on what each process was sent, too
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,7 +32,7 @@ class Interrupted(KeyboardInterrupt):
     As it is no Exception, nobody takes it for a failure of what was just going on.
     """
 
-    def __init__(self, signum: int, message: str = "stopped. The same command goes on from the last checkpoint."):
+    def __init__(self, signum: int, message: str = LAST):
         super().__init__(message)
         self.status = 128 + signum
 
@@ -76,13 +79,15 @@ def _handled_by(handler: Any) -> Iterator[None]:
 
 class _StopAtStep(TrainerCallback):
     def __init__(self):
-        self.signum = 0  # that was caught
+        self.signum, self.since = 0, 0.0  # that was caught, and when
         self.agreed = 0  # by all processes, at the end of the last step
 
     def note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:
-            raise Interrupted(signum)
-        self.signum = signum
+            if time.monotonic() - self.since > TWICE:
+                raise Interrupted(signum)
+            return
+        self.signum, self.since = signum, time.monotonic()
         print("\nStopping at the end of this step, once it is saved. Again stops at once.", flush=True)
 
     def on_step_end(
@@ -91,6 +96,14 @@ class _StopAtStep(TrainerCallback):
         self.agreed = self._highest(args)
         at_end = float(state.epoch).is_integer() or state.global_step >= state.max_steps
         if self.agreed and not at_end:
+            control.should_save = True
+        return control
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        self.agreed = self._highest(args)
+        if self.agreed:
             control.should_save = True
         return control
 

@@ -19,7 +19,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from lstmpool import configuration_lstmpool, modeling_lstmpool, pooling_lstmpool
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
 from lstmpool.training.arguments import TrainingArguments
-from lstmpool.training.checkpoints import find_checkpoint, newest_whole
+from lstmpool.training.checkpoints import checkpoints_in, damage, find_checkpoint, newest_whole
 from lstmpool.training.errors import InputError
 from lstmpool.training.run_record import NAME as RECORD
 from lstmpool.training.run_record import RunRecord
@@ -51,11 +51,19 @@ def check_output(args: TrainingArguments, settings: dict[str, Any], init_from: s
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} must be a folder, found a file.")
     if args.resume_from_checkpoint:
-        args.resume_from_checkpoint = str(find_checkpoint(folder, args.resume_from_checkpoint))
-        return
+        checkpoint = find_checkpoint(folder, args.resume_from_checkpoint)
+        args.resume_from_checkpoint = str(checkpoint)
+        if checkpoint.parent.resolve() == folder.resolve():
+            later = [path for path in _later(checkpoint, folder) if not damage(path)]
+            if later and not args.overwrite:
+                raise InputError(
+                    f"--resume_from_checkpoint {checkpoint}: {later[0].name} comes after it, and would be replaced. "
+                    "Add --overwrite, or resume in another --output_dir."
+                )
+            return
     earlier = RunRecord.read(folder)
     cut_off = earlier is not None and not earlier.finished
-    if cut_off and not earlier.differs(settings):
+    if cut_off and not earlier.differs(settings) and not args.resume_from_checkpoint:
         newest = newest_whole(folder)
         args.resume_from_checkpoint = newest and str(newest)
         print(
@@ -71,12 +79,13 @@ def check_output(args: TrainingArguments, settings: dict[str, Any], init_from: s
         if cut_off:
             raise InputError(
                 f"--output_dir {folder} holds a run with other settings, which was cut off "
-                f"({earlier.differs(settings)}). Go on with its command, choose another folder, or replace it with "
-                "--overwrite."
+                f"({earlier.differs(settings)}). Go on with its command, or with these settings and "
+                "--resume_from_checkpoint last; choose another folder, or replace it with --overwrite."
             )
+        go_on = "continue that run with --resume_from_checkpoint last, " if checkpoints_in(folder) else ""
         raise InputError(
-            f"--output_dir {folder} holds a run already ({', '.join(held[:3])}). Choose another folder, continue that "
-            "run with --resume_from_checkpoint last, or replace it with --overwrite."
+            f"--output_dir {folder} holds a run already ({', '.join(held[:3])}). Choose another folder, {go_on}or "
+            "replace it with --overwrite."
         )
 
 
@@ -114,9 +123,13 @@ def prepare_output(args: TrainingArguments, record: RunRecord) -> None:
     folder = Path(args.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not args.resume_from_checkpoint:
-            for path in _written(folder):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        resumed = args.resume_from_checkpoint and Path(args.resume_from_checkpoint)
+        if resumed and resumed.parent.resolve() == folder.resolve():
+            gone = _later(resumed, folder)  # of another course that the run took, or not whole
+        else:
+            gone = _written(folder)
+        for path in gone:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         record.write(folder)
         for path in CODE if args.do_train else ():
             shutil.copyfile(path, folder / path.name)
@@ -161,13 +174,19 @@ def _forget_source(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.init_kwargs.pop(key, None)
 
 
+def _later(checkpoint: Path, folder: Path) -> list[Path]:
+    """The checkpoints of later steps, the newest first."""
+    newest_first = checkpoints_in(folder)
+    names = [path.name for path in newest_first]
+    return newest_first[: names.index(checkpoint.name)] if checkpoint.name in names else []
+
+
 def _written(folder: Path) -> list[Path]:
     """What a run has left in the folder."""
     if not folder.is_dir():
         return []
-    checkpoints = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     files = [folder / name for name in WRITTEN if (folder / name).is_file()]
-    return sorted({*checkpoints, *_weights(folder), *files, *_folds(folder)})
+    return sorted({*checkpoints_in(folder), *_weights(folder), *files, *_folds(folder)})
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -14,10 +14,13 @@ from lstmpool.training.errors import InputError
 
 NAME = "run.json"
 # Where a run is, how it reports and what it may use: none of these changes the weights that it ends with.
-NO_MATTER = ("hub_", "log", "report_to", "run_name", "project", "trackio", "push_to_hub", "dataloader_", "ddp_")
+NO_MATTER = ("hub_", "log", "report_to", "run_name", "project", "trackio", "push_to_hub", "ddp_")
 NO_MATTER_EITHER = {
     *("output_dir", "overwrite", "resume_from_checkpoint", "disable_tqdm", "preprocessing_num_workers"),
-    *("save_total_limit", "local_rank", "predictions_format", "predictions_with_text", "baselines", "debug"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+    *("per_device_eval_batch_size", "eval_accumulation_steps"),  # for who was out of memory in an evaluation
+    *("test_file", "test_split_name", "do_predict", "max_predict_samples"),
+    *("save_total_limit", "local_rank", "predictions_format", "predictions_with_text", "debug"),
     *("hp_search", "hp_space"),  # what was found counts as the settings of the run, see `Search`
 }
 
@@ -65,14 +68,14 @@ class RunRecord:
         return ", ".join(f"{name} {self.settings[name]} there and {settings[name]} here" for name in other[:3])
 
     def check_rows(self, folder: Path) -> None:
-        """Raises InputError if the run that `folder` holds, and that is resumed, was trained on other rows."""
+        """Raises InputError if the run that `folder` holds, and that is resumed, was given other rows."""
         earlier = RunRecord.read(folder)
-        if earlier is None or earlier.rows.get("train") == self.rows.get("train"):
-            return
-        raise InputError(
-            f"the training rows are not those that the run in {folder} was trained on. Resume with the same files, or "
-            "begin anew in another folder."
-        )
+        for name in ("train", "validation") if earlier is not None else ():
+            if earlier.rows.get(name) != self.rows.get(name):
+                raise InputError(
+                    f"the {name} rows are not those that the run in {folder} was given. Resume with the same files, "
+                    "or begin anew in another folder."
+                )
 
 
 def _digest(split: Split) -> str:

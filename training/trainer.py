@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
 from lstmpool.training.arguments import TrainingArguments
-from lstmpool.training.checkpoints import damage, write_manifest
+from lstmpool.training.checkpoints import MANIFEST, damage, write_manifest
 from lstmpool.training.data import token_counts
 from lstmpool.training.errors import InputError
 from lstmpool.training.layers import learning_rates
@@ -93,6 +93,11 @@ class LstmPoolTrainer(Trainer):
         self.state = state
         self._load_from_checkpoint(checkpoint)
         if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            # beside this one, wherever the folder was when the state was written
+            best = Path(checkpoint).parent / Path(state.best_model_checkpoint).name
+            if wrong := damage(best):
+                raise InputError(f"the best checkpoint, {best}, is not whole: {wrong}. Begin anew with --overwrite.")
+            state.best_model_checkpoint = str(best)
             self._load_best_model()
 
     def remove_last_checkpoint(self) -> None:
@@ -114,11 +119,10 @@ class LstmPoolTrainer(Trainer):
         """The library would train one more epoch after an early stop, and one more step after `max_steps`."""
         stopper = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
         evaluations_without = stopper.get("attributes", {}).get("early_stopping_patience_counter", 0)
-        patience, args = self.args.early_stopping_patience, self.args
+        patience = self.args.early_stopping_patience
         if patience is not None and evaluations_without >= patience:
             return True
-        as_asked = state.max_steps == args.max_steps or state.num_train_epochs == args.num_train_epochs
-        return as_asked and state.global_step >= state.max_steps
+        return state.global_step >= self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         args, rows = self.args, self.train_dataset if train_dataset is None else train_dataset
@@ -130,11 +134,14 @@ class LstmPoolTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         """Older checkpoints are removed once this one is whole, and not before."""
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        if self.args.should_save and folder.exists() and damage(folder):
-            shutil.rmtree(folder)  # a save that was cut off has left it
+        if self.args.should_save and folder.exists():
+            if damage(folder):
+                shutil.rmtree(folder)  # a save that was cut off has left it
+            else:
+                (folder / MANIFEST).unlink()  # its files are replaced one by one
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder)
-            rotate_checkpoints(self.args.output_dir, self.limit, self.state.best_model_checkpoint, use_mtime=True)
+            rotate_checkpoints(self.args.output_dir, self.limit, self.state.best_model_checkpoint)
