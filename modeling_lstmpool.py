@@ -79,12 +79,16 @@ def _keep_what_is_read(module: nn.Module, args: tuple, output: Tensor | tuple) -
     return capture.pool(output)[:, None]
 
 
-def _one_token_after(layer: nn.Module, config: LstmPoolConfig) -> nn.Module | None:
+def _one_token_after(backbone: nn.Module, stack: str, config: LstmPoolConfig) -> str | None:
     """The part of the top layer after which the token that is read is alone needed; None where that is not certain."""
     name = Families.ONE_TOKEN_AFTER.get(config.backbone_config.model_type)
-    known = name is not None and type(layer).__module__.startswith("transformers.models.")  # not somebody's own code
     chunked = getattr(config.backbone_config, "chunk_size_feed_forward", 0)  # which asks for whole chunks of tokens
-    return getattr(layer, name, None) if known and not chunked and config.token_readout == "first" else None
+    layer, owner = backbone.get_submodule(stack)[-1], backbone.get_submodule(stack.rpartition(".")[0])
+    known = all(  # somebody's own code may mix the tokens once more
+        isinstance(module, nn.Linear) or type(module).__module__.startswith(("transformers.", "torch."))
+        for module in (backbone, owner, *layer.modules())
+    )
+    return name if name is not None and known and not chunked and hasattr(layer, name) else None
 
 
 # -------------------------------------------------------------------------------------------------------- the backbone
@@ -180,10 +184,12 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         layers = self.backbone.get_submodule(self._stack) if self._streams else ()
         for layer, module in enumerate(layers):  # now: a hook added to a compiled backbone is never called
             module.register_forward_pre_hook(partial(_record_input, layer), with_kwargs=True)
-        part = _one_token_after(layers[-1], config) if layers else None
+        part = _one_token_after(self.backbone, self._stack, config) if self._streams else None
         self._top_token_alone = part is not None
         if part is not None:
-            part.register_forward_hook(_keep_what_is_read)
+            owner, top = self._stack.rpartition(".")[0], f"{self._stack}.{len(layers) - 1}"
+            self._way_to_the_top = ("", owner, top, f"{top}.{part}")
+            self.backbone.get_submodule(self._way_to_the_top[-1]).register_forward_hook(_keep_what_is_read)
         self._accepted = frozenset(inspect.signature(self.backbone.forward).parameters)
         # RoBERTa and its kin number the tokens that are not padding themselves, from an offset
         tables = [m for name, m in self.backbone.named_modules() if name.endswith("position_embeddings")]
@@ -228,8 +234,9 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
             inputs, kept = self._check_inputs(named, kwargs)
             inputs |= {"output_attentions": True} if wants_attentions else {}
             inputs |= {"output_hidden_states": True} if wants_states or not self._streams else {}
-            alone = self._top_token_alone and not (needs_last_hidden_state or wants_states or wants_attentions)
-            outputs, layer_states = self._run_backbone(inputs, kept, alone and not self._recomputes())
+            alone = self._top_token_alone and self.config.token_readout == "first"
+            alone = alone and not (needs_last_hidden_state or wants_states or wants_attentions or self._recomputes())
+            outputs, layer_states = self._run_backbone(inputs, kept, alone)
             fields = {"attentions": outputs.get("attentions")}
             fields["last_hidden_state"] = outputs.last_hidden_state if needs_last_hidden_state else None
             fields["hidden_states"] = outputs.get("hidden_states") if wants_states else None
@@ -261,10 +268,14 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         return {key: value for key, value in inputs.items() if key in self._accepted and value is not None}, kept
 
     def _recomputes(self) -> bool:
-        """Whether the top layer runs again in the backward pass, when no capture says that one token is enough."""
-        top = self.backbone.get_submodule(self._stack)[-1]
-        wrapped = hasattr(top, "_checkpoint_wrapped_module")  # as FSDP does it
-        return wrapped or (top.training and getattr(top, "gradient_checkpointing", False))
+        """Whether the top layer may run again in the backward pass, when no capture says that one token is enough."""
+        try:
+            modules = [self.backbone.get_submodule(name) for name in self._way_to_the_top]
+        except AttributeError:  # the backbone was put into something else
+            return True
+        wrapped = any(hasattr(module, "_checkpoint_wrapped_module") for module in modules)  # as FSDP does it
+        set_to = any(module.training and getattr(module, "gradient_checkpointing", False) for module in modules)
+        return torch.is_grad_enabled() and (wrapped or set_to)
 
     def _run_backbone(self, inputs: dict[str, Any], kept: Tensor, top_token_alone: bool) -> tuple[Any, Tensor]:
         """The backbone's outputs, and the layer states (B, L, H) taken on the way."""
@@ -277,6 +288,7 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
             _active.capture = outer
         if top_token_alone and outputs.last_hidden_state.size(1) > 1:  # what follows was added to all tokens after all
             self._top_token_alone = False
+            del outputs, capture  # what they hold is not held twice
             return self._run_backbone(inputs, kept, False)
         if self._streams:
             if len(capture.states) < len(layers) - 1 and not self.training:  # LayerDrop leaves layers out in training

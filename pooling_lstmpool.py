@@ -51,6 +51,7 @@ class TopLSTM(nn.LSTM):
         if not self.bidirectional or layer_states.device.type not in ("cpu", "meta"):
             # elsewhere both directions are one fused kernel, for which all weights lie in one block
             return super().forward(layer_states)[0][:, -1]
+        self.check_input(layer_states, None)
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
         start = layer_states.new_zeros(1, layer_states.size(0), self.hidden_size)
         read = []

@@ -191,3 +191,11 @@ def test_layer_norm_brings_layers_to_one_scale(name):
     scaled = STATES * torch.tensor([1.0, 1e3, 30.0])[:, None] + torch.tensor([0.0, 500.0, -70.0])[:, None]
     torch.testing.assert_close(pooler(scaled), pooler(STATES), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(pooling(name, layer_norm=False)(scaled), pooling(name, layer_norm=False)(STATES))
+
+
+def test_states_that_do_not_fit_the_lstm_are_refused_as_by_torch():
+    lstm = TopLSTM(16, 12, batch_first=True, bidirectional=True)
+    with pytest.raises(RuntimeError, match="input.size.-1. must be equal to input_size"):
+        lstm(torch.zeros(2, 3, 15))
+    with pytest.raises(ValueError, match="dtype"):
+        lstm(torch.zeros(2, 3, 16, dtype=torch.bfloat16))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, BertConfig, BertForSequenceClassification
-from transformers.models.bert.modeling_bert import BertLayer
+from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
+from transformers.models.bert.modeling_bert import BertAttention, BertEncoder, BertLayer, BertOutput
 
 from lstmpool.configuration_lstmpool import Families, LstmPoolConfig
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
@@ -140,6 +140,59 @@ def test_a_layer_of_ones_own_runs_in_full():
     backbone = AutoModel.from_config(backbone_config())
     backbone.encoder.layer[-1].__class__ = Layer
     assert tokens_out(LstmPoolForSequenceClassification(tiny_config(), backbone=backbone), random_inputs()) == [7]
+
+
+def test_code_of_ones_own_around_or_in_the_top_layer_runs_in_full():
+    class MixesAfterTheStack(BertModel):
+        def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+            outputs = super().forward(input_ids, attention_mask, position_ids=position_ids, **kwargs)
+            hidden = outputs.last_hidden_state
+            outputs.last_hidden_state = hidden + hidden.mean(1, keepdim=True)
+            return outputs
+
+    class MixesInTheLayer(BertOutput):
+        def forward(self, hidden, inputs):
+            return super().forward(hidden, inputs).flip(1)
+
+    torch.manual_seed(0)
+    around, within = MixesAfterTheStack(backbone_config()), BertModel(backbone_config())
+    within.encoder.layer[-1].output = MixesInTheLayer(backbone_config())
+    for backbone in (around, within):
+        model = LstmPoolForSequenceClassification(tiny_config(), backbone=backbone).eval()
+        assert not model.lstmpool._top_token_alone
+        assert tokens_out(model, random_inputs()) == [7]
+
+
+def test_a_config_that_is_changed_after_the_model_was_made():
+    model, inputs = tiny_model(), random_inputs(lengths=[7, 3, 5])
+    model.config.token_pooling = "mean"
+    assert tokens_out(model, inputs) == [7]
+    assert_same_as_a_full_run(model, inputs)
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertEncoder, BertAttention])
+def test_whatever_runs_again_around_the_top_layer_or_in_it_runs_in_full(kind):
+    model, inputs = tiny_model().train(), random_inputs()
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, kind))
+    assert_same_as_a_full_run(model, inputs)
+    with torch.no_grad():  # nothing runs again
+        seen = tokens_out(model, inputs)
+    assert seen == [1]
+
+
+def test_a_backbone_that_was_put_into_something_else_runs_in_full():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    model, inputs = tiny_model(), random_inputs()
+    wanted = model(**inputs).logits
+    model.lstmpool.backbone = Wrapper(model.lstmpool.backbone)
+    torch.testing.assert_close(model(**inputs).logits, wanted, atol=1e-6, rtol=0)
 
 
 def test_a_layer_that_spreads_the_token_again_is_noticed_at_the_first_run():
