@@ -151,6 +151,27 @@ def test_what_is_there_is_read_without_the_right_to_write(cache, rows, monkeypat
     assert len(cache(tiny_model(), rows)) == 7
 
 
+def test_states_that_half_precision_cannot_hold_are_refused(cache, rows, tmp_path, monkeypatch):
+    model = tiny_model()
+    forward = model.lstmpool.forward
+
+    def large(value):
+        def run(*args, **kwargs):
+            outputs = forward(*args, **kwargs)
+            outputs.layer_states[0, 0, 0] = value
+            return outputs
+
+        return run
+
+    monkeypatch.setattr(model.lstmpool, "forward", large(-70_000.0))
+    with pytest.raises(InputError, match="up to 65504, found -70000. Give --layer_cache float32"):
+        cache(model, rows, dtype="float16")
+    assert files(tmp_path) == []
+    assert cache(model, rows)["layer_states"][:].min() == -70_000
+    monkeypatch.setattr(model.lstmpool, "forward", large(float("inf")))  # which float32 would not mend
+    assert np.isinf(cache(model, rows, dtype="float16")["layer_states"][:]).any()
+
+
 def test_it_is_read_through_a_memory_map(cache, rows):
     before = pyarrow.total_allocated_bytes()
     states = cache(tiny_model(), rows)

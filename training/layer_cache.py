@@ -64,7 +64,7 @@ def cached_states(
         title: of the progress bar.
 
     Raises:
-        InputError: if the folder cannot be written.
+        InputError: if the folder cannot be written, or `dtype` cannot hold the states.
     """
     folder = folder or CACHE
     labels = tokens["labels"][:] if "labels" in tokens.column_names else None
@@ -107,12 +107,25 @@ def _write(
                 rows = [tokens[i] for i in range(start, min(start + batch_size, len(tokens)))]
                 batch = {name: value.to(base.device) for name, value in collator(rows).items()}
                 states = base(**batch).layer_states.flatten(1)  # (B, L * H)
-                flat = pyarrow.array(states.float().cpu().numpy().astype(DTYPES[dtype]).ravel())
-                column = pyarrow.FixedSizeListArray.from_arrays(flat, width)
+                flat = _cast(states.float().cpu().numpy().ravel(), dtype)
+                column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), width)
                 writer.write_batch(pyarrow.record_batch([column], schema=schema))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _cast(states: np.ndarray, dtype: str) -> np.ndarray:
+    """Refuses what would become infinite, which training would take for divergence."""
+    with np.errstate(over="ignore"):
+        cast = states.astype(DTYPES[dtype])
+    lost = np.isfinite(states) & ~np.isfinite(cast)
+    if lost.any():
+        raise InputError(
+            f"--layer_cache {dtype} holds numbers up to {np.finfo(DTYPES[dtype]).max:.0f}, found "
+            f"{states[lost][0]:.0f}. Give --layer_cache float32."
+        )
+    return cast
 
 
 def _digest(model: PreTrainedModel, tokens: Dataset, dtype: str) -> str:
