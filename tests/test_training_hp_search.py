@@ -137,6 +137,14 @@ def test_a_trial_that_was_cut_off_is_tried_again_in_its_folder(work, studies, tr
     assert states.count("FAIL") == 1 and states.count("COMPLETE") == 4 and len(states) == 5
 
 
+def test_a_trial_that_was_cut_off_goes_on_when_the_test_rows_are_others(work, studies, trained):
+    trained.kill_at = 0
+    with pytest.raises(Killed):
+        search(work, 1).run()
+    search(work, 1, "--test_file=" + str(work / "validation.csv"), "--max_predict_samples=3").run()
+    assert len(trained.trials) == 2 and len(list(studies.iterdir())) == 1
+
+
 def test_a_kill_between_the_end_of_a_run_and_its_entry_in_the_study_costs_nothing(work, studies, trained, monkeypatch):
     def kill(*args, **kwargs):
         raise Killed

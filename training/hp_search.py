@@ -129,11 +129,9 @@ class Search:
     @cached_property
     def folder(self) -> Path:
         """Of the study: the same for the same settings, space, and training and validation rows."""
-        splits = {name: split for name, split in self.job.splits.items() if name != "test"}
-        record = RunRecord.of(self.job.settings, splits)
-        of_test = ("test_", "do_predict", "max_predict_samples")
-        settings = {name: value for name, value in record.settings.items() if not name.startswith(of_test)}
-        said = repr([sorted(settings.items()), record.rows, sorted(self.space.items())])
+        job = _without_test(self.job)
+        record = RunRecord.of(job.settings, job.splits)
+        said = repr([sorted(record.settings.items()), record.rows, sorted(self.space.items())])
         return STUDIES / hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
     def _lock(self) -> AbstractContextManager:
@@ -197,8 +195,8 @@ class Search:
         args.do_predict = args.overwrite = args.baselines = args.tune_thresholds = False
         args.calibrate = None
         tokens = self.job.encode()  # once for all trials
-        splits = {name: split for name, split in job.splits.items() if name != "test"}
-        job = replace(job, splits=splits, tokens={name: tokens[name] for name in splits})
+        job = _without_test(job)
+        job = replace(job, tokens={name: tokens[name] for name in job.splits})
         if not (record := RunRecord.read(folder)) or not record.finished or record.differs(job.settings):
             folder.mkdir(exist_ok=True)
             try:
@@ -245,6 +243,13 @@ class Search:
             f"{' '.join(f'--{name} {value!r}' for name, value in best.items())}\n",
             flush=True,
         )
+
+
+def _without_test(job: Job) -> Job:
+    """Without the test rows and all that is set about them, on which a trial must not depend."""
+    of_test = ("test_", "do_predict", "max_predict_samples")
+    settings = {name: value for name, value in job.settings.items() if not name.startswith(of_test)}
+    return replace(job, splits={name: of for name, of in job.splits.items() if name != "test"}, settings=settings)
 
 
 def _suggest(trial: Any, name: str, of: Values) -> float | int:
