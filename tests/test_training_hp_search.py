@@ -5,10 +5,12 @@ import math
 import os
 import signal
 import time
+import weakref
 from types import SimpleNamespace
 
 import pandas
 import pytest
+import torch
 
 from lstmpool.train_trainer import main
 from lstmpool.training import hp_search
@@ -52,7 +54,7 @@ class Killed(BaseException):
 @pytest.fixture
 def trained(monkeypatch):
     """In the place of a run: its metric is best at a head's rate of 1e-3. Keeps what each trial was given."""
-    seen = SimpleNamespace(trials=[], kill_at=None, diverges=())
+    seen = SimpleNamespace(trials=[], kill_at=None, diverges=(), too_large=(), left=[])
 
     def fit(job, args):
         number = len(seen.trials)
@@ -65,6 +67,11 @@ def trained(monkeypatch):
             raise Killed
         if number in seen.diverges:
             raise Diverged("no number")
+        if number in seen.too_large:
+            model = torch.nn.Identity()
+            model.trainer = SimpleNamespace(model=model)  # as they refer to each other
+            seen.left.append(weakref.ref(model))
+            raise torch.OutOfMemoryError("CUDA out of memory")
         accuracy = 1 - abs(math.log10(args.head_learning_rate) + 3) / 10
         hp_search.Path(folder, "metrics.json").write_text(
             json.dumps({"results": {"validation": {"accuracy": accuracy}}})
@@ -175,6 +182,21 @@ def test_what_diverges_counts_and_is_not_taken(work, studies, trained, capsys):
     trained.diverges = range(9)
     with pytest.raises(InputError, match="all 1 trials have diverged. Lower the rates"):
         search(work, 1, "--seed=1").run()
+
+
+def test_what_needs_too_much_memory_counts_and_gives_it_back(work, studies, trained, capsys):
+    trained.too_large = (0,)
+    args = search(work, 2).run()[1]
+    assert len(trained.trials) == 2 and args.head_learning_rate == trained.trials[1][1].head_learning_rate
+    assert trained.left[0]() is None
+    assert "-> run out of memory" in capsys.readouterr().out
+    table = pandas.read_csv(next(studies.iterdir()) / "hp_search.csv", keep_default_na=False)
+    assert table["end"].tolist() == ["", "run out of memory"]
+    trained.too_large, trained.diverges = (2,), (3,)
+    with pytest.raises(
+        InputError, match="all 2 trials have diverged or run out of memory. Lower the rates.* Lower --"
+    ):
+        search(work, 2, "--seed=1").run()
 
 
 def test_settings_of_the_model_are_searched_too(work, studies, trained):
