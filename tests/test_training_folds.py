@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -14,7 +16,7 @@ from transformers import AutoTokenizer
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.train_trainer import main
-from lstmpool.training import layer_cache
+from lstmpool.training import folds, layer_cache
 from lstmpool.training.folds import _label_columns, mean_logits
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE, Labels
 from lstmpool.training.run_record import RunRecord
@@ -81,7 +83,7 @@ def finished(work):
 def test_all_folds_share_one_cache(finished, work):
     _, runs = finished
     assert len(runs) == 2 == len(set(runs))  # of the training rows, for both folds, and of the test rows
-    assert len(list((work / "cache").iterdir())) == 2
+    assert len(list((work / "cache").glob("*.arrow"))) == 2
 
 
 def test_each_row_is_predicted_by_the_model_that_was_trained_without_it(finished, work):
@@ -157,6 +159,65 @@ def test_what_was_cut_off_goes_on_without_the_folds_that_are_finished(finished, 
     assert weights.stat().st_mtime_ns == written
     pandas.testing.assert_frame_equal(pandas.read_parquet(folder / "oof.parquet"), before, check_exact=True)
     assert RunRecord.read(folder).finished
+
+
+class Killed(BaseException):
+    """Stands for a kill: nobody can catch it."""
+
+
+@pytest.fixture
+def again(finished, work, tmp_path, monkeypatch):
+    """A copy of a whole run, the command for it, and what is given to its folds, of which the second is killed."""
+    monkeypatch.chdir(work)
+    folder, fitted = tmp_path / "again", []
+    shutil.copytree(finished[0], folder)
+
+    def fit(job, args, also):
+        fitted.append(args.output_dir)
+        if args.output_dir.endswith("fold-2"):
+            raise Killed
+
+    monkeypatch.setattr(folds, "fit", fit)
+    return folder, [*WORDS, f"--output_dir={folder}"], fitted
+
+
+@pytest.mark.parametrize("removed", [0, 3, 99])
+def test_an_overwrite_that_was_killed_while_it_removes_folds_is_done_again(again, monkeypatch, removed):
+    folder, words, fitted = again
+    of_path, calls = Path.unlink, []
+
+    def unlink(path, *args, **kwargs):
+        if "fold-" in path.parent.name:
+            calls.append(path.name)
+            if len(calls) > removed or (removed == 99 and calls.count("run.json") == 1):
+                raise Killed
+        of_path(path, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Path, "unlink", unlink)
+        main([*words, "--overwrite"])
+    assert fitted == []
+    with pytest.raises(Killed):
+        main([*words, "--overwrite"])
+    assert fitted == [str(folder / "fold-1"), str(folder / "fold-2")]
+    assert not list(folder.glob("fold-*"))  # the folds are in the place of `fit`, and write nothing
+
+
+def test_a_fold_without_its_record_is_replaced_if_that_is_asked_for_and_refused_before_training(again, capsys):
+    folder, words, fitted = again
+    (folder / "fold-2" / "run.json").unlink()
+    config = (folder / "fold-2" / "config.json").read_text()
+    (folder / "fold-2" / "config.json").write_text('{"model_type": "bert"}')  # somebody's own
+    assert main([*words, "--overwrite"]) == 2
+    assert "fold-2 holds another kind of model" in capsys.readouterr().err
+    assert fitted == [] and (folder / "fold-1" / "model.safetensors").exists()
+    (folder / "fold-2" / "config.json").write_text(config)
+    with pytest.raises(Killed):
+        main([*words, "--overwrite"])
+    assert fitted == [str(folder / "fold-1"), str(folder / "fold-2")]
+    fitted.clear()
+    assert main(words) == 2  # it would go on
+    assert "fold-2 holds a run already" in capsys.readouterr().err and fitted == []
 
 
 @pytest.mark.slow

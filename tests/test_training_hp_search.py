@@ -1,14 +1,17 @@
 """A search of settings: what is tried, what is kept of it, and that it goes on wherever it was cut off."""
 
+import gc
 import json
 import math
 import os
 import signal
 import time
+import weakref
 from types import SimpleNamespace
 
 import pandas
 import pytest
+import torch
 
 from lstmpool.train_trainer import main
 from lstmpool.training import hp_search
@@ -52,10 +55,11 @@ class Killed(BaseException):
 @pytest.fixture
 def trained(monkeypatch):
     """In the place of a run: its metric is best at a head's rate of 1e-3. Keeps what each trial was given."""
-    seen = SimpleNamespace(trials=[], kill_at=None, diverges=())
+    seen = SimpleNamespace(trials=[], kill_at=None, diverges=(), too_large=(), left=[], alive=[])
 
     def fit(job, args):
         number = len(seen.trials)
+        seen.alive.append([left for left in seen.left if left() is not None])
         seen.trials.append((job, args))
         folder, record = args.output_dir, RunRecord.of(job.settings, job.splits)
         hp_search.Path(folder).mkdir(exist_ok=True)
@@ -65,6 +69,11 @@ def trained(monkeypatch):
             raise Killed
         if number in seen.diverges:
             raise Diverged("no number")
+        if number in seen.too_large:
+            model = torch.nn.Identity()
+            model.trainer = SimpleNamespace(model=model)  # as they refer to each other
+            seen.left.append(weakref.ref(model))
+            raise torch.OutOfMemoryError("CUDA out of memory")
         accuracy = 1 - abs(math.log10(args.head_learning_rate) + 3) / 10
         hp_search.Path(folder, "metrics.json").write_text(
             json.dumps({"results": {"validation": {"accuracy": accuracy}}})
@@ -137,6 +146,14 @@ def test_a_trial_that_was_cut_off_is_tried_again_in_its_folder(work, studies, tr
     assert states.count("FAIL") == 1 and states.count("COMPLETE") == 4 and len(states) == 5
 
 
+def test_a_trial_that_was_cut_off_goes_on_when_the_test_rows_are_others(work, studies, trained):
+    trained.kill_at = 0
+    with pytest.raises(Killed):
+        search(work, 1).run()
+    search(work, 1, "--test_file=" + str(work / "validation.csv"), "--max_predict_samples=3").run()
+    assert len(trained.trials) == 2 and len(list(studies.iterdir())) == 1
+
+
 def test_a_kill_between_the_end_of_a_run_and_its_entry_in_the_study_costs_nothing(work, studies, trained, monkeypatch):
     def kill(*args, **kwargs):
         raise Killed
@@ -167,6 +184,23 @@ def test_what_diverges_counts_and_is_not_taken(work, studies, trained, capsys):
     trained.diverges = range(9)
     with pytest.raises(InputError, match="all 1 trials have diverged. Lower the rates"):
         search(work, 1, "--seed=1").run()
+
+
+def test_what_needs_too_much_memory_counts_and_gives_it_back(work, studies, trained, capsys, request):
+    trained.too_large = (0,)
+    request.addfinalizer(gc.enable)
+    gc.disable()  # or it might come to it by chance
+    args = search(work, 2).run()[1]
+    assert len(trained.trials) == 2 and args.head_learning_rate == trained.trials[1][1].head_learning_rate
+    assert len(trained.left) == 1 and trained.alive == [[], []]  # when the next one begins
+    assert "-> run out of memory" in capsys.readouterr().out
+    table = pandas.read_csv(next(studies.iterdir()) / "hp_search.csv", keep_default_na=False)
+    assert table["end"].tolist() == ["", "run out of memory"]
+    trained.too_large, trained.diverges = (2,), (3,)
+    with pytest.raises(
+        InputError, match="all 2 trials have diverged or run out of memory. Lower the rates.* Lower --"
+    ):
+        search(work, 2, "--seed=1").run()
 
 
 def test_settings_of_the_model_are_searched_too(work, studies, trained):

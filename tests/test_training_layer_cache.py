@@ -1,12 +1,12 @@
-import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pytest
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from transformers import DataCollatorWithPadding
 
 from lstmpool.training.errors import InputError
@@ -37,7 +37,7 @@ def cache(tmp_path, tokenizer):
 
 
 def files(tmp_path):
-    return sorted((tmp_path / "cache").iterdir())
+    return sorted(path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock")
 
 
 def test_every_row_has_its_own_states_in_the_order_of_the_rows(cache, rows):
@@ -121,16 +121,55 @@ def test_an_interrupted_run_leaves_nothing_half_made(cache, rows, tmp_path, monk
     assert len(cache(model, rows)) == 7
 
 
-def test_what_a_killed_run_left_is_removed_and_what_a_live_one_writes_is_not(cache, rows, tmp_path):
+def test_what_a_killed_run_left_is_written_over(cache, rows, tmp_path):
     cache(tiny_model(), rows)
     whole = files(tmp_path)[0]
-    whole.unlink()
-    killed = subprocess.Popen([sys.executable, "-c", ""])
-    killed.wait()
-    for process in (killed.pid, os.getppid()):
-        whole.with_name(f"{whole.name}.{process}.unfinished").write_bytes(b"half")
+    content = whole.read_bytes()
+    whole.rename(f"{whole}.unfinished")
+    Path(f"{whole}.unfinished").write_bytes(b"half" * 10_000)
     cache(tiny_model(), rows)
-    assert [path.name for path in files(tmp_path)] == [whole.name, f"{whole.name}.{os.getppid()}.unfinished"]
+    assert files(tmp_path) == [whole] and whole.read_bytes() == content
+
+
+def test_who_comes_second_waits_and_computes_nothing(cache, rows, tmp_path, monkeypatch):
+    first, written = cache(tiny_model(), rows), []
+    whole = files(tmp_path)[0]
+    content = whole.read_bytes()
+    whole.unlink()
+    monkeypatch.setattr("lstmpool.training.layer_cache._write", lambda path, *rest: written.append(path))
+    with ThreadPoolExecutor() as pool, FileLock(f"{whole}.lock"):  # a lock is its holder's, not the process's
+        second = pool.submit(cache, tiny_model(), rows)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=1)
+        whole.write_bytes(content)
+    assert np.array_equal(second.result()["layer_states"][:], first["layer_states"][:]) and written == []
+
+
+def test_what_is_there_is_read_without_the_right_to_write(cache, rows, monkeypatch):
+    cache(tiny_model(), rows)
+    monkeypatch.setattr("lstmpool.training.layer_cache.FileLock", None)
+    assert len(cache(tiny_model(), rows)) == 7
+
+
+def test_states_that_half_precision_cannot_hold_are_refused(cache, rows, tmp_path, monkeypatch):
+    model = tiny_model()
+    forward = model.lstmpool.forward
+
+    def large(value):
+        def run(*args, **kwargs):
+            outputs = forward(*args, **kwargs)
+            outputs.layer_states[0, 0, 0] = value
+            return outputs
+
+        return run
+
+    monkeypatch.setattr(model.lstmpool, "forward", large(-70_000.0))
+    with pytest.raises(InputError, match="up to 65504, found -70000. Give --layer_cache float32"):
+        cache(model, rows, dtype="float16")
+    assert files(tmp_path) == []
+    assert cache(model, rows)["layer_states"][:].min() == -70_000
+    monkeypatch.setattr(model.lstmpool, "forward", large(float("inf")))  # which float32 would not mend
+    assert np.isinf(cache(model, rows, dtype="float16")["layer_states"][:]).any()
 
 
 def test_it_is_read_through_a_memory_map(cache, rows):

@@ -7,6 +7,7 @@ same command goes on where it was cut off. All folds share one set of tokens and
 
 import copy
 import gc
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from lstmpool.training.labels import MULTI, REGRESSION, SINGLE, Labels
 from lstmpool.training.output import Writer, check_output, json_writer, prepare_output, write_output
 from lstmpool.training.predictions import prediction_table, write_table
 from lstmpool.training.report import rows_of, text_table
-from lstmpool.training.run_record import RunRecord
+from lstmpool.training.run_record import NAME, RunRecord
 
 
 LOGITS = "logits.npz"  # of a fold: what its model says of the rows that it was trained without, and of the test rows
@@ -54,9 +55,14 @@ def cross_validate(job: Job, args: TrainingArguments) -> Evaluation:
     train, folds = job.splits["train"], job.data_args.cv_folds
     assigned = assign_folds(train, job.labels, folds, job.data_args.shuffle_seed)
     jobs = {fold: _job_of(job, assigned, fold) for fold in range(1, folds + 1)}
+    of_folds = {fold: _args_of(args, folder / f"fold-{fold}") for fold in jobs}
+    for fold, own in of_folds.items():
+        if RunRecord.read(Path(own.output_dir)) is None:  # now, and not when the folds before it are trained
+            check_output(own, jobs[fold].settings)
     if _goes_on(folder, job.settings):
         _check_rows(folder, record, jobs)
     else:
+        _remove_folds(folder)
         without_model = copy.copy(args)
         without_model.do_train = False  # the models, and so the code, are in the folders of the folds
         prepare_output(without_model, record)
@@ -67,8 +73,7 @@ def cross_validate(job: Job, args: TrainingArguments) -> Evaluation:
             print(f"\nFold {fold} of {folds}, {rows}: finished before.", flush=True)
             continue
         print(f"\nFold {fold} of {folds}, {rows}:", flush=True)
-        own = copy.copy(args)
-        own.output_dir, own.overwrite = str(folder / f"fold-{fold}"), False
+        own = of_folds[fold]
         check_output(own, of_fold.settings)
         fit(replace(of_fold, tokens=_tokens_of(job, assigned, fold)), own, also=_logits_writer)
         gc.collect()  # the model and its trainer refer to each other, and would stay on the device beside the next one
@@ -94,6 +99,26 @@ def mean_logits(logits: np.ndarray, problem_type: str) -> np.ndarray:
     if problem_type == SINGLE:
         return log_mean(log_softmax(logits, axis=-1))
     return log_mean(log_expit(logits)) - log_mean(log_expit(-logits))
+
+
+def _args_of(args: TrainingArguments, folder: Path) -> TrainingArguments:
+    """Of the run of a fold. It replaces what has no record, which a kill may leave, but never a fold of ours."""
+    own = copy.copy(args)
+    own.output_dir, own.overwrite = str(folder), args.overwrite and RunRecord.read(folder) is None
+    return own
+
+
+def _remove_folds(folder: Path) -> None:
+    """The folds of the cross-validation that is replaced, each with its record last: a kill on the way leaves what is
+    known for a fold, and is removed the next time."""
+    try:
+        for record in list(folder.glob(f"fold-*/{NAME}")):
+            for path in set(record.parent.iterdir()) - {record}:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            record.unlink()
+            record.parent.rmdir()
+    except OSError as error:
+        raise InputError(f"--output_dir {folder} cannot be written: {error}") from None
 
 
 def _goes_on(folder: Path, settings: dict[str, Any]) -> bool:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+import torch
 from filelock import FileLock, Timeout
 
 from lstmpool.training.arguments import TrainingArguments
@@ -42,6 +43,12 @@ from lstmpool.training.run_record import RunRecord
 STUDIES = CACHE / "studies"
 KEPT = {"metrics.json", "run.json", "runs"}  # of a trial; the rest is as large as the model
 TABLE = "hp_search.csv"
+DIVERGED, NO_MEMORY = "diverged", "run out of memory"  # how a trial may end without a number
+REMEDIES = {
+    DIVERGED: "Lower the rates: --hp_space "
+    '\'{"learning_rate": [1e-6, 2e-5, "log"], "head_learning_rate": [1e-5, 1e-3, "log"]}\'',
+    NO_MEMORY: "Lower --per_device_train_batch_size, here or in --hp_space.",
+}
 
 
 def check_search(args: TrainingArguments) -> None:
@@ -106,9 +113,9 @@ class Search:
                 self._try_one(study, len(done) + 1)
                 done = self._done(study)
             if all(trial.value is None for trial in done):
+                ends = sorted({_end(trial) for trial in done})
                 raise InputError(
-                    f"all {len(done)} trials have diverged. Lower the rates: --hp_space "
-                    '\'{"learning_rate": [1e-6, 2e-5, "log"], "head_learning_rate": [1e-5, 1e-3, "log"]}\''
+                    f"all {len(done)} trials have {' or '.join(ends)}. {' '.join(REMEDIES[end] for end in ends)}"
                 )
             best = {name: self.space[name].kind(value) for name, value in study.best_params.items()}
             self._say(study, best)
@@ -129,11 +136,9 @@ class Search:
     @cached_property
     def folder(self) -> Path:
         """Of the study: the same for the same settings, space, and training and validation rows."""
-        splits = {name: split for name, split in self.job.splits.items() if name != "test"}
-        record = RunRecord.of(self.job.settings, splits)
-        of_test = ("test_", "do_predict", "max_predict_samples")
-        settings = {name: value for name, value in record.settings.items() if not name.startswith(of_test)}
-        said = repr([sorted(settings.items()), record.rows, sorted(self.space.items())])
+        job = _without_test(self.job)
+        record = RunRecord.of(job.settings, job.splits)
+        said = repr([sorted(record.settings.items()), record.rows, sorted(self.space.items())])
         return STUDIES / hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
     def _lock(self) -> AbstractContextManager:
@@ -155,7 +160,7 @@ class Search:
         return given if all(given[name] in values for name, values in self.space.items()) else {}
 
     def _done(self, study: Any) -> list[Any]:
-        """The trials that count: those with a number, and those that diverged. Their runs keep their numbers alone."""
+        """The trials that count: those with a number and those that ended without. Their runs keep numbers alone."""
         from optuna.trial import TrialState
 
         done = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -180,37 +185,41 @@ class Search:
         values = {name: _suggest(trial, name, of) for name, of in self.space.items()}
         folder, began, metric = self._folder_of(trial), time.monotonic(), self.args.metric_for_best_model
         print(f"trial {number} of {self.args.hp_search}: {_words(values)}", end=" ", flush=True)
-        value = self._value(folder, values)
+        value, end = self._value(folder, values)
         trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
         if math.isfinite(value):
             study.tell(trial, value)
             print(f"-> validation {self.job.metrics.titles.get(metric, metric)} {value:.4f}", flush=True)
         else:
+            trial.set_user_attr("end", end)
             study.tell(trial, state=TrialState.PRUNED)  # which the sampler takes for worse than every number
-            print("-> diverged", flush=True)
+            print(f"-> {end}", flush=True)
 
-    def _value(self, folder: Path, values: dict[str, Any]) -> float:
-        """What the run with these values comes to, which is read from its folder if it was finished; NaN if it has
-        diverged."""
+    def _value(self, folder: Path, values: dict[str, Any]) -> tuple[float, str]:
+        """What the run with these values comes to, which is read from its folder if it was finished; or NaN, and how
+        it has ended."""
         job, args = self._with(values)
         args.output_dir, args.hp_search, args.resume_from_checkpoint = str(folder), None, None
         args.do_predict = args.overwrite = args.baselines = args.tune_thresholds = False
         args.calibrate = None
         tokens = self.job.encode()  # once for all trials
-        splits = {name: split for name, split in job.splits.items() if name != "test"}
-        job = replace(job, splits=splits, tokens={name: tokens[name] for name in splits})
+        job = _without_test(job)
+        job = replace(job, tokens={name: tokens[name] for name in job.splits})
         if not (record := RunRecord.read(folder)) or not record.finished or record.differs(job.settings):
             folder.mkdir(exist_ok=True)
             try:
                 with open(f"{folder}.log", "a") as log, redirect_stdout(log):
                     check_output(args, job.settings)
                     fit(job, args)
-                gc.collect()  # the model and its trainer refer to each other, and would stay on the device
             except Diverged:
-                return math.nan
+                return math.nan, DIVERGED
+            except torch.OutOfMemoryError:
+                return math.nan, NO_MEMORY
+            finally:
+                pass  # the model and its trainer refer to each other, and would stay on the device
         results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["results"]["validation"]
         value = results[args.metric_for_best_model]
-        return math.nan if value is None else value
+        return (math.nan, DIVERGED) if value is None else (value, "")
 
     def _with(self, values: dict[str, Any]) -> tuple[Job, TrainingArguments]:
         """The run with these values, for which they count as its settings."""
@@ -233,13 +242,13 @@ class Search:
         """Prints the best, and keeps the table of all trials that count, the best first."""
         metric, titles = self.args.metric_for_best_model, self.job.metrics.titles
         rows = [
-            {"trial": t.number, metric: t.value, **t.params, "seconds": t.user_attrs.get("seconds")}
+            {"trial": t.number, metric: t.value, **t.params, "seconds": t.user_attrs.get("seconds"), "end": _end(t)}
             for t in self._done(study)
         ]
         table = pandas.DataFrame(rows).sort_values(metric, ascending=not self.args.greater_is_better, kind="stable")
         write_table(table, self.folder / TABLE)
         print(
-            f"\n{table.to_string(index=False, na_rep='diverged')}\n\n"
+            f"\n{table.to_string(index=False, na_rep='-')}\n\n"
             f"Best of {len(rows)}: {_words(best)}, validation {titles.get(metric, metric)} {study.best_value:.4f}, "
             "somewhat too good, as the best of several always is. As flags, for a run without the search:\n"
             f"{' '.join(f'--{name} {value!r}' for name, value in best.items())}\n",
@@ -247,11 +256,23 @@ class Search:
         )
 
 
+def _without_test(job: Job) -> Job:
+    """Without the test rows and all that is set about them, on which a trial must not depend."""
+    of_test = ("test_", "do_predict", "max_predict_samples")
+    settings = {name: value for name, value in job.settings.items() if not name.startswith(of_test)}
+    return replace(job, splits={name: of for name, of in job.splits.items() if name != "test"}, settings=settings)
+
+
 def _suggest(trial: Any, name: str, of: Values) -> float | int:
     if of.choices:
         return of.kind(trial.suggest_categorical(name, of.choices))
     suggest = trial.suggest_int if of.kind is int else trial.suggest_float
     return of.kind(suggest(name, of.low, of.high, log=of.log))
+
+
+def _end(trial: Any) -> str:
+    """How it has ended, if without a number."""
+    return trial.user_attrs.get("end", DIVERGED) if trial.value is None else ""
 
 
 def _words(values: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -63,7 +64,7 @@ def cached_states(
         title: of the progress bar.
 
     Raises:
-        InputError: if the folder cannot be written.
+        InputError: if the folder cannot be written, or `dtype` cannot hold the states.
     """
     folder = folder or CACHE
     labels = tokens["labels"][:] if "labels" in tokens.column_names else None
@@ -73,7 +74,9 @@ def cached_states(
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            _write(path, model, ordered, collator, batch_size, dtype, title)
+            with FileLock(f"{path}.lock"):  # of two processes, also on two machines that share the folder, one writes
+                if not path.exists():
+                    _write(path, model, ordered, collator, batch_size, dtype, title)
         states = Dataset.from_file(str(path))
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"the layer cache in {folder} cannot be written or read: {error}") from None
@@ -92,35 +95,37 @@ def _write(
     dtype: str,
     title: str,
 ) -> None:
-    """Fills the file under a temporary name, of which nothing is left if this is cut off, and moves it into place."""
+    """Fills the file under a temporary name and moves it into place; the caller holds its lock. What a kill leaves is
+    written over."""
     base, width = model.base_model.eval(), len(model.config.layers) * model.config.hidden_size
     kind = pyarrow.list_(pyarrow.from_numpy_dtype(DTYPES[dtype]), width)
     schema = pyarrow.schema({"layer_states": kind})
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    _remove_orphans(path)
+    unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         with pyarrow.OSFile(str(unfinished), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
             for start in tqdm(range(0, len(tokens), batch_size), desc=f"layer states of {title}", leave=False):
                 rows = [tokens[i] for i in range(start, min(start + batch_size, len(tokens)))]
                 batch = {name: value.to(base.device) for name, value in collator(rows).items()}
                 states = base(**batch).layer_states.flatten(1)  # (B, L * H)
-                flat = pyarrow.array(states.float().cpu().numpy().astype(DTYPES[dtype]).ravel())
-                column = pyarrow.FixedSizeListArray.from_arrays(flat, width)
+                flat = _cast(states.float().cpu().numpy().ravel(), dtype)
+                column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), width)
                 writer.write_batch(pyarrow.record_batch([column], schema=schema))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _remove_orphans(path: Path) -> None:
-    """Unfinished files of processes that were killed."""
-    for orphan in path.parent.glob(f"{path.name}.*.unfinished"):
-        try:
-            os.kill(int(orphan.suffixes[-2][1:]), 0)  # sends nothing: asks whether the process is there
-        except ProcessLookupError:
-            orphan.unlink(missing_ok=True)
-        except PermissionError:
-            pass  # somebody else's, and alive
+def _cast(states: np.ndarray, dtype: str) -> np.ndarray:
+    """Refuses what would become infinite, which training would take for divergence."""
+    with np.errstate(over="ignore"):
+        cast = states.astype(DTYPES[dtype])
+    lost = np.isfinite(states) & ~np.isfinite(cast)
+    if lost.any():
+        raise InputError(
+            f"--layer_cache {dtype} holds numbers up to {np.finfo(DTYPES[dtype]).max:.0f}, found "
+            f"{states[lost][0]:.0f}. Give --layer_cache float32."
+        )
+    return cast
 
 
 def _digest(model: PreTrainedModel, tokens: Dataset, dtype: str) -> str:
