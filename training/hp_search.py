@@ -216,7 +216,7 @@ class Search:
             except torch.OutOfMemoryError:
                 return math.nan, NO_MEMORY
             finally:
-                pass  # the model and its trainer refer to each other, and would stay on the device
+                gc.collect()  # the model and its trainer refer to each other, and would stay on the device
         results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["results"]["validation"]
         value = results[args.metric_for_best_model]
         return (math.nan, DIVERGED) if value is None else (value, "")
