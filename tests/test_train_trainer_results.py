@@ -156,7 +156,7 @@ def test_a_resumed_regression_ends_with_the_same_weights_to_the_last_bit(work, m
     folder, _ = run(work, monkeypatch, "resumed", *words)
     whole = load_file(folder / "model.safetensors")
     half = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[2]
-    run(work, monkeypatch, "resumed", *words, f"--resume_from_checkpoint={half}")
+    run(work, monkeypatch, "resumed", *words, "--overwrite", f"--resume_from_checkpoint={half}")
     again = load_file(folder / "model.safetensors")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 

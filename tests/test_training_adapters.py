@@ -290,13 +290,13 @@ def test_the_best_epoch_is_kept_and_a_resumed_run_ends_with_the_same_bits(work, 
     )
     best = load_file(folder / logged["best_model_checkpoint"].rpartition("/")[2] / "adapter_model.safetensors")
     assert all(torch.equal(whole[name], best[name]) for name in whole)  # in the targets' units, there and here
-    run(work, monkeypatch, "again", *words, f"--resume_from_checkpoint={steps[0]}")
+    run(work, monkeypatch, "again", *words, "--overwrite", f"--resume_from_checkpoint={steps[0]}")
     again = load_file(folder / "adapter_model.safetensors")
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
     resumed = ["--backbone=backbone", "--lstm_hidden_size=4", "--use_cpu", *FILES, "--output_dir=again", *words]
     for other, message in ((["--lora_rank=4"], "expected r 4, found 8"), ([], "expected peft_type None, found LORA")):
         words = [*resumed, *other] if other else [word for word in resumed if "lora" not in word]
-        assert main([*words, f"--resume_from_checkpoint={steps[0]}"]) == 2
+        assert main([*words, "--overwrite", f"--resume_from_checkpoint={steps[0]}"]) == 2
         assert message in capsys.readouterr().err
 
 
