@@ -1,4 +1,4 @@
-"""How long importing the two files and loading a local folder take, beside the stock class.
+"""How long importing the Hub files and loading a local folder take, beside the stock class.
 
     python -m lstmpool.benchmarks.loading
     python -m lstmpool.benchmarks.loading --table
