@@ -131,7 +131,7 @@ def test_what_a_killed_run_left_is_written_over(cache, rows, tmp_path):
     assert files(tmp_path) == [whole] and whole.read_bytes() == content
 
 
-def test_who_comes_second_waits_and_computes_nothing(cache, rows, tmp_path, monkeypatch):
+def test_who_comes_second_waits_and_computes_nothing(cache, rows, tmp_path, monkeypatch, capsys):
     first, written = cache(tiny_model(), rows), []
     whole = files(tmp_path)[0]
     content = whole.read_bytes()
@@ -141,6 +141,7 @@ def test_who_comes_second_waits_and_computes_nothing(cache, rows, tmp_path, monk
         second = pool.submit(cache, tiny_model(), rows)
         with pytest.raises(TimeoutError):
             second.result(timeout=1)
+        assert "another process computes them. Waiting for it." in capsys.readouterr().out
         whole.write_bytes(content)
     assert np.array_equal(second.result()["layer_states"][:], first["layer_states"][:]) and written == []
 

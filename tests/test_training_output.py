@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from transformers import AutoTokenizer
@@ -89,6 +90,36 @@ def test_overwriting_removes_the_run_and_nothing_else(finished):
     args = arguments(finished, overwrite=True)
     check_output(args, {})
     prepare_output(args, RunRecord({}, {}))
+    assert {path.name for path in finished.iterdir()} == CODE | {"run.json", "notes.txt"}
+
+
+@pytest.mark.parametrize("top", [True, False])  # a finished run, or one that was cut off
+@pytest.mark.parametrize("removed", [*range(12), 99])
+def test_an_overwrite_that_was_killed_while_it_removes_the_run_is_done_again(finished, monkeypatch, removed, top):
+    class Killed(BaseException):
+        pass
+
+    def unlink(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > removed:
+            raise Killed
+        of_library(*args, **kwargs)
+
+    RunRecord({"seed": 1}, {}, finished=top).write(finished)
+    tiny_model().save_pretrained(finished / "checkpoint-5")
+    for name in ("config.json", "model.safetensors") if not top else ():
+        (finished / name).unlink()
+    args, of_library, calls = arguments(finished, overwrite=True), os.unlink, []
+    monkeypatch.setattr(os, "unlink", unlink)
+    check_output(args, {"seed": 2})
+    files = sum(path.is_file() for path in finished.rglob("*")) - 1  # not the user's
+    try:
+        prepare_output(args, RunRecord({"seed": 2}, {}))
+    except Killed:
+        assert removed < files
+    monkeypatch.undo()
+    check_output(args, {"seed": 2})
+    prepare_output(args, RunRecord({"seed": 2}, {}))
     assert {path.name for path in finished.iterdir()} == CODE | {"run.json", "notes.txt"}
 
 

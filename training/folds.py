@@ -7,7 +7,6 @@ same command goes on where it was cut off. All folds share one set of tokens and
 
 import copy
 import gc
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from lstmpool.training.labels import MULTI, REGRESSION, SINGLE, Labels
 from lstmpool.training.output import Writer, check_output, json_writer, prepare_output, write_output
 from lstmpool.training.predictions import prediction_table, write_table
 from lstmpool.training.report import rows_of, text_table
-from lstmpool.training.run_record import NAME, RunRecord
+from lstmpool.training.run_record import RunRecord
 
 
 LOGITS = "logits.npz"  # of a fold: what its model says of the rows that it was trained without, and of the test rows
@@ -62,7 +61,6 @@ def cross_validate(job: Job, args: TrainingArguments) -> Evaluation:
     if _goes_on(folder, job.settings):
         _check_rows(folder, record, jobs)
     else:
-        _remove_folds(folder)
         without_model = copy.copy(args)
         without_model.do_train = False  # the models, and so the code, are in the folders of the folds
         prepare_output(without_model, record)
@@ -106,19 +104,6 @@ def _args_of(args: TrainingArguments, folder: Path) -> TrainingArguments:
     own = copy.copy(args)
     own.output_dir, own.overwrite = str(folder), args.overwrite and RunRecord.read(folder) is None
     return own
-
-
-def _remove_folds(folder: Path) -> None:
-    """The folds of the cross-validation that is replaced, each with its record last: a kill on the way leaves what is
-    known for a fold, and is removed the next time."""
-    try:
-        for record in list(folder.glob(f"fold-*/{NAME}")):
-            for path in set(record.parent.iterdir()) - {record}:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-            record.unlink()
-            record.parent.rmdir()
-    except OSError as error:
-        raise InputError(f"--output_dir {folder} cannot be written: {error}") from None
 
 
 def _goes_on(folder: Path, settings: dict[str, Any]) -> bool:

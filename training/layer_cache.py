@@ -7,6 +7,7 @@ memory map: by the next run, too, and by several processes at once. Its name is 
 
 import hashlib
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow
 import torch
 from datasets import Dataset
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -74,7 +75,7 @@ def cached_states(
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):  # of two processes, also on two machines that share the folder, one writes
+            with _lock(path, title):
                 if not path.exists():
                     _write(path, model, ordered, collator, batch_size, dtype, title)
         states = Dataset.from_file(str(path))
@@ -83,6 +84,16 @@ def cached_states(
     if labels is not None:  # before the rows are put into their order, for which the column would be copied to memory
         states = states.add_column("labels", [labels[i] for i in order])
     return states.select(np.argsort(order)).with_format("numpy")
+
+
+def _lock(path: Path, title: str) -> AbstractContextManager:
+    """Of two processes, also on two machines that share the folder, one writes; the other one waits."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Layer states of {title}: another process computes them. Waiting for it.", flush=True)
+        return lock.acquire()
 
 
 @torch.no_grad()

@@ -76,13 +76,15 @@ def check_output(args: TrainingArguments, settings: dict[str, Any], init_from: s
     if left - WRITTEN | left & {"config.json"} and not _is_ours(folder):
         raise InputError(f"--output_dir {folder} holds another kind of model ({held[0]}). Choose another folder.")
     if held and not args.overwrite:
+        saved = checkpoints_in(folder)
         if cut_off:
             raise InputError(
                 f"--output_dir {folder} holds a run with other settings, which was cut off "
-                f"({earlier.differs(settings)}). Go on with its command, or with these settings and "
-                "--resume_from_checkpoint last; choose another folder, or replace it with --overwrite."
+                f"({earlier.differs(settings)}). Go on with its command"
+                f"{', or with these settings and --resume_from_checkpoint last' if saved else ''}; choose another "
+                "folder, or replace it with --overwrite."
             )
-        go_on = "continue that run with --resume_from_checkpoint last, " if checkpoints_in(folder) else ""
+        go_on = "continue that run with --resume_from_checkpoint last, " if saved else ""
         raise InputError(
             f"--output_dir {folder} holds a run already ({', '.join(held[:3])}). Choose another folder, {go_on}or "
             "replace it with --overwrite."
@@ -129,7 +131,7 @@ def prepare_output(args: TrainingArguments, record: RunRecord) -> None:
         else:
             gone = _written(folder)
         for path in gone:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _remove(path)
         record.write(folder)
         for path in CODE if args.do_train else ():
             shutil.copyfile(path, folder / path.name)
@@ -182,11 +184,23 @@ def _later(checkpoint: Path, folder: Path) -> list[Path]:
 
 
 def _written(folder: Path) -> list[Path]:
-    """What a run has left in the folder."""
-    if not folder.is_dir():
-        return []
-    files = [folder / name for name in WRITTEN if (folder / name).is_file()]
-    return sorted({*checkpoints_in(folder), *_weights(folder), *files, *_folds(folder)})
+    """What a run has left in the folder, its record last: if it is removed in this order, a kill on the way leaves a
+    folder that is known for ours."""
+    files = {folder / name for name in WRITTEN if (folder / name).is_file()} | set(_weights(folder))
+    files = sorted(files, key=lambda path: (path.name == RECORD, path))
+    return [*_folds(folder), *checkpoints_in(folder), *files]
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder; of a fold the record last, without which it would not be known for one."""
+    if not path.is_dir():
+        path.unlink()
+        return
+    record = path / RECORD
+    for inner in set(path.iterdir()) - {record}:
+        shutil.rmtree(inner) if inner.is_dir() and not inner.is_symlink() else inner.unlink()
+    record.unlink(missing_ok=True)
+    path.rmdir()
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -201,14 +215,14 @@ def _folds(folder: Path) -> list[Path]:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether the folder's model is an LstmPool model, or there are only checkpoints of one."""
+    """Whether the folder's model is an LstmPool model, or there are only checkpoints or a record of one."""
     for config in [folder / "config.json", *folder.glob("checkpoint-*/config.json")]:
         if config.is_file():
             try:
                 return json.loads(config.read_text(encoding="utf-8")).get("model_type") == "lstmpool"
             except (ValueError, AttributeError):
                 return False
-    return False
+    return RunRecord.read(folder) is not None
 
 
 def _without_nan(value: Any) -> Any:

@@ -129,7 +129,8 @@ class LstmPoolTrainer(Trainer):
         if args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         together = args.train_batch_size * args.gradient_accumulation_steps
-        return _LengthGroupedSampler(together, token_counts(rows[:]), args.data_seed or args.seed)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return _LengthGroupedSampler(together, token_counts(rows[:]), seed)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         """Older checkpoints are removed once this one is whole, and not before."""
