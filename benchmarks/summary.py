@@ -8,7 +8,7 @@ bound is missed when the lower end of the interval lies above it; where only the
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from lstmpool.benchmarks import cached_epochs, loading, prediction
@@ -19,7 +19,7 @@ from lstmpool.benchmarks.variants import TWO_THIRDS
 
 README = HERE.parent / "README.md"
 Found = tuple[float, float, float, str]  # a ratio, the ends of its interval, and where it was found
-COUNTED, TIMED = ("memory", "flops"), ("speed", "cached_epochs", "prediction", "loading")
+CSVS = ("memory", "flops", "speed", "cached_epochs", "prediction", "loading")
 
 
 def counted(rows: list[Row], column: str, mode: str, base: str, shape: str = "", tokens: int = 128) -> list[Found]:
@@ -48,12 +48,52 @@ def compared(rows: list[Row], comparison, subject: str) -> list[Found]:
     return [(*found, subject)] if found else []
 
 
-def line(what: str, bound: float, found: Iterable[Found]) -> list[list[str]]:
+# What is bounded, the bound, and what finds it in the rows of each CSV.
+BOUNDS: list[tuple[str, float, Callable[[dict[str, list[Row]]], list[Found]]]] = [
+    (
+        "inference, peak memory over the bare backbone",
+        1.02,
+        lambda rows: counted(rows["memory"], "peak_bytes", "inference", "backbone", "12x", 512),
+    ),
+    *(
+        (
+            f"{title}, FLOPs over the stock class, {layers} layers",
+            bound,
+            lambda rows, mode=mode, layers=layers: counted(rows["flops"], "flops", mode, "stock", f"{layers}x"),
+        )
+        for mode, title in (("inference", "inference"), ("training", "training step"))
+        for layers, bound in ((6, 0.92), (12, 0.97))
+    ),
+    ("inference, time over the stock class", 1.02, lambda rows: timed(rows["speed"], "inference", "lstmpool")),
+    ("training step, time over the stock class", 1.03, lambda rows: timed(rows["speed"], "training", "lstmpool")),
+    (
+        "training step, peak memory over the stock class",
+        1.03,
+        lambda rows: counted(rows["memory"], "peak_bytes", "training", "stock"),
+    ),
+    (
+        "inference with two thirds of the layers, time over the stock class",
+        0.70,
+        lambda rows: timed(rows["speed"], "inference", TWO_THIRDS),
+    ),
+    *(
+        (what, bound, lambda rows, of=of, subject=subject: compared(rows[of.name], of, subject))
+        for what, bound, of, subject in (
+            ("cached epoch over one without the cache", 0.12, cached_epochs.COMPARED, "trec6"),
+            ("cached epoch over one without the cache", 0.02, cached_epochs.COMPARED, "movie_reviews"),
+            ("prediction over `pipeline(batch_size=32)`", 0.6, prediction.COMPARED, *prediction.COMPARED.subjects),
+            ("import over the stock class", 1.1, loading.COMPARED, "import"),
+            ("loading a folder over the stock class", 1.1, loading.COMPARED, "load"),
+        )
+    ),
+]
+
+
+def line(what: str, bound: float, found: list[Found]) -> list[list[str]]:
     """A line of the table from the worst of what was found; none if nothing was."""
-    worst = max(found, default=None)
-    if worst is None:
+    if not found:
         return []
-    middle, low, high, where = worst
+    middle, low, high, where = max(found)
     interval = f" [{low:.3f}, {high:.3f}]" if low < high else ""
     verdict = "missed" if missed(low, bound) else "met" if middle <= bound else "within noise"
     return [[what, where, f"{bound:.2f}", f"{middle:.3f}{interval}", verdict]]
@@ -61,54 +101,9 @@ def line(what: str, bound: float, found: Iterable[Found]) -> list[list[str]]:
 
 def table(folder: Path = HERE) -> str:
     """Markdown: what, where it was worst, the bound, what was measured, and whether the bound is met."""
-    rows = {name: read_rows(folder / f"{name}.csv") for name in (*COUNTED, *TIMED)}
-    memory, flops, speed, cached = (rows[name] for name in ("memory", "flops", "speed", "cached_epochs"))
-    lines = [
-        *line(
-            "inference, peak memory over the bare backbone",
-            1.02,
-            counted(memory, "peak_bytes", "inference", "backbone", "12x", 512),
-        ),
-        *line(
-            "inference, FLOPs over the stock class, 6 layers",
-            0.92,
-            counted(flops, "flops", "inference", "stock", "6x"),
-        ),
-        *line(
-            "inference, FLOPs over the stock class, 12 layers",
-            0.97,
-            counted(flops, "flops", "inference", "stock", "12x"),
-        ),
-        *line("inference, time over the stock class", 1.02, timed(speed, "inference", "lstmpool")),
-        *line(
-            "training step, FLOPs over the stock class, 6 layers",
-            0.92,
-            counted(flops, "flops", "training", "stock", "6x"),
-        ),
-        *line(
-            "training step, FLOPs over the stock class, 12 layers",
-            0.97,
-            counted(flops, "flops", "training", "stock", "12x"),
-        ),
-        *line("training step, time over the stock class", 1.03, timed(speed, "training", "lstmpool")),
-        *line(
-            "training step, peak memory over the stock class", 1.03, counted(memory, "peak_bytes", "training", "stock")
-        ),
-        *line("inference with two thirds of the layers, time", 0.70, timed(speed, "inference", TWO_THIRDS)),
-        *line("cached epoch over one without the cache", 0.12, compared(cached, cached_epochs.COMPARED, "trec6")),
-        *line(
-            "cached epoch over one without the cache", 0.02, compared(cached, cached_epochs.COMPARED, "movie_reviews")
-        ),
-        *line(
-            "prediction over `pipeline(batch_size=32)`",
-            0.6,
-            compared(rows["prediction"], prediction.COMPARED, *prediction.COMPARED.subjects),
-        ),
-        *line("import over the stock class", 1.1, compared(rows["loading"], loading.COMPARED, "import")),
-        *line("loading a folder over the stock class", 1.1, compared(rows["loading"], loading.COMPARED, "load")),
-    ]
-    head = ["this project", "where it is worst", "at most", "measured [95% interval]", ""]
-    return markdown(head, lines, words=2)
+    rows = {name: read_rows(folder / f"{name}.csv") for name in CSVS}
+    lines = [of for what, bound, find in BOUNDS for of in line(what, bound, find(rows))]
+    return markdown(["this project", "where it is worst", "at most", "measured [95% interval]", ""], lines, words=2)
 
 
 def main(argv: list[str] | None = None) -> int:
