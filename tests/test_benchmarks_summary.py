@@ -62,7 +62,8 @@ def test_each_line_reads_the_cells_that_it_is_about(tmp_path):
     assert summary.table(tmp_path).splitlines()[2:] == [
         "| inference, peak memory over the bare backbone | 12x768, 8 x 512 | 1.02 | 1.010 | met |",
         "| inference, time over the stock class | 12x768, 8 x 128 | 1.02 | 0.950 [0.940, 0.960] | met |",
-        "| inference with two thirds of the layers, time over the stock class | 12x768, 8 x 128 | 0.70 | 0.800 [0.790, 0.810] | missed |",
+        "| inference with two thirds of the layers, time over the stock class | 12x768, 8 x 128 | 0.70 | "
+        "0.800 [0.790, 0.810] | missed |",
         "| cached epoch over one without the cache | trec6 | 0.12 | 0.250 | missed |",
     ]
 

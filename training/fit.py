@@ -30,6 +30,7 @@ from lstmpool.training.labels import REGRESSION, SINGLE
 from lstmpool.training.layer_cache import CACHE, StatesCollator, cached_states
 from lstmpool.training.layers import learning_rates, prepare_layers, trained_head
 from lstmpool.training.losses import make_loss
+from lstmpool.training.metrics import TaskMetrics
 from lstmpool.training.model_card import Run, model_card
 from lstmpool.training.output import Writer, check_resumed, json_writer, prepare_output, write_output
 from lstmpool.training.predictions import by_length, predict_logits
@@ -55,24 +56,8 @@ def fit(
     started, labels, splits = time.monotonic(), job.labels, job.splits
     set_seed(args.seed)
 
-    # The model, before an earlier run is replaced: it may be refused, too.
-    with quiet_loading():
-        model, fresh = job.backbone.load_model(job.fields)
-    prepare_layers(model, job.model_args)
-    if job.model_args.peft:
-        from lstmpool.training.adapters import add_adapters  # here: peft is not always installed
-
-        model = add_adapters(model, job.model_args, job.backbone)
-    learning_rates(model, args)  # refuses layers that cannot be told apart now, and not after the caches are filled
-    record = RunRecord.of(job.settings, splits)
-    if args.resume_from_checkpoint:
-        adapter = model.active_peft_config.to_dict() if job.model_args.peft else None
-        check_resumed(args.resume_from_checkpoint, model.config, adapter)
-        record.check_rows(Path(args.output_dir))
-    args.distributed_state.wait_for_everyone()  # until each has looked at what the folder holds
-    if args.process_index == 0:
-        prepare_output(args, record)
-    args.distributed_state.wait_for_everyone()
+    model, fresh = _load(job, args)  # before an earlier run is replaced: it may be refused, too
+    record = _begin(job, args, model)
 
     # Rows as tokens, and what they are like.
     tokens = job.encode()
@@ -87,22 +72,7 @@ def fit(
     print(describe_model(model, job.backbone.title), flush=True)
     rows, collator = _rows(job, args, model, scale)
 
-    args.remove_unused_columns = False  # every column is the tokenizer's, or the labels; the model knows what it takes
-    patience = args.early_stopping_patience
-    trainer = LstmPoolTrainer(
-        model,
-        args,
-        data_collator=collator,
-        train_dataset=rows.get("train"),
-        eval_dataset=by_length(rows["validation"])[0] if args.do_eval else None,
-        processing_class=job.tokenizer,
-        compute_metrics=metrics,
-        compute_loss_func=make_loss(
-            args, labels.problem_type, splits["train"].labels if args.do_train else [], len(labels.names)
-        ),
-        callbacks=[*(callbacks or []), *([EarlyStoppingCallback(patience)] if patience else [])],
-    )
-    Progress.install(trainer, metrics.titles)
+    trainer = _trainer(job, args, model, rows, collator, metrics, callbacks or [])
     labelled = [name for name, split in splits.items() if split.labels is not None]
     states = {name: top_states(trainer, rows[name]) for name in labelled} if args.baselines else {}
 
@@ -137,6 +107,41 @@ def fit(
     return evaluation
 
 
+def _load(job: Job, args: TrainingArguments) -> tuple[PreTrainedModel, bool]:
+    """The model, with adapters where these are wanted, and whether its layers above the backbone are new.
+
+    Raises:
+        InputError: if it cannot be loaded, or does not fit the flags.
+    """
+    with quiet_loading():
+        model, fresh = job.backbone.load_model(job.fields)
+    prepare_layers(model, job.model_args)
+    if job.model_args.peft:
+        from lstmpool.training.adapters import add_adapters  # here: peft is not always installed
+
+        model = add_adapters(model, job.model_args, job.backbone)
+    learning_rates(model, args)  # refuses layers that cannot be told apart now, and not after the caches are filled
+    return model, fresh
+
+
+def _begin(job: Job, args: TrainingArguments, model: PreTrainedModel) -> RunRecord:
+    """Makes the output folder ready for the run, whose record is returned.
+
+    Raises:
+        InputError: if the checkpoint to resume from is of another model, or of other rows.
+    """
+    record = RunRecord.of(job.settings, job.splits)
+    if args.resume_from_checkpoint:
+        adapter = model.active_peft_config.to_dict() if job.model_args.peft else None
+        check_resumed(args.resume_from_checkpoint, model.config, adapter)
+        record.check_rows(Path(args.output_dir))
+    args.distributed_state.wait_for_everyone()  # until each has looked at what the folder holds
+    if args.process_index == 0:
+        prepare_output(args, record)
+    args.distributed_state.wait_for_everyone()
+    return record
+
+
 def _rows(
     job: Job, args: TrainingArguments, model: PreTrainedModel, scale: TargetScale | None
 ) -> tuple[dict[str, Dataset], DataCollator]:
@@ -157,6 +162,33 @@ def _rows(
         collator = StatesCollator(len(model.config.layers), model.config.hidden_size)
         print(f"Layer states: computed once, and kept in {CACHE}.", flush=True)
     return {name: job.tokens[name].choose(rows[name]) for name in rows}, collator
+
+
+def _trainer(
+    job: Job,
+    args: TrainingArguments,
+    model: PreTrainedModel,
+    rows: dict[str, Dataset],
+    collator: DataCollator,
+    metrics: TaskMetrics,
+    callbacks: list[TrainerCallback],
+) -> LstmPoolTrainer:
+    args.remove_unused_columns = False  # every column is the tokenizer's, or the labels; the model knows what it takes
+    patience, problem_type = args.early_stopping_patience, job.labels.problem_type
+    targets = job.splits["train"].labels if args.do_train else []
+    trainer = LstmPoolTrainer(
+        model,
+        args,
+        data_collator=collator,
+        train_dataset=rows.get("train"),
+        eval_dataset=by_length(rows["validation"])[0] if args.do_eval else None,
+        processing_class=job.tokenizer,
+        compute_metrics=metrics,
+        compute_loss_func=make_loss(args, problem_type, targets, len(job.labels.names)),
+        callbacks=[*callbacks, *([EarlyStoppingCallback(patience)] if patience else [])],
+    )
+    Progress.install(trainer, metrics.titles)
+    return trainer
 
 
 def _write(
