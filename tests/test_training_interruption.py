@@ -38,11 +38,12 @@ def whole(work):
 
 
 def signal_at(monkeypatch, where, signum, times=1):
-    """Has the next run send itself the signal, in the training step or the evaluation that `where` names."""
+    """Has the next run send itself the signal, in the training step or the evaluation that `where` names; without a
+    number, in the first one."""
     method, number = where
 
     def sending(self, *args, **kwargs):
-        if self.state.global_step == number:
+        if number is None or self.state.global_step == number:
             for again in range(times):
                 time.sleep(1.1 * again)  # a second one that comes at once is the same one, passed on
                 os.kill(os.getpid(), signum)
@@ -102,6 +103,18 @@ def test_a_second_signal_stops_at_once(work, monkeypatch, tmp_path):
     assert kills.finish(kills.start(words, tmp_path / "log")) == 130
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-8"]
     assert "The same command goes on from the last checkpoint" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a number of steps", "a part of an epoch", "early stopping"])
+def test_a_run_that_is_killed_after_its_training_is_not_trained_further(work, name, monkeypatch, tmp_path):
+    words = [*kills.command(work, [*kills.KEPT, *kills.SETTINGS[name]], "stopped"), "--output_dir"]
+    assert kills.finish(kills.start([*words, str(tmp_path / "whole")])) == 0
+    with monkeypatch.context() as patched:
+        signal_at(patched, ("predict", None), signal.SIGKILL)
+        assert kills.finish(kills.start([*words, str(tmp_path / "killed")])) == -signal.SIGKILL
+    assert kills.finish(kills.start([*words, str(tmp_path / "killed")])) == 0
+    assert kills.digest(tmp_path / "killed") == kills.digest(tmp_path / "whole")
 
 
 @pytest.mark.slow
