@@ -80,15 +80,24 @@ def _keep_what_is_read(module: nn.Module, args: tuple, output: Tensor | tuple) -
 
 
 def _one_token_after(backbone: nn.Module, stack: str, config: LstmPoolConfig) -> str | None:
-    """The part of the top layer after which the token that is read is alone needed; None where that is not certain."""
+    """The part of the top layer after which, as far as its family goes, the token that is read is alone needed."""
     name = Families.ONE_TOKEN_AFTER.get(config.backbone_config.model_type)
-    chunked = getattr(config.backbone_config, "chunk_size_feed_forward", 0)  # which asks for whole chunks of tokens
-    layer, owner = backbone.get_submodule(stack)[-1], backbone.get_submodule(stack.rpartition(".")[0])
-    known = all(  # somebody's own code may mix the tokens once more
-        isinstance(module, nn.Linear) or type(module).__module__.startswith(("transformers.", "torch."))
-        for module in (backbone, owner, *layer.modules())
+    layers, owner = backbone.get_submodule(stack), backbone.get_submodule(stack.rpartition(".")[0])
+    convolved = len(layers) == 1 and getattr(owner, "conv", None) is not None  # DeBERTa's follows the lowest layer
+    return name if name is not None and hasattr(layers[-1], name) and not convolved else None
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it does what the library's class does, once. Code of one's own may mix tokens, or want to see them all,
+    and what is checkpointed runs again in the backward pass, when no capture says that one token is enough."""
+    known, watching = ("transformers.", "torch.nn.", "torch.ao.nn.", "peft."), (__name__, "transformers.")
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return (
+        (isinstance(module, nn.Linear) or type(module).__module__.startswith(known))
+        and "forward" not in vars(module)
+        and all(str(getattr(hook, "func", hook).__module__).startswith(watching) for hook in hooks)
+        and not (module.training and getattr(module, "gradient_checkpointing", False))
     )
-    return name if name is not None and known and not chunked and hasattr(layer, name) else None
 
 
 # -------------------------------------------------------------------------------------------------------- the backbone
@@ -105,7 +114,7 @@ def _reduce(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrain
     total, top = config.num_hidden_layers, config.layers[-1]
     lists = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)}
     stacks = [name for name in lists if len(lists[name]) == total]
-    if len(stacks) != 1 or family in Families.NOT_A_STACK:
+    if len(stacks) != 1 or family in Families.NOT_A_STACK or len(set(lists[stacks[0]])) < total:  # a layer twice
         return backbone, None
     if top < total:
         del lists[stacks[0]][top:]
@@ -187,9 +196,7 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         part = _one_token_after(self.backbone, self._stack, config) if self._streams else None
         self._top_token_alone = part is not None
         if part is not None:
-            owner, top = self._stack.rpartition(".")[0], f"{self._stack}.{len(layers) - 1}"
-            self._way_to_the_top = ("", owner, top, f"{top}.{part}")
-            self.backbone.get_submodule(self._way_to_the_top[-1]).register_forward_hook(_keep_what_is_read)
+            getattr(layers[-1], part).register_forward_hook(_keep_what_is_read)
         self._accepted = frozenset(inspect.signature(self.backbone.forward).parameters)
         # RoBERTa and its kin number the tokens that are not padding themselves, from an offset
         tables = [m for name, m in self.backbone.named_modules() if name.endswith("position_embeddings")]
@@ -234,8 +241,7 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
             inputs, kept = self._check_inputs(named, kwargs)
             inputs |= {"output_attentions": True} if wants_attentions else {}
             inputs |= {"output_hidden_states": True} if wants_states or not self._streams else {}
-            alone = self._top_token_alone and self.config.token_readout == "first"
-            alone = alone and not (needs_last_hidden_state or wants_states or wants_attentions or self._recomputes())
+            alone = not (needs_last_hidden_state or wants_states or wants_attentions) and self._reads_one_token()
             outputs, layer_states = self._run_backbone(inputs, kept, alone)
             fields = {"attentions": outputs.get("attentions")}
             fields["last_hidden_state"] = outputs.last_hidden_state if needs_last_hidden_state else None
@@ -267,15 +273,19 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
             inputs["global_attention_mask"] = F.one_hot(first[:, 0], shape[1])  # (B, T)
         return {key: value for key, value in inputs.items() if key in self._accepted and value is not None}, kept
 
-    def _recomputes(self) -> bool:
-        """Whether the top layer may run again in the backward pass, when no capture says that one token is enough."""
+    def _reads_one_token(self) -> bool:
+        """Whether the top layer may run, after its attention, for the token alone that is read of it."""
+        if not self._top_token_alone or self.config.token_readout != "first":
+            return False
         try:
-            modules = [self.backbone.get_submodule(name) for name in self._way_to_the_top]
+            owner = self.backbone.get_submodule(self._stack.rpartition(".")[0])
+            top = self.backbone.get_submodule(self._stack)[-1]
         except AttributeError:  # the backbone was put into something else
-            return True
-        wrapped = any(hasattr(module, "_checkpoint_wrapped_module") for module in modules)  # as FSDP does it
-        set_to = any(module.training and getattr(module, "gradient_checkpointing", False) for module in modules)
-        return torch.is_grad_enabled() and (wrapped or set_to)
+            return False
+        if getattr(top, "chunk_size_feed_forward", 0):  # which asks for whole chunks of tokens
+            return False
+        compiled = any(module._compiled_call_impl is not None for module in top.modules())  # past its hooks
+        return not compiled and all(_is_plain(module) for module in (self.backbone, owner, *top.modules()))
 
     def _run_backbone(self, inputs: dict[str, Any], kept: Tensor, top_token_alone: bool) -> tuple[Any, Tensor]:
         """The backbone's outputs, and the layer states (B, L, H) taken on the way."""
@@ -286,10 +296,12 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
             outputs = self.backbone(**inputs, return_dict=True)
         finally:
             _active.capture = outer
-        if top_token_alone and outputs.last_hidden_state.size(1) > 1:  # what follows was added to all tokens after all
-            self._top_token_alone = False
-            del outputs, capture  # what they hold is not held twice
-            return self._run_backbone(inputs, kept, False)
+        if top_token_alone:
+            if outputs.last_hidden_state.size(1) > 1:  # it was added to all tokens after all
+                self._top_token_alone = False
+                del outputs, capture  # what they hold is not held twice
+                return self._run_backbone(inputs, kept, False)
+            capture.pool = lambda hidden: hidden[:, 0]
         if self._streams:
             if len(capture.states) < len(layers) - 1 and not self.training:  # LayerDrop leaves layers out in training
                 raise RuntimeError(f"{type(self.backbone).__name__} ran without calling the layers {layers} in order.")

@@ -94,13 +94,15 @@ def show(
     table: Callable[[list[Row]], str],
     picture: Callable[[list[Row], Path], None] | None = None,
 ) -> None:
-    """Prints the table of the results in `output`, draws the picture beside them, and puts both on the page there.
+    """Prints the table of the results in `output`, with where they were made, draws the picture beside them, and puts
+    both on the page there.
 
     Without results, the command ends with a message of the parser.
     """
     if not (rows := read_rows(output)):
         parser.error(f"expected results in {output}, found none. Make some without --table.")
-    print(text := table(rows))
+    made = sorted({" with ".join(filter(None, (row.get("device"), row["versions"]))) for row in rows})
+    print(text := f"{table(rows).strip()}\n\nMade on {'; '.join(made)}.\n")
     if picture:
         picture(rows, output.with_suffix(".png"))
         text += f"\n![{name}]({output.stem}.png)\n"

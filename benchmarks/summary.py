@@ -51,7 +51,7 @@ def compared(rows: list[Row], comparison, subject: str) -> list[Found]:
 # What is bounded, the bound, and what finds it in the rows of each CSV.
 BOUNDS: list[tuple[str, float, Callable[[dict[str, list[Row]]], list[Found]]]] = [
     (
-        "inference, peak memory over the bare backbone",
+        "inference of 512 tokens, peak memory over the bare backbone",
         1.02,
         lambda rows: counted(rows["memory"], "peak_bytes", "inference", "backbone", "12x", 512),
     ),
@@ -90,10 +90,10 @@ BOUNDS: list[tuple[str, float, Callable[[dict[str, list[Row]]], list[Found]]]] =
 
 
 def line(what: str, bound: float, found: list[Found]) -> list[list[str]]:
-    """A line of the table from the worst of what was found; none if nothing was."""
+    """A line of the table from the worst of what was found, which is a miss if there is one; none if nothing was."""
     if not found:
         return []
-    middle, low, high, where = max(found)
+    middle, low, high, where = max(found, key=lambda of: (missed(of[1], bound), of))
     interval = f" [{low:.3f}, {high:.3f}]" if low < high else ""
     verdict = "missed" if missed(low, bound) else "met" if middle <= bound else "within noise"
     return [[what, where, f"{bound:.2f}", f"{middle:.3f}{interval}", verdict]]

@@ -2,12 +2,14 @@
 there. A full run is one with `output_hidden_states=True`, which asks for all tokens of every layer."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 from transformers.models.bert.modeling_bert import BertAttention, BertEncoder, BertLayer, BertOutput
 
 from lstmpool.configuration_lstmpool import Families, LstmPoolConfig
@@ -23,12 +25,18 @@ def layers_of(model):
 
 
 def tokens_out(model, inputs, run=None, **kwargs):
-    """How many tokens came out of the top layer in each of its runs."""
-    seen = []
-    hook = layers_of(model)[-1].register_forward_hook(lambda *call: seen.append(call[-1]))
-    (run or model)(**inputs, **kwargs)
-    hook.remove()
-    return [(hidden[0] if isinstance(hidden, tuple) else hidden).size(1) for hidden in seen]
+    """How many tokens came out of the top layer in each run of the backbone."""
+    seen, of_class = [], type(model.lstmpool)._run_backbone
+
+    def watched(base, *args):
+        outputs, states = of_class(base, *args)
+        seen.append(outputs.last_hidden_state.size(1))
+        return outputs, states
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(model.lstmpool), "_run_backbone", watched)
+        (run or model)(**inputs, **kwargs)
+    return seen
 
 
 def assert_same_as_a_full_run(model, inputs):
@@ -91,13 +99,21 @@ def test_a_compiled_backbone_does_it_too():
     model, inputs = tiny_model(layers=[1, 2]).double(), random_inputs(lengths=[7, 3, 5], pad_left=True)
     with torch.no_grad():
         wanted = model(**inputs)
-        seen, backbone = [], model.lstmpool.backbone
-        backbone.compile(backend="aot_eager", fullgraph=True)
-        backbone.register_forward_hook(lambda *call: seen.append(call[-1].last_hidden_state.size(1)))
+        model.lstmpool.backbone.compile(backend="aot_eager", fullgraph=True)
+        assert tokens_out(model, inputs) == [1]
         torch.testing.assert_close(model(**inputs).logits, wanted.logits, atol=1e-12, rtol=0)
         whole = model.lstmpool(**inputs)
         torch.testing.assert_close(whole.layer_states, wanted.layer_states, atol=1e-12, rtol=0)
-    assert seen == [1, 7] and whole.last_hidden_state.size(1) == 7
+    assert whole.last_hidden_state.size(1) == 7
+
+
+@pytest.mark.parametrize("adapted", [["query", "value"], ["query", "dense"]])
+def test_with_adapters_in_the_top_layer_it_does_it_too(adapted):
+    peft = pytest.importorskip("peft")
+    model, inputs = tiny_model(), random_inputs(lengths=[7, 3, 5])
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=adapted, init_lora_weights=False))
+    assert tokens_out(model, inputs) == [1]
+    assert_same_as_a_full_run(model, inputs)
 
 
 # --------------------------------------------------------------------------------------------------- where it does not
@@ -123,44 +139,97 @@ def test_whoever_asks_for_more_gets_all_tokens():
     assert tokens_out(model, inputs, run=model.lstmpool) == [7]
     assert model.lstmpool(**inputs).last_hidden_state.shape == (3, 7, 16)
     assert model.lstmpool(**inputs, needs_last_hidden_state=False).last_hidden_state is None
-    assert tokens_out(model, inputs, run=model.lstmpool.backbone) == [7]
+    assert model.lstmpool.backbone(**inputs).last_hidden_state.size(1) == 7
 
 
 def test_a_layer_that_wants_chunks_of_tokens_gets_them():
-    config = tiny_config()
-    config.backbone_config.chunk_size_feed_forward = 2
-    inputs = random_inputs(tokens=8)
-    assert tokens_out(LstmPoolForSequenceClassification(config).eval(), inputs) == [8]
+    model, inputs = tiny_model(), random_inputs(tokens=8)
+    layers_of(model)[-1].chunk_size_feed_forward = 2
+    assert tokens_out(model, inputs) == [8]
 
 
-def test_a_layer_of_ones_own_runs_in_full():
-    class Layer(BertLayer):
-        """Its attention might do anything."""
+class MixesAfterTheStack(BertModel):
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        outputs = super().forward(input_ids, attention_mask, position_ids=position_ids, **kwargs)
+        hidden = outputs.last_hidden_state
+        outputs.last_hidden_state = hidden + hidden.mean(1, keepdim=True)
+        return outputs
 
-    backbone = AutoModel.from_config(backbone_config())
-    backbone.encoder.layer[-1].__class__ = Layer
-    assert tokens_out(LstmPoolForSequenceClassification(tiny_config(), backbone=backbone), random_inputs()) == [7]
+
+class MixesInTheLayer(BertOutput):
+    def forward(self, hidden, inputs):
+        return super().forward(hidden, inputs).flip(1)
 
 
-def test_code_of_ones_own_around_or_in_the_top_layer_runs_in_full():
-    class MixesAfterTheStack(BertModel):
-        def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
-            outputs = super().forward(input_ids, attention_mask, position_ids=position_ids, **kwargs)
-            hidden = outputs.last_hidden_state
-            outputs.last_hidden_state = hidden + hidden.mean(1, keepdim=True)
-            return outputs
+def mix(module, args, output):
+    return output - output.mean(1, keepdim=True)
 
-    class MixesInTheLayer(BertOutput):
-        def forward(self, hidden, inputs):
-            return super().forward(hidden, inputs).flip(1)
 
+def with_own_output(backbone):
+    backbone.encoder.layer[-1].output = MixesInTheLayer(backbone.config)
+
+
+def with_own_class(backbone):
+    backbone.__class__ = MixesAfterTheStack
+
+
+def with_hook(backbone):
+    backbone.encoder.layer[-1].register_forward_hook(mix)
+
+
+def with_hook_inside(backbone):
+    backbone.encoder.layer[-1].output.dense.register_forward_hook(mix)
+
+
+def with_hook_on_the_backbone(backbone):
+    backbone.encoder.register_forward_pre_hook(lambda module, args: None)
+
+
+def with_own_forward(backbone):
+    output = backbone.encoder.layer[-1].output
+    forward = output.forward
+    output.forward = lambda *args: mix(output, args, forward(*args))
+
+
+CHANGES = [
+    *(with_own_output, with_own_class, with_hook, with_hook_inside, with_hook_on_the_backbone),
+    with_own_forward,
+]
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_code_of_ones_own_in_the_top_layer_or_around_it_runs_in_full(change, later):
     torch.manual_seed(0)
-    around, within = MixesAfterTheStack(backbone_config()), BertModel(backbone_config())
-    within.encoder.layer[-1].output = MixesInTheLayer(backbone_config())
-    for backbone in (around, within):
-        model = LstmPoolForSequenceClassification(tiny_config(), backbone=backbone).eval()
-        assert not model.lstmpool._top_token_alone
-        assert tokens_out(model, random_inputs()) == [7]
+    backbone, inputs = BertModel(backbone_config()), random_inputs(lengths=[7, 3, 5])
+    if not later:
+        change(backbone)
+    model = LstmPoolForSequenceClassification(tiny_config(), backbone=backbone).eval()
+    if later:
+        assert tokens_out(model, inputs) == [1]
+        change(backbone)
+    assert tokens_out(model, inputs) == [7]
+    assert_same_as_a_full_run(model, inputs)
+
+
+def test_a_layer_that_is_compiled_by_itself_runs_in_full_and_once():
+    torch._dynamo.reset()
+    model, inputs = tiny_model(), random_inputs(lengths=[7, 3, 5])
+    wanted = model(**inputs).logits
+    for layer in layers_of(model):
+        layer.compile(backend="eager")
+    assert tokens_out(model, inputs) == [7]
+    torch.testing.assert_close(model(**inputs).logits, wanted, atol=1e-6, rtol=0)
+
+
+def test_a_layer_that_stands_twice_in_the_stack_gives_the_states_of_both_places():
+    torch.manual_seed(0)
+    backbone, inputs = BertModel(backbone_config()), random_inputs(lengths=[7, 3, 5])
+    backbone.encoder.layer[2] = backbone.encoder.layer[1]
+    model = LstmPoolForSequenceClassification(tiny_config(), backbone=backbone).eval()
+    outputs = model(**inputs, output_hidden_states=True)
+    wanted = torch.stack([hidden[:, 0] for hidden in outputs.hidden_states[1:]], dim=1)
+    assert torch.equal(outputs.layer_states, wanted) and torch.equal(model(**inputs).layer_states, wanted)
 
 
 def test_a_config_that_is_changed_after_the_model_was_made():
@@ -170,14 +239,19 @@ def test_a_config_that_is_changed_after_the_model_was_made():
     assert_same_as_a_full_run(model, inputs)
 
 
-@pytest.mark.parametrize("kind", [BertModel, BertEncoder, BertAttention])
+@pytest.mark.parametrize("kind", [BertModel, BertEncoder, BertLayer, BertAttention])
 def test_whatever_runs_again_around_the_top_layer_or_in_it_runs_in_full(kind):
     model, inputs = tiny_model().train(), random_inputs()
     apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, kind))
+    assert tokens_out(model, inputs) == [7]
     assert_same_as_a_full_run(model, inputs)
-    with torch.no_grad():  # nothing runs again
-        seen = tokens_out(model, inputs)
-    assert seen == [1]
+
+
+def test_so_does_a_layer_whose_forward_is_checkpointed():
+    model, inputs = tiny_model().train(), random_inputs()
+    for layer in layers_of(model):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    assert_same_as_a_full_run(model, inputs)
 
 
 def test_a_backbone_that_was_put_into_something_else_runs_in_full():
@@ -195,13 +269,28 @@ def test_a_backbone_that_was_put_into_something_else_runs_in_full():
     torch.testing.assert_close(model(**inputs).logits, wanted, atol=1e-6, rtol=0)
 
 
-def test_a_layer_that_spreads_the_token_again_is_noticed_at_the_first_run():
-    # a convolution over all tokens is added to the lowest layer's output, which has one: that broadcasts
+def test_a_convolution_over_all_tokens_gets_them():
+    # it is added to the lowest layer's output: to that of one token, it would broadcast
     config = tiny_config("deberta-v2", layers=[1])
     config.backbone_config.conv_kernel_size = 3
     model, inputs = LstmPoolForSequenceClassification(config).eval(), random_inputs(lengths=[7, 3, 5])
-    assert tokens_out(model, inputs) == [1, 7]
     assert tokens_out(model, inputs) == [7]
+    assert_same_as_a_full_run(model, inputs)
+
+
+def test_what_spreads_the_token_again_is_noticed_at_the_first_run(monkeypatch):
+    of_library, runs = BertModel.forward, []
+
+    def forward(self, input_ids, attention_mask, **kwargs):  # as a later version might do
+        outputs = of_library(self, input_ids, attention_mask, **kwargs)
+        outputs.last_hidden_state = outputs.last_hidden_state + torch.arange(input_ids.size(1))[:, None]
+        runs.append(1)
+        return outputs
+
+    monkeypatch.setattr(BertModel, "forward", forward)
+    model, inputs = tiny_model(), random_inputs(lengths=[7, 3, 5])
+    assert tokens_out(model, inputs)[-1] == 7 and len(runs) == 2
+    assert tokens_out(model, inputs) == [7] and len(runs) == 3
     assert_same_as_a_full_run(copy.deepcopy(model), inputs)
 
 
@@ -212,12 +301,6 @@ def test_a_layer_that_runs_again_in_the_backward_pass_runs_in_full(family):
     assert_same_as_a_full_run(model, inputs)
     assert tokens_out(model, inputs)[0] == 7
     assert tokens_out(model.eval(), inputs) == [1]
-
-
-def test_so_does_a_layer_in_the_wrapper_that_fsdp_puts_around_it():
-    model, inputs = tiny_model().train(), random_inputs(lengths=[7, 3, 5])
-    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, BertLayer))
-    assert_same_as_a_full_run(model, inputs)
 
 
 # ---------------------------------------------------------------------------------------------------- what it is worth
