@@ -32,8 +32,8 @@ from lstmpool.benchmarks.variants import VARIANTS, Cell, build, prepare, random_
 
 AGAIN = "lstmpool, again"
 CELLS = (
-    "6x384/inference/1x32 6x384/inference/1x128 6x384/inference/1x512 6x384/inference/32x128 6x384/inference/32x512 6x384/compiled/1x128 "
-    "6x384/training/1x128 6x384/training/1x512 6x384/training/32x128 "
+    "6x384/inference/1x32 6x384/inference/1x128 6x384/inference/1x512 6x384/inference/32x128 6x384/inference/32x512 "
+    "6x384/compiled/1x128 6x384/training/1x128 6x384/training/1x512 6x384/training/32x128 "
     "12x768/inference/1x128 12x768/inference/1x512 12x768/inference/8x128 12x768/training/1x128"
 ).split()
 

@@ -84,6 +84,7 @@ BOUNDS: list[tuple[str, float, Callable[[dict[str, list[Row]]], list[Found]]]] =
             ("prediction over `pipeline(batch_size=32)`", 0.6, prediction.COMPARED, *prediction.COMPARED.subjects),
             ("import over the stock class", 1.1, loading.COMPARED, "import"),
             ("loading a folder over the stock class", 1.1, loading.COMPARED, "load"),
+            ("the same once more, in the same process", 1.1, loading.COMPARED, "load again"),
         )
     ),
 ]

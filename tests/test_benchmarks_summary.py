@@ -32,6 +32,9 @@ def test_the_verdict_on_a_bound():
     assert summary.line("time", 1.02, [fine, close])[0][1:] == ["b", "1.02", "1.030 [1.010, 1.050]", "within noise"]
     assert summary.line("time", 1.02, [noisy])[0][-1] == "met"
     assert summary.line("time", 1.02, [close, slow, fine])[0][1:] == ["d", "1.02", "1.100 [1.040, 1.200]", "missed"]
+    above = (1.05, 1.01, 1.09, "f")  # a higher number, which noise explains
+    slower = (1.04, 1.03, 1.05, "g")
+    assert summary.line("time", 1.02, [above, slower])[0][1:] == ["g", "1.02", "1.040 [1.030, 1.050]", "missed"]
     assert summary.line("bytes", 1.02, [(1.001, 1.001, 1.001, "e")])[0][-2:] == ["1.001", "met"]
     assert summary.line("time", 1.02, []) == []
 
@@ -60,7 +63,7 @@ def test_each_line_reads_the_cells_that_it_is_about(tmp_path):
         ],
     )
     assert summary.table(tmp_path).splitlines()[2:] == [
-        "| inference, peak memory over the bare backbone | 12x768, 8 x 512 | 1.02 | 1.010 | met |",
+        "| inference of 512 tokens, peak memory over the bare backbone | 12x768, 8 x 512 | 1.02 | 1.010 | met |",
         "| inference, time over the stock class | 12x768, 8 x 128 | 1.02 | 0.950 [0.940, 0.960] | met |",
         "| inference with two thirds of the layers, time over the stock class | 12x768, 8 x 128 | 0.70 | "
         "0.800 [0.790, 0.810] | missed |",
