@@ -94,7 +94,7 @@ def _is_plain(module: nn.Module) -> bool:
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     return (
         (isinstance(module, nn.Linear) or type(module).__module__.startswith(known))
-        and "forward" not in vars(module)
+        and ("forward" not in vars(module) or hasattr(module, "_hf_hook"))  # a device_map moves what goes in
         and all(str(getattr(hook, "func", hook).__module__).startswith(watching) for hook in hooks)
         and not (module.training and getattr(module, "gradient_checkpointing", False))
     )
