@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lstmpool.training.adapters import AdapterModel, lora_config
+
 from .conftest import tiny_model
 
 
@@ -24,6 +26,11 @@ def test_a_snippet_runs_as_written(snippet, tmp_path, tokenizer):
     for folder in (tmp_path / "outputs" / "demo", tmp_path / "backbone"):
         (model if folder.name == "demo" else model.lstmpool.backbone).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    adapter = tmp_path / "outputs" / "adapter"
+    adapted = AdapterModel(model, lora_config(model))
+    adapted.backbone_name = "backbone"
+    adapted.save_pretrained(adapter)
+    tokenizer.save_pretrained(adapter)
     # where the README names a backbone on the Hub, a tiny one stands in for it
     snippet = re.sub(r"\"[\w.-]+/[\w.-]*(?:MiniLM|bert)[\w.-]*\"", '"backbone"', snippet)
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -274,6 +275,21 @@ def test_an_adapter_is_not_published_nor_trained_further(trained, capsys):
     words = [f"--init_from={trained[0]}", f"--train_file={trained[0].parent / 'train.csv'}", "--output_dir=no"]
     assert main([*words, "--use_cpu"]) == 2
     assert "is an adapter, no whole model" in capsys.readouterr().err
+
+
+def test_a_whole_model_is_made_of_an_adapter_as_the_refusal_says_and_trained_further(
+    work, trained, monkeypatch, capsys
+):
+    folder, _ = trained
+    monkeypatch.chdir(work)
+    assert main(["--init_from=adapter", "--test_file=test.csv", "--output_dir=no", "--use_cpu"]) == 2
+    python, _, program = shlex.split(capsys.readouterr().err.partition("--init_from: ")[2])
+    assert python == "python"
+    exec(program, {})
+    still = ["--init_from=adapter-whole", "--learning_rate=0", "--head_learning_rate=0", "--num_train_epochs=1"]
+    further, _ = run(work, monkeypatch, "further", *still, backbone=False)
+    tables = [pandas.read_csv(of / "test_predictions.csv") for of in (folder, further)]
+    pandas.testing.assert_frame_equal(*tables, atol=1e-4, rtol=0)
 
 
 def test_the_best_epoch_is_kept_and_a_resumed_run_ends_with_the_same_bits(work, monkeypatch, capsys):

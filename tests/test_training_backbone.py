@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +82,41 @@ def test_a_config_that_does_not_fit(tmp_path):
         find("owner/not-there").load_config()
     with pytest.raises(InputError, match="found both"):
         Backbone.find(ModelArguments(init_from="a/b", backbone="c/d"))
+
+
+def test_what_tells_weights_from_others_at_the_same_place(tmp_path, monkeypatch):
+    for place in ("first", "second"):
+        save_backbone(tmp_path / place / "mine")
+    monkeypatch.chdir(tmp_path / "first")
+    one = find("mine").identity()
+    Path("mine", "metrics.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "second")
+    assert find("mine").identity() == one  # the same bytes; what else lies there does not count
+    with Path("mine", "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"1")
+    other = find("mine").identity()
+    config = Path("mine", "config.json").read_text()
+    Path("mine", "config.json").write_text(config.replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
+    assert len({one, other, find("mine").identity()}) == 3
+    Path("mine", "model.safetensors").unlink()
+    Path("mine", "model.safetensors").symlink_to("gone")
+    with pytest.raises(InputError, match="--backbone mine cannot be read"):
+        find("mine").identity()
+
+
+def test_a_model_on_the_hub_is_told_by_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--owner--name"
+    (cached / "refs").mkdir(parents=True)
+    assert find("owner/name").identity() == ""
+    for commit in ("a" * 40, "b" * 40):
+        save_backbone(cached / "snapshots" / commit)
+        (cached / "refs" / "main").write_text(commit)
+        backbone = find("owner/name")
+        assert backbone.load_config().hidden_size == 16 and backbone.identity() == commit
+    pinned = Backbone.find(ModelArguments(backbone="owner/name", model_revision="a" * 40))
+    assert pinned.identity() == "a" * 40
 
 
 def finished(folder, **fields):

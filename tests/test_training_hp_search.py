@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import shutil
 import signal
 import time
 import weakref
@@ -20,6 +21,7 @@ from lstmpool.training.errors import Diverged, InputError
 from lstmpool.training.hp_search import Search, check_search, unsearched
 from lstmpool.training.hp_space import space_of
 from lstmpool.training.job import Job
+from lstmpool.training.layer_cache import CACHE
 from lstmpool.training.run_record import RunRecord, settings_of
 
 from . import kills
@@ -146,6 +148,38 @@ def test_a_trial_that_was_cut_off_is_tried_again_in_its_folder(work, studies, tr
     assert states.count("FAIL") == 1 and states.count("COMPLETE") == 4 and len(states) == 5
 
 
+def test_other_weights_at_the_same_place_make_another_study(work, studies, monkeypatch, tmp_path):
+    shutil.copytree(work / "backbone", tmp_path / "backbone")
+    monkeypatch.chdir(tmp_path)
+    first = search(work, 1, "--backbone=backbone").folder
+    assert search(work, 2, "--backbone=backbone").folder == first
+    with (tmp_path / "backbone" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"1")
+    assert search(work, 1, "--backbone=backbone").folder != first
+
+
+def test_studies_are_not_in_the_layer_cache_which_may_be_deleted():
+    assert CACHE not in hp_search.STUDIES.parents and hp_search.STUDIES.parent == CACHE.parent
+
+
+def test_a_kill_before_the_trial_that_is_repeated_is_marked_as_failed_repeats_it_once(work, studies, monkeypatch):
+    def kill(*args, **kwargs):
+        raise Killed
+
+    one, study = search(work, 2), optuna.create_study()
+    trial = study.ask()
+    values = {name: hp_search._suggest(trial, name, of) for name, of in one.space.items()}
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(optuna.study.Study, "tell", kill)  # the repeat is enqueued by then
+        one._repeat_cut_off(study)
+    one._repeat_cut_off(study)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
+    again = study.ask()
+    assert values == {name: hp_search._suggest(again, name, of) for name, of in one.space.items()}
+    assert again.user_attrs == {"folder": "trial-0"}
+
+
 def test_a_trial_that_was_cut_off_goes_on_when_the_test_rows_are_others(work, studies, trained):
     trained.kill_at = 0
     with pytest.raises(Killed):
@@ -184,6 +218,13 @@ def test_what_diverges_counts_and_is_not_taken(work, studies, trained, capsys):
     trained.diverges = range(9)
     with pytest.raises(InputError, match="all 1 trials have diverged. Lower the rates"):
         search(work, 1, "--seed=1").run()
+
+
+def test_whole_numbers_are_printed_plainly():
+    values = {"lstm_hidden_size": 1024, "num_train_epochs": 4.0, "learning_rate": 1.234e-5, "max_grad_norm": 0.0}
+    assert hp_search._words(values) == (
+        "lstm_hidden_size 1024, num_train_epochs 4, learning_rate 1.23e-05, max_grad_norm 0"
+    )
 
 
 def test_what_needs_too_much_memory_counts_and_gives_it_back(work, studies, trained, capsys, request):
@@ -277,6 +318,7 @@ def test_a_search_that_was_stopped_goes_on_and_ends_the_same(work, studies, tmp_
     assert kills.finish(kills.start(words, tmp_path / "log")) == 0
     log = (tmp_path / "log").read_text()
     assert "Search: 1 of 3 trials are done" in log
+    assert ("Stopping at the end of this step" in log) == (signum != signal.SIGKILL)
     assert (
         "trial-1 holds this run, which was cut off. It goes on from" in next(studies.glob("*/trial-1.log")).read_text()
     )

