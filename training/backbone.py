@@ -57,7 +57,7 @@ class Backbone:
             return cls(flag, str(_folder_in_package(name.removeprefix("package:"))), name, False, loading)
         if os.path.isdir(name):
             if os.path.isfile(os.path.join(name, ADAPTER_CONFIG_NAME)):
-                raise InputError(f"{flag} {name} is an adapter, no whole model. {_how_to_merge(name)}")
+                raise InputError(f"{flag} {name} is an adapter, no whole model. {how_to_merge(name)}")
             if not os.path.isfile(os.path.join(name, "config.json")):
                 raise InputError(f"{flag} {name} is a folder without config.json. Name the folder that holds it.")
             return cls(flag, name, os.path.basename(os.path.abspath(name)), False, loading)
@@ -202,7 +202,7 @@ def _folder_in_package(package: str) -> Path:
     return folders[0]
 
 
-def _how_to_merge(adapter: str) -> str:
+def how_to_merge(adapter: str) -> str:
     """What to type to have a whole model of an adapter's folder."""
     there, whole = json.dumps(adapter), json.dumps(f"{adapter.rstrip('/')}-whole")
     program = (
@@ -210,7 +210,7 @@ def _how_to_merge(adapter: str) -> str:
         f"load_adapter({there}).merge_and_unload().save_pretrained({whole}); "
         f"AutoTokenizer.from_pretrained({there}).save_pretrained({whole})"
     )
-    return f"Make a whole one of it, and start from that with --init_from: python -c {shlex.quote(program)}"
+    return f"Make a whole one of it, and take that one: python -c {shlex.quote(program)}"
 
 
 def _first_lines(error: Exception) -> str:

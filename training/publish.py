@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
+from lstmpool.training.backbone import how_to_merge
 from lstmpool.training.clean_load import LoadError, largest_difference, load_in_fresh_process, probe_logits
 from lstmpool.training.errors import InputError, did_you_mean
 from lstmpool.training.hub_card import pin_card, snippet_of
@@ -118,12 +119,7 @@ def checked(folder: Path) -> Iterator[Checked]:
     if not folder.is_dir():
         raise UnfitFolder([f"expected the folder of a saved model, found none at {folder}."])
     if (folder / ADAPTER_CONFIG_NAME).exists():
-        raise UnfitFolder(
-            [
-                f"{folder} holds an adapter, which does not load by itself. Train with --merge, or save the whole: "
-                f"load_adapter({str(folder)!r}).merge_and_unload().save_pretrained(...)."
-            ]
-        )
+        raise UnfitFolder([f"{folder} holds an adapter, which does not load by itself. {how_to_merge(str(folder))}"])
     published, left_out = choose_files(folder)
     with tempfile.TemporaryDirectory(prefix="lstmpool-") as copy:
         for name in published:
