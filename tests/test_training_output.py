@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import pytest
 from transformers import AutoTokenizer
@@ -201,6 +202,33 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_settings_alone(finished, c
     RunRecord({"learning_rate": 1e-3, "seed": 1}, {}).finish(finished)
     with pytest.raises(InputError, match="holds a run already"):
         check_output(arguments(finished), {"learning_rate": 1e-3, "seed": 1})
+
+
+def test_a_run_that_was_begun_from_a_checkpoint_goes_on_from_its_own_last_one(finished, tmp_path, monkeypatch):
+    def begun(folder, start, **settings):
+        args = arguments(folder, resume_from_checkpoint=start, **settings)
+        check_output(args, {"seed": 1})
+        prepare_output(args, RunRecord.of({"seed": 1}, {}, args.resumed_from))
+        return args.resume_from_checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    outside, again = tmp_path / "again", str(finished / "checkpoint-5")
+    for start in ("out/checkpoint-5", again):  # cut off before it had saved
+        assert begun(outside, start) == start
+    for folder in (finished, outside):
+        assert begun(folder, again) == again
+        tiny_model().save_pretrained(folder / "checkpoint-9")
+        write_manifest(folder / "checkpoint-9")
+        for start in (again, None, "last", again):
+            assert begun(folder, start) == str(folder / "checkpoint-9")
+    shutil.rmtree(again)  # as it is by --save_total_limit 1
+    assert begun(finished, again) == str(finished / "checkpoint-9")
+    other = str(finished / "checkpoint-9")
+    with pytest.raises(InputError, match=f"cut off .resume_from_checkpoint {again} there and {other} here.*overwrite"):
+        begun(outside, other)
+    shutil.rmtree(outside / "checkpoint-9")
+    assert begun(outside, None) is None
+    assert RunRecord.read(outside).resumed_from == ""
 
 
 def test_later_checkpoints_are_replaced_when_told_to_and_what_is_the_users_stays(finished, tmp_path):

@@ -52,6 +52,11 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
+def is_last(named: str) -> bool:
+    """Whether `--resume_from_checkpoint` names no path, but the newest checkpoint."""
+    return named.lower() in ("last", "true")
+
+
 def find_checkpoint(folder: Path, named: str) -> Path:
     """The checkpoint that `--resume_from_checkpoint` names: a path, or "last" for the newest whole one in `folder`.
 
@@ -59,7 +64,7 @@ def find_checkpoint(folder: Path, named: str) -> Path:
         InputError: if it is none, or not whole; the newest one that is, and how to resume from it, are named.
     """
     flag = "--resume_from_checkpoint"
-    if named.lower() in ("last", "true"):
+    if is_last(named):
         if (newest := newest_whole(folder)) is not None:
             return newest
         raise InputError(f"{flag} {named}: {folder} holds no whole checkpoint-* folder. Leave it out.")

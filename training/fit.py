@@ -130,7 +130,7 @@ def _begin(job: Job, args: TrainingArguments, model: PreTrainedModel) -> RunReco
     Raises:
         InputError: if the checkpoint to resume from is of another model, or of other rows.
     """
-    record = RunRecord.of(job.settings, job.splits)
+    record = RunRecord.of(job.settings, job.splits, args.resumed_from)
     if args.resume_from_checkpoint:
         adapter = model.active_peft_config.to_dict() if job.model_args.peft else None
         check_resumed(args.resume_from_checkpoint, model.config, adapter)
