@@ -46,9 +46,10 @@ def fit(
     args: TrainingArguments,
     callbacks: list[TrainerCallback] | None = None,
     also: Callable[[Evaluation], dict[str, Writer]] = lambda evaluation: {},
+    publish: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Trains, evaluates, and writes what came of it to `args.output_dir`, `also` what this gives: writers of more
-    files, by their names.
+    files, by their names. Only once `publish` is over, in the first process, does the run count as finished.
 
     Raises:
         InputError: if the model cannot be loaded or resumed, or has diverged.
@@ -96,8 +97,6 @@ def fit(
     if args.process_index == 0:
         changed = args.do_train or any(key in learned for key in ("temperature", "folded_thresholds"))
         written = _write(job, args, trainer, evaluation, baselines, numbers, changed, also(evaluation))
-        record.finish(Path(args.output_dir))
-        trainer.remove_last_checkpoint()
         print(f"Done in {time.monotonic() - started:.0f} s. {args.output_dir} holds", end=" ")
         if changed:
             print("the model; these lines load it:\n")
@@ -105,6 +104,10 @@ def fit(
         else:
             print(", ".join(written) + ".")
     args.distributed_state.wait_for_everyone()
+    if args.process_index == 0:
+        publish()
+        record.finish(Path(args.output_dir))
+        trainer.remove_last_checkpoint()
     return evaluation
 
 
