@@ -3,7 +3,7 @@ import os
 import shutil
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.checkpoints import write_manifest
@@ -159,6 +159,33 @@ def test_nothing_is_moved_into_place_before_all_is_written(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_output(folder, tiny_model(), Broken(), {"README.md": lambda path: path.write_text("card")})
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {"run.json", *CODE}
+
+
+@pytest.mark.parametrize("moved", range(8))
+@pytest.mark.parametrize("again", [False, True])
+def test_a_kill_while_files_are_moved_leaves_no_half_of_a_model_that_loads(tmp_path, monkeypatch, moved, again):
+    class Killed(BaseException):
+        pass
+
+    def replace(*paths):
+        calls.append(paths)
+        if len(calls) > moved:
+            raise Killed
+        of_library(*paths)
+
+    tokenizer = AutoTokenizer.from_pretrained(save_backbone(tmp_path / "bert"))
+    folder, files, calls, of_library = tmp_path / "out", {"README.md": lambda path: path.touch()}, [], os.replace
+    folder.mkdir()
+    if again:
+        write_output(folder, tiny_model(), tokenizer, files)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "replace", replace)
+        write_output(folder, tiny_model(), tokenizer, files)
+    with pytest.raises(ValueError, match="Unrecognized model"):
+        AutoModel.from_pretrained(folder)
+    write_output(folder, tiny_model(), tokenizer, files)
+    assert len(list(folder.iterdir())) == 8
+    AutoModel.from_pretrained(folder)
 
 
 def test_the_tokenizer_does_not_say_how_it_was_loaded(tmp_path):

@@ -1,7 +1,8 @@
 """The output folder: checked before anything is loaded, given the code before training, filled at the end.
 
-What is published is written under a temporary name and moved into place, so that a run cut off in the middle leaves
-no half of a model. Checkpoints keep the optimizer; the folder's top level never holds anything pickled.
+What is published is written under a temporary name and moved into place, config.json last, so that a run cut off in
+the middle leaves no half of a model that loads. Checkpoints keep the optimizer; the folder's top level never holds
+anything pickled.
 """
 
 import inspect
@@ -28,6 +29,7 @@ from lstmpool.training.run_record import RunRecord
 Writer = Callable[[Path], Any]
 CODE = [Path(inspect.getfile(module)) for module in (configuration_lstmpool, modeling_lstmpool, pooling_lstmpool)]
 STAGING = ".unfinished"
+CONFIGS = (ADAPTER_CONFIG_NAME, "config.json")  # by which a folder is known for that of a model
 # What a finished run leaves beside its checkpoints; --overwrite removes these and nothing else.
 TABLES = {"test_predictions.csv", "test_predictions.parquet", "oof.parquet", "hp_search.csv"}
 RESULTS = {RECORD, "metrics.json", "logits.npz", *TABLES}
@@ -147,9 +149,10 @@ def prepare_output(args: TrainingArguments, record: RunRecord) -> None:
 def write_output(
     folder: Path, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, files: dict[str, Writer]
 ) -> None:
-    """The model (None: it is not saved) with its config, code and tokenizer, and `files`, all of them or nothing.
+    """The model (None: it is not saved) with its config, code and tokenizer, and `files`.
 
-    `files` are what writes each, by their names.
+    `files` are what writes each, by their names. Nothing is moved into place before all is written. A kill between the
+    moves may leave some files without the others, but no config then, so that the folder does not load.
     """
     staging = folder / STAGING
     shutil.rmtree(staging, ignore_errors=True)
@@ -160,11 +163,13 @@ def write_output(
         tokenizer.save_pretrained(staging)
     for name, write in files.items():
         write(staging / name)
-    if model is not None:  # an adapter and a whole model of an earlier save would be loaded together
-        for path in _weights(folder):
+    if model is not None:
+        for name in CONFIGS:  # without these nobody takes what lies here for a model
+            (folder / name).unlink(missing_ok=True)
+        for path in _weights(folder):  # an adapter and a whole model of an earlier save would be loaded together
             if not (staging / path.name).exists():
                 path.unlink()
-    for path in sorted(staging.iterdir()):
+    for path in sorted(staging.iterdir(), key=lambda path: (path.name in CONFIGS, path.name)):
         os.replace(path, folder / path.name)
     staging.rmdir()
 
