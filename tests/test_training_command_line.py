@@ -211,6 +211,11 @@ def test_what_is_done_unasked():
     assert (training.learning_rate, training.head_learning_rate, training.layerwise_lr_decay) == (5e-5, 1e-3, 1.0)
 
 
+def test_parameters_without_a_gradient_are_looked_for_on_request():
+    assert parse(*NEEDED)[2].ddp_find_unused_parameters is False
+    assert parse(*NEEDED, "--ddp_find_unused_parameters", "True")[2].ddp_find_unused_parameters is True
+
+
 def test_no_flag_is_of_type_bool():
     assert [action.dest for action in make_parser("")._actions if action.type is bool] == []
 

@@ -109,3 +109,16 @@ def test_a_damaged_best_checkpoint_is_told_before_a_run_goes_on(tmp_path):
         with pytest.raises(InputError, match="checkpoint-8, is not whole: it has no manifest"):
             start()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-16"}
+
+
+def test_parameters_without_a_gradient_are_told_with_the_flag_that_allows_them(tmp_path, monkeypatch):
+    said = "Expected to have finished reduction in the prior iteration before starting a new one. This error indicates"
+    for message, kind in ((said, InputError), ("another one", RuntimeError)):
+
+        def train(self, resume_from_checkpoint=None, message=message):
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(LstmPoolTrainer, "train", train)
+        with pytest.raises(kind) as raised:
+            trainer_for(tmp_path).train_from(None)
+        assert ("--ddp_find_unused_parameters True" in str(raised.value)) == (kind is InputError)

@@ -40,7 +40,7 @@ DEFAULTS = {
     "metric_for_best_model": AUTO,
     "restore_callback_states_from_checkpoint": True,
     "ddp_timeout": 24 * 60 * 60,  # seconds: the others wait while the first process fills the cache of layer states
-    "ddp_find_unused_parameters": False,  # there are none; the library would look for them at every step
+    "ddp_find_unused_parameters": False,  # most backbones have none; the library would look for them at every step
     "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU, every epoch warns of it
     "report_to": ["tensorboard"] if importlib.util.find_spec("tensorboard") else ["none"],
 }

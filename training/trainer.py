@@ -83,7 +83,7 @@ class LstmPoolTrainer(Trainer):
         """Trains to the end, from a checkpoint if there is one; if training was over with that one, it is loaded.
 
         Raises:
-            InputError: if the best checkpoint so far is not whole.
+            InputError: if the best checkpoint so far is not whole, or several processes wait for gradients in vain.
         """
         state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME)) if checkpoint else None
         kept = checkpoint and self.args.load_best_model_at_end
@@ -93,6 +93,13 @@ class LstmPoolTrainer(Trainer):
             self.limit, self.args.save_total_limit = self.args.save_total_limit, None
             try:
                 self.train(resume_from_checkpoint=checkpoint)
+            except RuntimeError as error:
+                if "Expected to have finished reduction in the prior iteration" not in str(error):
+                    raise
+                raise InputError(
+                    "several processes expect a gradient of every parameter, and found some of this backbone that get "
+                    "none. Add --ddp_find_unused_parameters True."
+                ) from None
             finally:
                 self.args.save_total_limit = self.limit
             return
