@@ -100,17 +100,18 @@ def run(
     if data_args.cv_folds:
         cross_validate(job, args)
         return
+    publish = hub.publish if hub else lambda: None
     try:
         if space:
             search = Search(job, args, space)
-            fit(*search.run(), callbacks, search.table)
+            fit(*search.run(), callbacks, search.table, publish)
         else:
-            fit(job, args, callbacks)
+            fit(job, args, callbacks, publish=publish)
     finally:
         if hub:
             hub.wait()
     if hub:
-        hub.finish()
+        hub.check()
 
 
 def _leave_group() -> None:

@@ -1,4 +1,4 @@
-"""What each of the processes of tests/test_distributed.py runs: `ddp`, `fsdp` or `command`, and a folder."""
+"""What each of the processes of tests/test_distributed.py runs: `ddp`, `unused`, `fsdp` or `command`, and a folder."""
 
 import os
 import sys
@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from lstmpool.train_trainer import main
 from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.errors import InputError
 from lstmpool.training.trainer import LstmPoolTrainer
 
 from .conftest import random_inputs, tiny_model
@@ -34,22 +35,22 @@ def batch_of_rows(rows=16):
     return {**random_inputs(batch=rows, tokens=6, seed=3), "labels": torch.arange(rows) % 3}
 
 
-def ddp(folder: Path) -> None:
-    """Trains on 16 rows, 8 a step, however many processes there are; the first one writes what it saw."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    rows = Dataset.from_dict({name: value.tolist() for name, value in batch_of_rows().items()})
+def arguments(folder: Path, **more) -> TrainingArguments:
+    """For 16 rows, 8 a step, however many processes there are."""
     flags = {"max_grad_norm": 0.0, "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True}
-    args = TrainingArguments(
-        output_dir=str(folder / "trainer"),
-        per_device_train_batch_size=8 // processes,
-        ddp_find_unused_parameters=False,
-        num_train_epochs=2,
-        learning_rate=1e-2,
-        disable_tqdm=True,
-        **flags,
-    )
-    notes = Notes()
-    trainer = LstmPoolTrainer(tiny_model().train(), args, train_dataset=rows, callbacks=[notes])
+    flags |= {"per_device_train_batch_size": 8 // int(os.environ.get("WORLD_SIZE", "1")), "num_train_epochs": 2}
+    flags |= {"ddp_find_unused_parameters": False, "learning_rate": 1e-2, "disable_tqdm": True}
+    return TrainingArguments(output_dir=str(folder / "trainer"), **{**flags, **more})
+
+
+def rows() -> Dataset:
+    return Dataset.from_dict({name: value.tolist() for name, value in batch_of_rows().items()})
+
+
+def ddp(folder: Path) -> None:
+    """Trains; the first process writes what it saw."""
+    args, notes = arguments(folder), Notes()
+    trainer = LstmPoolTrainer(tiny_model().train(), args, train_dataset=rows(), callbacks=[notes])
     trainer.train_from(None)
     if args.process_index == 0:
         wrapper = trainer.model_wrapped
@@ -57,9 +58,23 @@ def ddp(folder: Path) -> None:
         if isinstance(wrapper, DistributedDataParallel):
             seen["find_unused_parameters"] = wrapper.find_unused_parameters
         seen["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        torch.save(seen, folder / f"ddp-{processes}.pt")
+        torch.save(seen, folder / f"ddp-{args.world_size}.pt")
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def unused(folder: Path) -> None:
+    """Trains a backbone with a parameter that nothing reads, with and without the flag that allows it."""
+    for find in (True, False):
+        model = tiny_model().train()
+        model.lstmpool.backbone.unread = torch.nn.Parameter(torch.zeros(3))
+        trainer = LstmPoolTrainer(model, arguments(folder, ddp_find_unused_parameters=find), train_dataset=rows())
+        try:
+            trainer.train_from(None)
+            print(f"find {find}: {trainer.state.global_step} steps", flush=True)
+        except InputError as error:
+            print(f"find {find}: {error}", flush=True)
+    dist.destroy_process_group()
 
 
 def fsdp(folder: Path) -> None:
@@ -89,4 +104,4 @@ if __name__ == "__main__":
         status = main(sys.argv[2:])
         print("the group is still there" if dist.is_initialized() else "the group is gone", file=sys.stderr)
         sys.exit(status)
-    {"ddp": ddp, "fsdp": fsdp}[sys.argv[1]](Path(sys.argv[2]))
+    {"ddp": ddp, "unused": unused, "fsdp": fsdp}[sys.argv[1]](Path(sys.argv[2]))

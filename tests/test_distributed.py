@@ -12,6 +12,7 @@ import pandas
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from .conftest import tiny_model
 from .distributed_worker import batch_of_rows
@@ -55,8 +56,15 @@ def test_two_processes_give_the_losses_and_gradients_of_one_with_twice_the_batch
     for of_two, of_one in zip(two["gradients"], one["gradients"], strict=True):
         assert of_one.keys() == {name.removeprefix("module.") for name in of_two}
         for name, gradient in of_two.items():
-            torch.testing.assert_close(gradient, of_one[name.removeprefix("module.")], atol=2e-6, rtol=1e-4)
+            assert_close(gradient, of_one[name.removeprefix("module.")], atol=2e-6, rtol=1e-4)
     assert max(float(g.abs().max()) for g in one["gradients"][0].values()) > 0.01
+
+
+def test_a_parameter_without_a_gradient_is_allowed_by_the_flag_that_its_error_names(tmp_path):
+    told = run(*TORCHRUN, *WORKER, "unused", str(tmp_path)).stdout
+    assert told.count("find True: 4 steps") == 2
+    assert told.count("find False: several processes expect a gradient of every parameter") == 2
+    assert told.count("Add --ddp_find_unused_parameters True.") == 2
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +109,7 @@ def test_the_command_writes_what_it_writes_alone(work, launcher, options, monkey
     for split in ("validation", "test"):
         assert results[0][split] == pytest.approx(results[1][split], abs=1e-5)
     weights = [load_file(work / output / "model.safetensors") for output in ("both", "alone")]
-    torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
+    assert_close(*weights, atol=1e-5, rtol=1e-4)
 
 
 def test_what_is_wrong_is_told_once(work):
@@ -110,10 +118,8 @@ def test_what_is_wrong_is_told_once(work):
 
 
 def test_all_processes_stop_at_the_same_step_and_go_on(work):
-    words = [
-        *TORCHRUN,
-        *command(work, "stopped", "--num_train_epochs=60", "--save_strategy=no", "--disable_tqdm=True"),
-    ]
+    options = ["--num_train_epochs=60", "--save_strategy=no", "--disable_tqdm=True"]
+    words = [*TORCHRUN, *command(work, "stopped", *options)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(work / "told", "w+") as told:
         process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=env, stdout=told, stderr=told)
@@ -121,11 +127,13 @@ def test_all_processes_stop_at_the_same_step_and_go_on(work):
         while "epoch 2/" not in (work / "told").read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120)
+        assert process.wait(timeout=120) == 1  # of the launcher, which does not pass on that of the processes
     assert (work / "told").read_text().count("stopped at step") == 1
     (checkpoint,) = (work / "stopped").glob("checkpoint-*")
     again = run(*words)
     assert f"It goes on from {checkpoint}." in again.stdout
+    run(*TORCHRUN, *command(work, "whole", *options))
+    assert_close(*(load_file(work / output / "model.safetensors") for output in ("stopped", "whole")), atol=0, rtol=0)
 
 
 def test_fully_sharded_weights_train_and_are_saved_as_one_whole(tmp_path):
@@ -138,5 +146,5 @@ def test_fully_sharded_weights_train_and_are_saved_as_one_whole(tmp_path):
         model(**batch_of_rows()).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    torch.testing.assert_close(found["weights"], dict(model.state_dict()), atol=1e-5, rtol=1e-4)
+    assert_close(found["weights"], dict(model.state_dict()), atol=1e-5, rtol=1e-4)
     tiny_model().load_state_dict(found["weights"])

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from lstmpool.train_trainer import main
+from lstmpool.training.hub_push import PushError
+from lstmpool.training.run_record import RunRecord
 
 from .training_fixtures import ROOT, run_python, save_backbone, sentences, write_csv
 
@@ -209,6 +211,52 @@ def test_the_same_seed_gives_the_same_numbers_and_a_run_can_be_resumed(work, mon
         written.append(halfway.stat().st_mtime_ns)
     assert losses[0] == losses[1] == pytest.approx(losses[2], abs=1e-6)
     assert written[0] < written[1] == written[2]  # the resumed run did not train its first half again
+
+
+def test_a_run_counts_as_finished_once_it_is_published_or_cannot_be(work, monkeypatch, capsys):
+    class Hub:
+        """Stopped the first time, and refused the second time."""
+
+        stopped, calls = False, []
+
+        def __init__(self, args):
+            self.calls.clear()
+
+        def open(self):
+            return []
+
+        def publish(self):
+            assert not RunRecord.read(work / "late").finished
+            if not Hub.stopped:
+                Hub.stopped = True
+                raise KeyboardInterrupt
+            self.calls.append("publish")
+
+        def wait(self):
+            self.calls.append("wait")
+
+        def check(self):
+            raise PushError("how to publish it")
+
+    monkeypatch.setattr("lstmpool.train_trainer.HubRun", Hub)
+    words = [
+        "--train_file=train.csv",
+        "--validation_file=validation.csv",
+        "--num_train_epochs=2",
+        "--lr_scheduler_type",
+    ]
+    words += ["constant", "--output_dir=late", "--push_to_hub", "--hub_model_id=ann/late", "--disable_tqdm=True"]
+    assert in_process(work, monkeypatch, *words, "--overwrite") == 130
+    assert Hub.calls == ["wait"] and (work / "late" / "checkpoint-4").is_dir()
+    weights = (work / "late" / "model.safetensors").read_bytes()
+    assert "epoch 2/2" in capsys.readouterr().out
+    assert in_process(work, monkeypatch, *words) == 3
+    told = capsys.readouterr()
+    assert "goes on from late/checkpoint-4" in told.out and "epoch 2/2" not in told.out
+    assert told.err.endswith("error: how to publish it\n")
+    assert Hub.calls == ["publish", "wait"] and RunRecord.read(work / "late").finished
+    assert len(list((work / "late").glob("checkpoint-*"))) == 1  # the best one
+    assert (work / "late" / "model.safetensors").read_bytes() == weights
 
 
 def test_help(capsys):

@@ -1,8 +1,9 @@
+import json
 import os
 
 import pytest
 
-from lstmpool.training.checkpoints import damage, find_checkpoint, newest_whole, write_manifest
+from lstmpool.training.checkpoints import damage, find_best, find_checkpoint, newest_whole, write_manifest
 from lstmpool.training.errors import InputError
 
 
@@ -53,3 +54,29 @@ def test_where_none_is_whole(folder, tmp_path):
         find_checkpoint(folder, "last")
     with pytest.raises(InputError, match="optimizer.pt is missing. There is no whole one"):
         find_checkpoint(folder, str(folder / "checkpoint-9"))
+
+
+def write_state(checkpoint, best):
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": best}))
+    write_manifest(checkpoint)
+
+
+def test_the_best_checkpoint_lies_beside_the_last_or_where_the_run_was_resumed_from(folder, tmp_path):
+    last, other = folder / "checkpoint-10", tmp_path / "other"
+    write_state(last, None)
+    assert find_best(last, folder) is None
+    write_state(last, "moved/since/checkpoint-9")
+    assert find_best(last, folder) == folder / "checkpoint-9"
+    (other / "checkpoint-15").mkdir(parents=True)
+    write_state(other / "checkpoint-15", str(folder / "checkpoint-9"))
+    assert find_best(other / "checkpoint-15", other) == folder / "checkpoint-9"
+
+
+def test_a_best_checkpoint_that_is_not_whole_is_named_with_what_can_be_done(folder):
+    last = folder / "checkpoint-10"
+    for best, wrong in (("checkpoint-12", "it has no manifest"), ("checkpoint-9", "optimizer.pt is missing")):
+        (folder / best / "optimizer.pt").unlink()
+        write_state(last, str(folder / best))
+        remedy = f"once {folder} is removed.*--load_best_model_at_end False --resume_from_checkpoint {last}."
+        with pytest.raises(InputError, match=f"the best checkpoint, {folder / best}, is not whole: {wrong}.*{remedy}"):
+            find_best(last, folder)

@@ -119,6 +119,12 @@ def test_what_is_done_follows_from_the_files():
     assert (training.eval_strategy, training.load_best_model_at_end) == ("epoch", True)
     training = parse(*NEEDED, "--validation_file", "v.csv", "--eval_strategy=steps", "--eval_steps=5")[2]
     assert (training.save_strategy, training.save_steps, training.load_best_model_at_end) == ("steps", 5, True)
+    training = parse(*NEEDED, "--save_strategy=steps", "--save_steps=100")[2]
+    assert (training.eval_strategy, training.eval_steps, training.load_best_model_at_end) == ("steps", 100, True)
+    training = parse(*NEEDED, "--save_strategy=steps", "--eval_steps=0.1")[2]
+    assert (training.eval_steps, training.save_steps, training.load_best_model_at_end) == (0.1, 0.1, True)
+    training = parse(*NEEDED, "--eval_strategy=steps", "--logging_steps=50")[2]
+    assert (training.eval_steps, training.save_steps) == (50, 50)
     training = parse(*NEEDED, "--test_file", "t.csv", "--do_predict", "False")[2]
     assert (training.do_train, training.do_predict) == (True, False)
     training = parse(*NEEDED, "--init_from=m", "--test_file", "t.csv", "--do_train", "False")[2]
@@ -165,6 +171,19 @@ def test_flags_that_cannot_work_are_refused_at_once(words, message):
         parse(*NEEDED, *words)
 
 
+def test_where_the_best_model_is_kept_each_evaluation_is_saved():
+    by_steps = ["--eval_strategy=steps", "--save_strategy=steps"]
+    for evaluated, saved in (("50", "100"), ("0.1", "0.2"), ("100", "50"), ("50", "0.1")):
+        words = [*by_steps, f"--eval_steps={evaluated}", f"--save_steps={saved}"]
+        with pytest.raises(InputError, match=f"the same, found {evaluated} and {saved}. Give both the same number"):
+            parse(*NEEDED, *words)
+        training = parse(*NEEDED, *words, "--load_best_model_at_end", "False")[2]
+        assert (training.eval_steps, training.save_steps) == (float(evaluated), float(saved))
+    assert parse(*NEEDED, "--eval_steps=50")[2].load_best_model_at_end  # which epochs make nothing of
+    best = parse(*NEEDED, *by_steps[:1], "--eval_steps=50", "--save_strategy=best", "--load_best_model_at_end")[2]
+    assert (best.eval_steps, best.save_strategy, best.load_best_model_at_end) == (50, "best", True)
+
+
 def test_unquoted_no_in_yaml_means_the_strategy(recipe):
     training = parse(recipe("train_file: a.csv\nvalidation_file: b.csv\noutput_dir: out\nsave_strategy: no"))[2]
     assert (training.save_strategy, training.eval_strategy, training.load_best_model_at_end) == ("no", "epoch", False)
@@ -190,6 +209,11 @@ def test_what_is_done_unasked():
     _, data, training, _ = parse(*NEEDED)
     assert (data.validation_size, training.standardize_targets, training.save_total_limit) == (0.1, True, 1)
     assert (training.learning_rate, training.head_learning_rate, training.layerwise_lr_decay) == (5e-5, 1e-3, 1.0)
+
+
+def test_parameters_without_a_gradient_are_looked_for_on_request():
+    assert parse(*NEEDED)[2].ddp_find_unused_parameters is False
+    assert parse(*NEEDED, "--ddp_find_unused_parameters", "True")[2].ddp_find_unused_parameters is True
 
 
 def test_no_flag_is_of_type_bool():

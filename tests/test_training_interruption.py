@@ -1,4 +1,4 @@
-"""Runs that are asked to stop, and runs that are killed: nothing is lost, and the end is the same."""
+"""Runs that are asked to stop, and runs that are killed: the end is the same."""
 
 import io
 import os

@@ -1,8 +1,9 @@
 import json
 import os
+import shutil
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.checkpoints import write_manifest
@@ -160,6 +161,33 @@ def test_nothing_is_moved_into_place_before_all_is_written(tmp_path):
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {"run.json", *CODE}
 
 
+@pytest.mark.parametrize("moved", range(8))
+@pytest.mark.parametrize("again", [False, True])
+def test_a_kill_while_files_are_moved_leaves_no_half_of_a_model_that_loads(tmp_path, monkeypatch, moved, again):
+    class Killed(BaseException):
+        pass
+
+    def replace(*paths):
+        calls.append(paths)
+        if len(calls) > moved:
+            raise Killed
+        of_library(*paths)
+
+    tokenizer = AutoTokenizer.from_pretrained(save_backbone(tmp_path / "bert"))
+    folder, files, calls, of_library = tmp_path / "out", {"README.md": lambda path: path.touch()}, [], os.replace
+    folder.mkdir()
+    if again:
+        write_output(folder, tiny_model(), tokenizer, files)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "replace", replace)
+        write_output(folder, tiny_model(), tokenizer, files)
+    with pytest.raises(ValueError, match="Unrecognized model"):
+        AutoModel.from_pretrained(folder)
+    write_output(folder, tiny_model(), tokenizer, files)
+    assert len(list(folder.iterdir())) == 8
+    AutoModel.from_pretrained(folder)
+
+
 def test_the_tokenizer_does_not_say_how_it_was_loaded(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(save_backbone(tmp_path / "bert"), revision="main", local_files_only=True)
     write_output(tmp_path, tiny_model(), tokenizer, {})
@@ -201,6 +229,33 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_settings_alone(finished, c
     RunRecord({"learning_rate": 1e-3, "seed": 1}, {}).finish(finished)
     with pytest.raises(InputError, match="holds a run already"):
         check_output(arguments(finished), {"learning_rate": 1e-3, "seed": 1})
+
+
+def test_a_run_that_was_begun_from_a_checkpoint_goes_on_from_its_own_last_one(finished, tmp_path, monkeypatch):
+    def begun(folder, start, **settings):
+        args = arguments(folder, resume_from_checkpoint=start, **settings)
+        check_output(args, {"seed": 1})
+        prepare_output(args, RunRecord.of({"seed": 1}, {}, args.resumed_from))
+        return args.resume_from_checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    outside, again = tmp_path / "again", str(finished / "checkpoint-5")
+    for start in ("out/checkpoint-5", again):  # cut off before it had saved
+        assert begun(outside, start) == start
+    for folder in (finished, outside):
+        assert begun(folder, again) == again
+        tiny_model().save_pretrained(folder / "checkpoint-9")
+        write_manifest(folder / "checkpoint-9")
+        for start in (again, None, "last", again):
+            assert begun(folder, start) == str(folder / "checkpoint-9")
+    shutil.rmtree(again)  # as it is by --save_total_limit 1
+    assert begun(finished, again) == str(finished / "checkpoint-9")
+    other = str(finished / "checkpoint-9")
+    with pytest.raises(InputError, match=f"cut off .resume_from_checkpoint {again} there and {other} here.*overwrite"):
+        begun(outside, other)
+    shutil.rmtree(outside / "checkpoint-9")
+    assert begun(outside, None) is None
+    assert RunRecord.read(outside).resumed_from == ""
 
 
 def test_later_checkpoints_are_replaced_when_told_to_and_what_is_the_users_stays(finished, tmp_path):

@@ -32,7 +32,7 @@ def test_settings_that_decide_what_a_run_comes_to(tmp_path):
 
 def test_a_record_comes_back_as_it_was_and_one_that_cannot_be_read_is_none(tmp_path):
     split = Split("t.csv", ["a", "b"], None, [0, 1], [0, 1])
-    record = RunRecord.of(settings(tmp_path), {"train": split})
+    record = RunRecord.of(settings(tmp_path), {"train": split}, "out/checkpoint-5")
     record.write(tmp_path)
     assert RunRecord.read(tmp_path) == record and not record.finished
     record.finish(tmp_path)

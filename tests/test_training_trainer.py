@@ -1,8 +1,12 @@
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
+from lstmpool.training.fit import _begin
 from lstmpool.training.trainer import LstmPoolTrainer, check_settings, split_groups
 
 from .conftest import tiny_model
@@ -90,3 +94,31 @@ def test_settings_that_can_be_trained_with_pass(tmp_path, options):
     check_settings(args)
     assert not (tmp_path / "new").exists()
     assert all(getattr(args, name) == value for name, value in options.items())  # it works on a copy
+
+
+def test_a_damaged_best_checkpoint_is_told_before_a_run_goes_on(tmp_path):
+    """Also in the middle of training: in the end the last weights would be taken for the best."""
+    last = tmp_path / "checkpoint-16"
+    tiny_model(layer_norm=True).save_pretrained(last)
+    state = {"best_model_checkpoint": str(tmp_path / "checkpoint-8"), "global_step": 16}
+    (last / "trainer_state.json").write_text(json.dumps(state))
+    trainer = trainer_for(tmp_path)
+    trainer.args.load_best_model_at_end, trainer.args.resume_from_checkpoint = True, str(last)
+    job = SimpleNamespace(settings={}, splits={}, model_args=SimpleNamespace(peft=None))
+    for start in (lambda: trainer.train_from(str(last)), lambda: _begin(job, trainer.args, trainer.model)):
+        with pytest.raises(InputError, match="checkpoint-8, is not whole: it has no manifest"):
+            start()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-16"}
+
+
+def test_parameters_without_a_gradient_are_told_with_the_flag_that_allows_them(tmp_path, monkeypatch):
+    said = "Expected to have finished reduction in the prior iteration before starting a new one. This error indicates"
+    for message, kind in ((said, InputError), ("another one", RuntimeError)):
+
+        def train(self, resume_from_checkpoint=None, message=message):
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(LstmPoolTrainer, "train", train)
+        with pytest.raises(kind) as raised:
+            trainer_for(tmp_path).train_from(None)
+        assert ("--ddp_find_unused_parameters True" in str(raised.value)) == (kind is InputError)

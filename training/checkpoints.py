@@ -52,6 +52,11 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
+def is_last(named: str) -> bool:
+    """Whether `--resume_from_checkpoint` names no path, but the newest checkpoint."""
+    return named.lower() in ("last", "true")
+
+
 def find_checkpoint(folder: Path, named: str) -> Path:
     """The checkpoint that `--resume_from_checkpoint` names: a path, or "last" for the newest whole one in `folder`.
 
@@ -59,7 +64,7 @@ def find_checkpoint(folder: Path, named: str) -> Path:
         InputError: if it is none, or not whole; the newest one that is, and how to resume from it, are named.
     """
     flag = "--resume_from_checkpoint"
-    if named.lower() in ("last", "true"):
+    if is_last(named):
         if (newest := newest_whole(folder)) is not None:
             return newest
         raise InputError(f"{flag} {named}: {folder} holds no whole checkpoint-* folder. Leave it out.")
@@ -71,3 +76,25 @@ def find_checkpoint(folder: Path, named: str) -> Path:
         remedy = f"The newest whole one is {newest}: {flag} {newest}" if newest else "There is no whole one beside it."
         raise InputError(f"{flag} {named} is not whole: {wrong}. {remedy}")
     return checkpoint
+
+
+def find_best(checkpoint: Path, output: Path) -> Path | None:
+    """The checkpoint that was the best one when `checkpoint` was saved: beside it, wherever the folder was then, or in
+    the folder that the run was resumed from. None if there was none. `output` is the run's folder.
+
+    Raises:
+        InputError: if it is not whole. Without it, the weights in the end would not be those that are said to be kept.
+    """
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    if not state.get("best_model_checkpoint"):
+        return None
+    best = Path(state["best_model_checkpoint"])
+    if (beside := checkpoint.parent / best.name).is_dir() or not best.is_dir():
+        best = beside
+    if wrong := damage(best):
+        raise InputError(
+            f"the best checkpoint, {best}, is not whole: {wrong}. Begin anew, in another --output_dir or once "
+            f"{output} is removed; or keep the last weights, with --load_best_model_at_end False "
+            f"--resume_from_checkpoint {checkpoint}."
+        )
+    return best

@@ -40,7 +40,7 @@ DEFAULTS = {
     "metric_for_best_model": AUTO,
     "restore_callback_states_from_checkpoint": True,
     "ddp_timeout": 24 * 60 * 60,  # seconds: the others wait while the first process fills the cache of layer states
-    "ddp_find_unused_parameters": False,  # there are none; the library would look for them at every step
+    "ddp_find_unused_parameters": False,  # most backbones have none; the library would look for them at every step
     "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU, every epoch warns of it
     "report_to": ["tensorboard"] if importlib.util.find_spec("tensorboard") else ["none"],
 }
@@ -287,9 +287,19 @@ def _training_arguments(
     if values.get("do_eval"):
         values.setdefault("eval_strategy", values["save_strategy"] if values["save_strategy"] == "steps" else "epoch")
         if values["save_strategy"] == "epoch" and values["eval_strategy"] == "steps" and "save_strategy" not in given:
-            values |= {"save_strategy": "steps", "save_steps": values.get("save_steps", values.get("eval_steps", 500))}
+            values["save_strategy"] = "steps"
+        by_steps = values["eval_strategy"] == values["save_strategy"] == "steps"
+        if by_steps:  # of the two numbers, one may be left out
+            named = (values[name] for name in ("eval_steps", "save_steps", "logging_steps") if name in values)
+            values = dict.fromkeys(("eval_steps", "save_steps"), next(named, 500)) | values
         matching = values["eval_strategy"] == values["save_strategy"] != "no"
         values.setdefault("load_best_model_at_end", matching)
+        if by_steps and values["load_best_model_at_end"] and values["eval_steps"] != values["save_steps"]:
+            raise InputError(
+                "to keep the best model, each evaluation needs its checkpoint: expected --eval_steps and --save_steps "
+                f"to be the same, found {values['eval_steps']:g} and {values['save_steps']:g}. Give both the same "
+                "number, or --load_best_model_at_end False."
+            )
     elif values.get("eval_strategy", "no") != "no":
         raise InputError("eval_strategy needs validation rows, found none. Name them with --validation_file.")
     if values.get("early_stopping_patience") is not None and not values.get("load_best_model_at_end"):

@@ -21,6 +21,7 @@ from transformers.data.data_collator import DataCollator
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.backbone import quiet_loading
 from lstmpool.training.baselines import fit_baselines, top_states
+from lstmpool.training.checkpoints import find_best
 from lstmpool.training.data_report import data_lines, describe_data
 from lstmpool.training.evaluation import Evaluation
 from lstmpool.training.folding import fold_into
@@ -45,9 +46,10 @@ def fit(
     args: TrainingArguments,
     callbacks: list[TrainerCallback] | None = None,
     also: Callable[[Evaluation], dict[str, Writer]] = lambda evaluation: {},
+    publish: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Trains, evaluates, and writes what came of it to `args.output_dir`, `also` what this gives: writers of more
-    files, by their names.
+    files, by their names. Only once `publish` is over, in the first process, does the run count as finished.
 
     Raises:
         InputError: if the model cannot be loaded or resumed, or has diverged.
@@ -95,8 +97,6 @@ def fit(
     if args.process_index == 0:
         changed = args.do_train or any(key in learned for key in ("temperature", "folded_thresholds"))
         written = _write(job, args, trainer, evaluation, baselines, numbers, changed, also(evaluation))
-        record.finish(Path(args.output_dir))
-        trainer.remove_last_checkpoint()
         print(f"Done in {time.monotonic() - started:.0f} s. {args.output_dir} holds", end=" ")
         if changed:
             print("the model; these lines load it:\n")
@@ -104,6 +104,10 @@ def fit(
         else:
             print(", ".join(written) + ".")
     args.distributed_state.wait_for_everyone()
+    if args.process_index == 0:
+        publish()
+        record.finish(Path(args.output_dir))
+        trainer.remove_last_checkpoint()
     return evaluation
 
 
@@ -128,13 +132,15 @@ def _begin(job: Job, args: TrainingArguments, model: PreTrainedModel) -> RunReco
     """Makes the output folder ready for the run, whose record is returned.
 
     Raises:
-        InputError: if the checkpoint to resume from is of another model, or of other rows.
+        InputError: if the checkpoint to resume from is of another model, or of other rows, or the best one is damaged.
     """
-    record = RunRecord.of(job.settings, job.splits)
+    record = RunRecord.of(job.settings, job.splits, args.resumed_from)
     if args.resume_from_checkpoint:
         adapter = model.active_peft_config.to_dict() if job.model_args.peft else None
         check_resumed(args.resume_from_checkpoint, model.config, adapter)
         record.check_rows(Path(args.output_dir))
+        if args.load_best_model_at_end:
+            find_best(Path(args.resume_from_checkpoint), Path(args.output_dir))
     args.distributed_state.wait_for_everyone()  # until each has looked at what the folder holds
     if args.process_index == 0:
         prepare_output(args, record)

@@ -31,6 +31,7 @@ class HubRun:
         self.folder, self.options = Path(args.output_dir), Options(private=args.hub_private_repo)
         self.hub = Hub.connect(args.hub_model_id, args.hub_revision or "main")
         self.saves = _PushSaves(self.hub, args.hub_strategy)
+        self.waited, self.wrong = False, []
         disable_progress_bars()  # of uploads, beside that of the training
 
     def open(self) -> list[TrainerCallback]:
@@ -43,15 +44,14 @@ class HubRun:
 
         To be called at the end of training, also if that is an error or Ctrl-C: nobody would hear of them otherwise.
         """
-        self.saves.wait()
+        if not self.waited:
+            self.waited = True
+            self.saves.wait()
 
-    def finish(self) -> None:
-        """Publishes the finished folder as the command `publish` does. To be called after `wait`.
-
-        Raises:
-            PushError: if a push failed; all that did are named, and what is whole and what to do.
-        """
-        wrong = []
+    def publish(self) -> None:
+        """Publishes the finished folder as the command `publish` does, once the pushes under way are over. What fails
+        is told by `check`."""
+        self.wait()
         try:
             with checked(self.folder) as model:
                 print(describe(model), flush=True)
@@ -60,11 +60,14 @@ class HubRun:
             print(f"\n{published.snippet}")
         except (InputError, PushError) as error:
             again = f"python -m lstmpool.training.publish {self.folder} {self.hub.repo_id}"
-            wrong.append(f"{error} The model is whole in {self.folder}; to publish it: {again}")
+            self.wrong.append(f"{error} The model is whole in {self.folder}; to publish it: {again}")
         if self.saves.wrong:
-            wrong.append("not every checkpoint was pushed; the reasons stand above.")
-        if wrong:
-            raise PushError("\n".join(wrong))
+            self.wrong.append("not every checkpoint was pushed; the reasons stand above.")
+
+    def check(self) -> None:
+        """Raises PushError if a push failed; all that did are named, and what is whole and what to do."""
+        if self.wrong:
+            raise PushError("\n".join(self.wrong))
 
 
 class _PushSaves(TrainerCallback):

@@ -1,7 +1,8 @@
 """The output folder: checked before anything is loaded, given the code before training, filled at the end.
 
-What is published is written under a temporary name and moved into place, so that a run cut off in the middle leaves
-no half of a model. Checkpoints keep the optimizer; the folder's top level never holds anything pickled.
+What is published is written under a temporary name and moved into place, config.json last, so that a run cut off in
+the middle leaves no half of a model that loads. Checkpoints keep the optimizer; the folder's top level never holds
+anything pickled.
 """
 
 import inspect
@@ -19,7 +20,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from lstmpool import configuration_lstmpool, modeling_lstmpool, pooling_lstmpool
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
 from lstmpool.training.arguments import TrainingArguments
-from lstmpool.training.checkpoints import checkpoints_in, damage, find_checkpoint, newest_whole
+from lstmpool.training.checkpoints import checkpoints_in, damage, find_checkpoint, is_last, newest_whole
 from lstmpool.training.errors import InputError
 from lstmpool.training.run_record import NAME as RECORD
 from lstmpool.training.run_record import RunRecord
@@ -28,6 +29,7 @@ from lstmpool.training.run_record import RunRecord
 Writer = Callable[[Path], Any]
 CODE = [Path(inspect.getfile(module)) for module in (configuration_lstmpool, modeling_lstmpool, pooling_lstmpool)]
 STAGING = ".unfinished"
+CONFIGS = (ADAPTER_CONFIG_NAME, "config.json")  # by which a folder is known for that of a model
 # What a finished run leaves beside its checkpoints; --overwrite removes these and nothing else.
 TABLES = {"test_predictions.csv", "test_predictions.parquet", "oof.parquet", "hp_search.csv"}
 RESULTS = {RECORD, "metrics.json", "logits.npz", *TABLES}
@@ -39,8 +41,9 @@ WRITTEN = {"README.md", "config.json", ADAPTER_CONFIG_NAME, *RESULTS, *PLOTS, *(
 
 
 def check_output(args: TrainingArguments, settings: dict[str, Any], init_from: str | None = None) -> None:
-    """Refuses an output folder that holds another run, and turns `resume_from_checkpoint` into a folder: unset, it is
-    the newest whole checkpoint of a run with the same `settings` that was cut off.
+    """Refuses an output folder that holds another run, and turns `resume_from_checkpoint` into a folder: unset, or the
+    one that the same run was begun with, it is the newest whole checkpoint of a run with the same `settings` that was
+    cut off.
 
     Raises:
         InputError: if the folder is taken, or that of the model to start from, or has no checkpoint to resume from.
@@ -50,8 +53,20 @@ def check_output(args: TrainingArguments, settings: dict[str, Any], init_from: s
         raise InputError(f"--output_dir {folder} holds the model of --init_from. Choose another folder.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} must be a folder, found a file.")
-    if args.resume_from_checkpoint:
-        checkpoint = find_checkpoint(folder, args.resume_from_checkpoint)
+    earlier, named = RunRecord.read(folder), args.resume_from_checkpoint
+    cut_off = earlier is not None and not earlier.finished
+    path = str(Path(named).resolve()) if named and not is_last(named) else ""
+    if cut_off and not earlier.differs(settings) and path in ("", earlier.resumed_from):
+        newest = newest_whole(folder) or (named and find_checkpoint(folder, named))
+        args.resume_from_checkpoint = newest and str(newest)
+        args.resumed_from = earlier.resumed_from if newest else ""  # so that the command that named it goes on, too
+        print(
+            f"{folder} holds this run, which was cut off. It {f'goes on from {newest}' if newest else 'begins anew'}."
+        )
+        return
+    args.resumed_from = path
+    if named:
+        checkpoint = find_checkpoint(folder, named)
         args.resume_from_checkpoint = str(checkpoint)
         if checkpoint.parent.resolve() == folder.resolve():
             later = [path for path in _later(checkpoint, folder) if not damage(path)]
@@ -61,15 +76,6 @@ def check_output(args: TrainingArguments, settings: dict[str, Any], init_from: s
                     "Add --overwrite, or resume in another --output_dir."
                 )
             return
-    earlier = RunRecord.read(folder)
-    cut_off = earlier is not None and not earlier.finished
-    if cut_off and not earlier.differs(settings) and not args.resume_from_checkpoint:
-        newest = newest_whole(folder)
-        args.resume_from_checkpoint = newest and str(newest)
-        print(
-            f"{folder} holds this run, which was cut off. It {f'goes on from {newest}' if newest else 'begins anew'}."
-        )
-        return
     left = {path.name for path in _written(folder) if path not in _folds(folder)}
     held = sorted(left - {RECORD, *(path.name for path in CODE)})  # which a run that was stopped at once leaves behind
     held += [path.name for path in _folds(folder)]
@@ -78,9 +84,10 @@ def check_output(args: TrainingArguments, settings: dict[str, Any], init_from: s
     if held and not args.overwrite:
         saved = checkpoints_in(folder)
         if cut_off:
+            start = f"resume_from_checkpoint {earlier.resumed_from or None} there and {named} here"
             raise InputError(
                 f"--output_dir {folder} holds a run with other settings, which was cut off "
-                f"({earlier.differs(settings)}). Go on with its command"
+                f"({earlier.differs(settings) or start}). Go on with its command"
                 f"{', or with these settings and --resume_from_checkpoint last' if saved else ''}; choose another "
                 "folder, or replace it with --overwrite."
             )
@@ -142,9 +149,10 @@ def prepare_output(args: TrainingArguments, record: RunRecord) -> None:
 def write_output(
     folder: Path, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, files: dict[str, Writer]
 ) -> None:
-    """The model (None: it is not saved) with its config, code and tokenizer, and `files`, all of them or nothing.
+    """The model (None: it is not saved) with its config, code and tokenizer, and `files`.
 
-    `files` are what writes each, by their names.
+    `files` are what writes each, by their names. Nothing is moved into place before all is written. A kill between the
+    moves may leave some files without the others, but no config then, so that the folder does not load.
     """
     staging = folder / STAGING
     shutil.rmtree(staging, ignore_errors=True)
@@ -155,11 +163,13 @@ def write_output(
         tokenizer.save_pretrained(staging)
     for name, write in files.items():
         write(staging / name)
-    if model is not None:  # an adapter and a whole model of an earlier save would be loaded together
-        for path in _weights(folder):
+    if model is not None:
+        for name in CONFIGS:  # without these nobody takes what lies here for a model
+            (folder / name).unlink(missing_ok=True)
+        for path in _weights(folder):  # an adapter and a whole model of an earlier save would be loaded together
             if not (staging / path.name).exists():
                 path.unlink()
-    for path in sorted(staging.iterdir()):
+    for path in sorted(staging.iterdir(), key=lambda path: (path.name in CONFIGS, path.name)):
         os.replace(path, folder / path.name)
     staging.rmdir()
 

@@ -85,7 +85,7 @@ def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
     state, args = trainer.state, trainer.args
     if not args.do_train:
         return "The model of --init_from was evaluated, not trained."
-    if not args.load_best_model_at_end or state.best_global_step is None:  # as where a metric was never a number
+    if not args.load_best_model_at_end or state.best_model_checkpoint is None:  # as where a metric was never a number
         return f"The model after the last step, {state.global_step}, was kept."
     metric, steps = args.metric_for_best_model, state.best_global_step
     epoch = steps * state.epoch / state.global_step

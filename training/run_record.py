@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,16 @@ def settings_of(model: ModelArguments, data: DataArguments, training: TrainingAr
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The settings of a run, and a digest of the rows of each split."""
+    """The settings of a run, a digest of the rows of each split, and the checkpoint that it was begun from, if any."""
 
     settings: dict[str, Any]
     rows: dict[str, str]
     finished: bool = False
+    resumed_from: str = ""
 
     @classmethod
-    def of(cls, settings: dict[str, Any], splits: dict[str, Split]) -> "RunRecord":
-        return cls(settings, {name: _digest(split) for name, split in splits.items()})
+    def of(cls, settings: dict[str, Any], splits: dict[str, Split], resumed_from: str = "") -> "RunRecord":
+        return cls(settings, {name: _digest(split) for name, split in splits.items()}, resumed_from=resumed_from)
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord | None":
@@ -59,7 +60,7 @@ class RunRecord:
 
     def finish(self, folder: Path) -> None:
         """To be called when all else is written."""
-        RunRecord(self.settings, self.rows, finished=True).write(folder)
+        replace(self, finished=True).write(folder)
 
     def differs(self, settings: dict[str, Any]) -> str:
         """The settings that are not those of the record, in words; nothing where they are the same."""

@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
 from lstmpool.training.arguments import TrainingArguments
-from lstmpool.training.checkpoints import MANIFEST, damage, write_manifest
+from lstmpool.training.checkpoints import MANIFEST, damage, find_best, write_manifest
 from lstmpool.training.data import token_counts
 from lstmpool.training.errors import InputError
 from lstmpool.training.layers import learning_rates
@@ -80,23 +80,32 @@ class LstmPoolTrainer(Trainer):
         return optimizer
 
     def train_from(self, checkpoint: str | None) -> None:
-        """Trains to the end, from a checkpoint if there is one; if training was over with that one, it is loaded."""
+        """Trains to the end, from a checkpoint if there is one; if training was over with that one, it is loaded.
+
+        Raises:
+            InputError: if the best checkpoint so far is not whole, or several processes wait for gradients in vain.
+        """
         state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME)) if checkpoint else None
+        kept = checkpoint and self.args.load_best_model_at_end
+        best = find_best(Path(checkpoint), Path(self.args.output_dir)) if kept else None
         if state is None or not self._is_over(state):
             # the library would remove older checkpoints before a new one is whole, and the last one at the end
             self.limit, self.args.save_total_limit = self.args.save_total_limit, None
             try:
                 self.train(resume_from_checkpoint=checkpoint)
+            except RuntimeError as error:
+                if "Expected to have finished reduction in the prior iteration" not in str(error):
+                    raise
+                raise InputError(
+                    "several processes expect a gradient of every parameter, and found some of this backbone that get "
+                    "none. Add --ddp_find_unused_parameters True."
+                ) from None
             finally:
                 self.args.save_total_limit = self.limit
             return
         self.state = state
         self._load_from_checkpoint(checkpoint)
-        if self.args.load_best_model_at_end and state.best_model_checkpoint:
-            # beside this one, wherever the folder was when the state was written
-            best = Path(checkpoint).parent / Path(state.best_model_checkpoint).name
-            if wrong := damage(best):
-                raise InputError(f"the best checkpoint, {best}, is not whole: {wrong}. Begin anew with --overwrite.")
+        if best:
             state.best_model_checkpoint = str(best)
             self._load_best_model()
 

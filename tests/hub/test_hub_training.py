@@ -30,6 +30,15 @@ def stopped(self, *args, **options):
 LstmPoolTrainer.evaluate = stopped
 """
 
+INTERRUPTED_PUSH = """
+from lstmpool.training import hub_saves
+push = hub_saves.push
+def stopped(*args):
+    hub_saves.push = push
+    raise KeyboardInterrupt
+hub_saves.push = stopped
+"""
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
@@ -131,6 +140,15 @@ def test_a_training_that_ends_early_tells_what_was_pushed_and_what_was_not(hub, 
     assert "error: the push of step 2 failed: " in told[0] and "the push of step" not in told[1]
     assert done.stdout.count("Pushed: step 2.") == 1
     assert not hub.repos["ann/lost"].pushed() and len(hub.repos["ann/kept"].pushed()) == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_while_it_is_published_is_published_by_the_same_command(hub, clients, work):
+    run = ["--output_dir=late", "--hub_model_id=ann/late", "--hub_strategy=end", "--save_total_limit=1"]
+    statuses, _, done = train(clients, work, run, run, program=INTERRUPTED_PUSH + RUN, token=ANN)
+    assert statuses == [130, 0], done.stderr
+    assert "It goes on from late/checkpoint-4." in done.stdout and done.stdout.count("epoch 2/") == 1
+    assert [commit.title[:6] for commit in hub.repos["ann/late"].pushed()] == ["Upload", "Pin th"]
 
 
 def test_what_cannot_be_pushed_to_is_told_before_training(hub, clients, work):
