@@ -57,7 +57,10 @@ def check_flags(data_args: DataArguments, given: dict[str, Any], places: dict[st
         raise InputError("--cv_folds needs training rows, found none. Name them with --train_file or --dataset_name.")
     for name in ("validation_file", "validation_split_name", "max_eval_samples"):
         if getattr(data_args, name) is not None:
-            raise InputError(f"--{name} does not go with --cv_folds, where each fold is validated on in turn.")
+            raise InputError(
+                f"--{name} does not go with --cv_folds, where each fold is validated on in turn. Leave it out, of the "
+                "recipe too."
+            )
     for name, why in UNFIT.items():
         if given.get(name):
             raise InputError(f"--{name} does not go with --cv_folds: {why}")
