@@ -14,7 +14,7 @@ from lstmpool.benchmarks.variants import VARIANTS, Cell
 
 
 GRID = [
-    f"{shape}/{mode}/8x{tokens}"  # 8 is the batch that `train_trainer.py` has unless told otherwise
+    f"{shape}/{mode}/8x{tokens}"  # 8 is the library's own default batch
     for shape, mode, tokens in product(("6x384", "12x768"), ("inference", "training"), (32, 128, 512))
 ]
 
