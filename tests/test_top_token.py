@@ -162,6 +162,8 @@ class MixesInTheLayer(BertOutput):
 
 
 def mix(module, args, output):
+    if isinstance(output, tuple):  # as a layer of older versions gives
+        return mix(module, args, output[0]), *output[1:]
     return output - output.mean(1, keepdim=True)
 
 
