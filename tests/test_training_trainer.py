@@ -3,6 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
@@ -122,3 +124,16 @@ def test_parameters_without_a_gradient_are_told_with_the_flag_that_allows_them(t
         with pytest.raises(kind) as raised:
             trainer_for(tmp_path).train_from(None)
         assert ("--ddp_find_unused_parameters True" in str(raised.value)) == (kind is InputError)
+
+
+@pytest.mark.parametrize(("data_seed", "expected"), [(None, 7), (0, 0), (3, 3)])
+def test_rows_grouped_by_length_have_the_order_of_the_seed_for_data(tmp_path, data_seed, expected):
+    options = {"seed": 7, "data_seed": data_seed, "train_sampling_strategy": "group_by_length", "report_to": []}
+    trainer = LstmPoolTrainer(
+        tiny_model(),
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options),
+        train_dataset=Dataset.from_dict({"input_ids": [[1] * (1 + i % 5) for i in range(60)]}),
+    )
+    order = list(trainer._get_train_sampler())
+    other = LengthGroupedSampler(8, lengths=[1 + i % 5 for i in range(60)], generator=torch.manual_seed(expected))
+    assert order == list(other) and sorted(order) == list(range(60))
