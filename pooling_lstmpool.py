@@ -52,14 +52,15 @@ class TopLSTM(nn.LSTM):
             # elsewhere both directions are one fused kernel, for which all weights lie in one block
             return super().forward(layer_states)[0][:, -1]
         self.check_input(layer_states, None)
-        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
         start = layer_states.new_zeros(1, layer_states.size(0), self.hidden_size)
-        read = []
-        for suffix, sequence in (("", layer_states), ("_reverse", layer_states[:, -1:])):
-            weights = [getattr(self, name + suffix) for name in names]
-            outputs, _, _ = torch.lstm(sequence, (start, start), weights, True, 1, 0.0, self.training, False, True)
-            read.append(outputs[:, -1])
-        return torch.cat(read, dim=-1)  # (B, D)
+        weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        outputs, _, _ = torch.lstm(layer_states, (start, start), weights, True, 1, 0.0, self.training, False, True)
+        # from a state of zero, which leaves the recurrent weights no effect, and a gradient of zero: without one,
+        # DistributedDataParallel would wait for it
+        bias = self.bias_ih_l0_reverse + self.bias_hh_l0_reverse + 0 * self.weight_hh_l0_reverse[:, 0]
+        i, _, g, o = F.linear(layer_states[:, -1], self.weight_ih_l0_reverse, bias).chunk(4, dim=-1)
+        backward = o.sigmoid() * (i.sigmoid() * g.tanh()).tanh()
+        return torch.cat([outputs[:, -1], backward], dim=-1)  # (B, D)
 
 
 class RecurrentPooling(LayerPooling):

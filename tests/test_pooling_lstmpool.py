@@ -146,6 +146,8 @@ def test_the_lstm_that_is_read_at_the_top_is_torchs(bidirectional, dtype, autoca
     sizes = {"input_size": 16, "hidden_size": 12, "batch_first": True, "bidirectional": bidirectional}
     lstm, top = nn.LSTM(**sizes).to(dtype), TopLSTM(**sizes).to(dtype)
     top.load_state_dict(lstm.state_dict())
+    arithmetic = torch.bfloat16 if autocast and dtype == torch.float32 else dtype
+    tolerance = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2e-2}[arithmetic]
     for batch, layers in ((1, 1), (1, 4), (3, 1), (3, 4)):
         states, results = torch.randn(batch, layers, 16, dtype=dtype, requires_grad=True), []
         for net in (lstm, top):
@@ -155,19 +157,18 @@ def test_the_lstm_that_is_read_at_the_top_is_torchs(bidirectional, dtype, autoca
             results.append([output, *torch.autograd.grad(loss, [states, *net.parameters()])])
         for found, wanted in zip(*results, strict=True):
             assert found.dtype == wanted.dtype
-            tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(found.dtype, 1e-2)
-            torch.testing.assert_close(found, wanted, atol=tolerance, rtol=tolerance)
+            assert (found - wanted).norm() <= tolerance * wanted.norm()
 
 
 def test_the_backward_direction_takes_one_step_and_all_its_parameters_a_gradient():
     sizes = {"input_size": 16, "hidden_size": 12, "batch_first": True, "bidirectional": True}
-    steps, states = {}, torch.randn(3, 5, 16)
+    products, states = {}, torch.randn(3, 5, 16)
     for net in (nn.LSTM(**sizes), TopLSTM(**sizes)):
         # without oneDNN, whose LSTM the counter takes for nothing
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
             net(states)
-        steps[type(net)] = counter.get_total_flops() / (2 * 3 * 4 * 12 * (16 + 12))
-    assert steps == {nn.LSTM: 2 * 5, TopLSTM: 5 + 1}
+        products[type(net)] = counter.get_total_flops() / (2 * 3 * 4 * 12)
+    assert products == {nn.LSTM: 2 * 5 * (16 + 12), TopLSTM: 5 * (16 + 12) + 16}
     top = TopLSTM(**sizes)
     top(states).sum().backward()
     # it multiplies the state before the first step, zero; DistributedDataParallel refuses a gradient that is not there
