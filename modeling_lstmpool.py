@@ -3,8 +3,9 @@
     input_ids (B, T) -> backbone, layers 1..N -> one vector a layer, `layer_states` (B, L, H)
     -> layer pooling, a BiLSTM by default -> `pooler_output` (B, D) -> dropout -> classifier -> `logits` (B, C)
 
-Each layer's vector is taken while the backbone runs and the (B, T, H) it came from is let go, so inference needs the
-memory of the bare backbone. B batch, T tokens, L layers read, H backbone hidden size, D pooled size, C labels.
+Each layer's vector is taken while the backbone runs and the (B, T, H) it came from is let go, so that in inference
+memory does not grow with the layers read. B batch, T tokens, L layers read, H backbone hidden size, D pooled size, C
+labels.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether it does what the library's class does, once. Code of one's own may mix tokens, or want to see them all,
     and what is checkpointed runs again in the backward pass, when no capture says that one token is enough."""
     known, watching = ("transformers.", "torch.nn.", "torch.ao.nn.", "peft."), (__name__, "transformers.")
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    kinds = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    hooks = [hook for kind in kinds for hook in kind.values()]
     return (
         (isinstance(module, nn.Linear) or type(module).__module__.startswith(known))
         and ("forward" not in vars(module) or hasattr(module, "_hf_hook"))  # a device_map moves what goes in

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
 from lstmpool.benchmarks.counters import flops, peak_bytes
 from lstmpool.benchmarks.pictures import COLORS, curves
-from lstmpool.benchmarks.results import HERE, Row, append_rows, holds, markdown, read_rows, show, versions
+from lstmpool.benchmarks.results import HERE, Row, append_rows, holds, markdown, parser_of, read_rows, show, versions
 from lstmpool.benchmarks.variants import Cell, build, inference, prepare, random_inputs
 
 
@@ -67,7 +66,7 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Counts what the CSV lacks, or makes table and picture; returns the exit status."""
-    parser = HfArgumentParser(Arguments, prog="curves", description=__doc__)
+    parser = parser_of(Arguments, "curves", __doc__)
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     output = Path(args.output or HERE / "curves.csv")
     if not args.table:

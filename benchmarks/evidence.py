@@ -14,7 +14,6 @@ chosen on validation with one seed; the test rows are read by the final runs alo
 import math
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -24,7 +23,6 @@ import datasets
 import numpy as np
 import torch
 from scipy.special import expit, softmax
-from transformers import HfArgumentParser
 
 from lstmpool.benchmarks.evidence_data import TextSet, find_files, read_set
 from lstmpool.benchmarks.evidence_finetune import FinetunedSet
@@ -32,7 +30,7 @@ from lstmpool.benchmarks.evidence_frozen import Fit, FrozenSet
 from lstmpool.benchmarks.evidence_poolings import POOLINGS
 from lstmpool.benchmarks.evidence_regimes import REGIMES, STOCK, build_of
 from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Row, Runs, best
-from lstmpool.benchmarks.results import versions
+from lstmpool.benchmarks.results import parser_of, versions
 from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.backbone import Backbone
 from lstmpool.training.errors import InputError
@@ -77,9 +75,7 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs what is missing of the study; returns the exit status."""
-    parser = HfArgumentParser(
-        Arguments, prog="evidence", description=__doc__, formatter_class=RawDescriptionHelpFormatter
-    )
+    parser = parser_of(Arguments, "evidence", __doc__)
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     datasets.disable_progress_bars()
     torch.set_num_threads(1)  # sums in one order, whatever the machine

@@ -14,7 +14,6 @@ from statistics import median
 
 import numpy as np
 from scipy.stats import rankdata
-from transformers import HfArgumentParser
 
 from lstmpool.benchmarks.evidence_plots import critical_differences, differences_plot
 from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, read_rows
@@ -27,7 +26,7 @@ from lstmpool.benchmarks.evidence_statistics import (
     final_rows,
     read_tables,
 )
-from lstmpool.benchmarks.results import fill_page, markdown
+from lstmpool.benchmarks.results import fill_page, markdown, parser_of
 
 
 ROPE = 0.01  # a difference below one point is no reason to choose
@@ -45,7 +44,7 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Makes tables and pictures; returns the exit status."""
-    parser = HfArgumentParser(Arguments, prog="evidence_tables", description=__doc__)
+    parser = parser_of(Arguments, "evidence_tables", __doc__)
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     output = Path(args.output)
     tables = read_tables(output)

@@ -19,11 +19,10 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser
 
 from lstmpool import train_trainer
 from lstmpool.benchmarks.finetune_tables import SAME, heat_map, tables
-from lstmpool.benchmarks.results import Row, append_rows, fill_page, holds, read_rows, versions
+from lstmpool.benchmarks.results import Row, append_rows, fill_page, holds, parser_of, read_rows, versions
 from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
 
 
@@ -63,7 +62,7 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs what is missing of the grid, or makes the tables; returns the exit status."""
-    parser = HfArgumentParser(Arguments, prog="finetune_defaults", description=__doc__)
+    parser = parser_of(Arguments, "finetune_defaults", __doc__)
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     output = Path(args.output)
     if args.table:

@@ -7,10 +7,9 @@ from itertools import product
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
-from lstmpool.benchmarks.results import HERE, Row, append_rows, holds, markdown, read_rows, show, versions
-from lstmpool.benchmarks.variants import VARIANTS, Cell
+from lstmpool.benchmarks.results import HERE, Row, append_rows, holds, markdown, parser_of, read_rows, show, versions
+from lstmpool.benchmarks.variants import COUNTED, Cell
 
 
 GRID = [
@@ -44,7 +43,7 @@ class Quantity:
 
     def main(self, description: str, argv: list[str] | None = None) -> int:
         """Counts what the CSV lacks, or makes the table; returns the exit status."""
-        parser = HfArgumentParser(Arguments, prog=self.name, description=description)
+        parser = parser_of(Arguments, self.name, description)
         (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
         output = Path(args.output or HERE / f"{self.name}.csv")
         if not args.table:
@@ -59,7 +58,7 @@ class Quantity:
         return 0
 
     def run(self, output: Path, cells: list[Cell]) -> None:
-        todo = [(cell, variant) for cell, variant in product(cells, VARIANTS)]
+        todo = [(cell, variant) for cell, variant in product(cells, COUNTED)]
         for cell, variant in tqdm(todo, desc=self.name):
             wanted = cell.columns() | {"variant": variant}
             if holds(read_rows(output), wanted):
@@ -76,7 +75,7 @@ class Quantity:
                 if row["mode"] == mode:
                     place = (row["shape"], row["batch"], row["tokens"])
                     found.setdefault(place, {})[row["variant"]] = int(row[self.column])
-            others = [name for name in VARIANTS if name != base]
+            others = [name for name in COUNTED if name != base]
             lines = [
                 [
                     place[0],

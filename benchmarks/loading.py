@@ -6,7 +6,8 @@
 Every run is a process of its own. `import` is the statement that names the class, and so reads torch and
 transformers; `load` is the first `AutoModelForSequenceClassification.from_pretrained` of a folder with a BERT of
 6 x 384, for this project with `trust_remote_code=True`, in a process that has imported just that class; `load again`
-the second. A run that the CSV holds is not made again.
+the second; `load again, installed` the second where the class itself was imported before, so that no remote code is
+looked for. A run that the CSV holds is not made again.
 """
 
 import os
@@ -22,7 +23,7 @@ from lstmpool.benchmarks.rounds import Arguments, Comparison
 from lstmpool.benchmarks.variants import backbone_config, build
 
 
-COMPARED = Comparison("loading", ("import", "load", "load again"), ("lstmpool", "stock"))
+COMPARED = Comparison("loading", ("import", "load", "load again", "load again, installed"), ("lstmpool", "stock"))
 IMPORT = {
     "lstmpool": "from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification",
     "stock": "from transformers import BertForSequenceClassification",
@@ -40,15 +41,21 @@ print(time.perf_counter() - started)
 def measure(home: Path, args: Arguments, subject: str, variant: str) -> float:
     """Seconds of the statement, in a process of its own. The models are in folders of `home`."""
     folder = home / variant
-    load = LOAD.format(folder=str(folder), options=", trust_remote_code=True" if variant == "lstmpool" else "")
+    local = LOAD.format(folder=str(folder), options="")
+    load = LOAD.format(folder=str(folder), options=", trust_remote_code=True") if variant == "lstmpool" else local
     auto = "from transformers import AutoModelForSequenceClassification"
-    ready = {"import": "", "load": auto, "load again": f"{auto}\n{load}"}
     if not folder.exists():
         torch.manual_seed(0)
         build(variant, backbone_config(6, 384)).model.save_pretrained(folder)
         for statement in (IMPORT[variant], load):  # the library's copy of the code, and the bytecode, are made once
             _seconds(home, auto, statement)
-    return _seconds(home, ready[subject], IMPORT[variant] if subject == "import" else load)
+    ready, statement = {
+        "import": ("", IMPORT[variant]),
+        "load": (auto, load),
+        "load again": (f"{auto}\n{load}", load),
+        "load again, installed": (f"{auto}\n{IMPORT[variant]}\n{local}", local),
+    }[subject]
+    return _seconds(home, ready, statement)
 
 
 def _seconds(home: Path, ready: str, statement: str) -> float:

@@ -3,10 +3,11 @@
     python -m lstmpool.benchmarks.prediction --data DIR
     python -m lstmpool.benchmarks.prediction --table
 
-`DIR` holds the folders movie_reviews (long texts, cut at 512 tokens) and cr (single sentences), each with test.csv. Of
-the two together, `--texts` are drawn and shuffled. Compared are `predict_logits` of the training command, which goes
-from the longest text to the shortest, and `pipeline` on the same model and on the stock class, which take them as they
-come; all from text to scores, in batches of 32, with one thread. A run that the CSV holds is not made again.
+`DIR` holds the folders movie_reviews (long texts, cut at 512 tokens) and cr (single sentences), each with test.csv or
+test.csv.gz, in which a column is named `text`. Of the two together, `--texts` are drawn and shuffled. Compared are
+`predict_logits` of the training command, which goes from the longest text to the shortest, and `pipeline` on the same
+model and on the stock class, which take them as they come; all from text to scores, in batches of 32, with one thread.
+A run that the CSV holds is not made again.
 """
 
 import random
@@ -23,6 +24,7 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, pipeline
 
+from lstmpool.benchmarks.results import split_file
 from lstmpool.benchmarks.rounds import Arguments, Comparison
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.arguments import ModelArguments, TrainingArguments
@@ -61,7 +63,7 @@ def measure(args: PredictionArguments, subject: str, variant: str) -> float:
 
 def mixed_texts(data: Path, many: int) -> list[str]:
     """Texts of the two sets, shuffled together; the same ones each time."""
-    texts = [text for name in ("movie_reviews", "cr") for text in read_table(data / name / "test.csv")["text"]]
+    texts = [text for name in ("movie_reviews", "cr") for text in read_table(split_file(data / name, "test"))["text"]]
     random.Random(0).shuffle(texts)
     return texts[:many]
 

@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-from transformers import DataCollatorWithPadding, HfArgumentParser, Trainer
+from transformers import DataCollatorWithPadding, Trainer
 
 from lstmpool import train_trainer
 from lstmpool.benchmarks.results import (
@@ -32,6 +32,7 @@ from lstmpool.benchmarks.results import (
     append_rows,
     holds,
     markdown,
+    parser_of,
     processor,
     read_rows,
     show,
@@ -122,7 +123,7 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Makes the runs that the CSV lacks, or the table; returns the exit status."""
-    parser = HfArgumentParser(Arguments, prog="profile_training", description=__doc__)
+    parser = parser_of(Arguments, "profile_training", __doc__)
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     output = Path(args.output or HERE / "profile_training.csv")
     if not args.table:

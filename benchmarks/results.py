@@ -3,14 +3,28 @@
 import csv
 import os
 import platform
-from argparse import ArgumentParser
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+from transformers import HfArgumentParser
+
 
 HERE = Path(__file__).parent
 Row = dict[str, str]
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
+    """Leaves the lines of a command's description as they are, and gives the defaults of its flags."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def parser_of(arguments: type, name: str, description: str | None) -> HfArgumentParser:
+    """The parser of a benchmark's flags, which are the fields of a dataclass."""
+    return HfArgumentParser(arguments, prog=name, description=description, formatter_class=HelpFormatter)
 
 
 def read_rows(path: Path) -> list[Row]:

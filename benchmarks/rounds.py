@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
-from lstmpool.benchmarks.results import HERE, Row, append_rows, holds, markdown, processor, read_rows, show, versions
+from lstmpool.benchmarks.results import (
+    HERE,
+    Row,
+    append_rows,
+    holds,
+    markdown,
+    parser_of,
+    processor,
+    read_rows,
+    show,
+    versions,
+)
 from lstmpool.benchmarks.timing import ratio
 
 
@@ -44,7 +54,7 @@ class Comparison:
             arguments: dataclass of the flags. One named `data`, if there is one, is needed to measure.
             measure: (args, subject, variant) -> seconds.
         """
-        parser = HfArgumentParser(arguments, prog=self.name, description=description)
+        parser = parser_of(arguments, self.name, description)
         (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
         output = Path(args.output or HERE / f"{self.name}.csv")
         if not args.table:

@@ -22,10 +22,20 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
 from lstmpool.benchmarks.pictures import ratios
-from lstmpool.benchmarks.results import HERE, Row, append_rows, holds, markdown, processor, read_rows, show, versions
+from lstmpool.benchmarks.results import (
+    HERE,
+    Row,
+    append_rows,
+    holds,
+    markdown,
+    parser_of,
+    processor,
+    read_rows,
+    show,
+    versions,
+)
 from lstmpool.benchmarks.timing import Step, interleave, ratio
 from lstmpool.benchmarks.variants import VARIANTS, Cell, build, prepare, random_inputs
 
@@ -57,10 +67,12 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Measures the cells that the CSV lacks, or makes the table; returns the exit status."""
-    parser = HfArgumentParser(Arguments, prog="speed", description=__doc__)
+    parser = parser_of(Arguments, "speed", __doc__)
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("expected a GPU for --device cuda, found none. Leave it out.")
+        parser.error(
+            "expected a GPU for --device cuda, found none. Leave it out; for a table, name the CSV by --output."
+        )
     card = f"-{torch.cuda.get_device_name().replace(' ', '_')}" if args.device == "cuda" else ""
     output = Path(args.output or HERE / f"speed{card}.csv")
     if not args.table:
@@ -72,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         for cell in tqdm(cells, desc="speed"):
             if not holds(read_rows(output), cell.columns()):
                 append_rows(output, measure(cell, args))
-    show(parser, output, "speed_gpu" if card else "speed", table, ratios)
+    show(parser, output, "speed" if output.stem == "speed" else "speed_gpu", table, ratios)
     return 0
 
 

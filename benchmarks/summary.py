@@ -51,7 +51,7 @@ def compared(rows: list[Row], comparison, subject: str) -> list[Found]:
 # What is bounded, the bound, and what finds it in the rows of each CSV.
 BOUNDS: list[tuple[str, float, Callable[[dict[str, list[Row]]], list[Found]]]] = [
     (
-        "inference of 512 tokens, peak memory over the bare backbone",
+        "inference of 512 tokens, 12 layers, peak memory over the bare backbone",
         1.02,
         lambda rows: counted(rows["memory"], "peak_bytes", "inference", "backbone", "12x", 512),
     ),
@@ -72,7 +72,7 @@ BOUNDS: list[tuple[str, float, Callable[[dict[str, list[Row]]], list[Found]]]] =
         lambda rows: counted(rows["memory"], "peak_bytes", "training", "stock"),
     ),
     (
-        "inference with two thirds of the layers, time over the stock class",
+        "inference with two thirds of the layers, time over the whole stock class",
         0.70,
         lambda rows: timed(rows["speed"], "inference", TWO_THIRDS),
     ),

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from lstmpool.benchmarks import curves
 from lstmpool.benchmarks.counters import flops, lstm_flops, peak_bytes
+from lstmpool.benchmarks.curves import Point
+from lstmpool.benchmarks.flops import FLOPS
 from lstmpool.benchmarks.memory import MEMORY
 from lstmpool.benchmarks.results import read_rows
 from lstmpool.benchmarks.variants import TWO_THIRDS, Cell, build, inference, prepare, random_inputs, training
@@ -59,6 +62,40 @@ def test_nothing_computed_counts_as_much_as_all_computed(step):
     assert counts[0] == counts[1]
 
 
+STEP = 2 * 4 * 256 * (24 + 256)  # of the LSTM in one direction, for one text
+
+
+@pytest.mark.parametrize(
+    ("variant", "beyond_two_layers"),
+    [
+        ("backbone", 0),
+        ("stock", 2 * 24 * 24 + 2 * 24 * 2),  # its pooler and classifier
+        ("naive", 4 * STEP + 2 * 512 * 2),
+        ("lstmpool, mean", 2 * STEP + 2 * 4 * 256 * 24 + 2 * 512 * 2),
+        # after the attention of the upper layer, seven of the eight tokens are left out
+        ("lstmpool", 2 * STEP + 2 * 4 * 256 * 24 + 2 * 512 * 2 - 7 * 2 * (2 * 24 * 96)),
+    ],
+)
+def test_the_flops_of_a_small_model_by_hand(variant, beyond_two_layers):
+    layer = 4 * (2 * 8 * 24 * 24) + 2 * (2 * 8 * 8 * 24) + 2 * (2 * 8 * 24 * 96)  # projections, attention, perceptron
+    assert FLOPS.count(variant, Cell.parse("2x24/inference/1x8")) == 2 * layer + beyond_two_layers
+
+
+def test_the_memory_of_the_naive_code_by_hand():
+    cell = Cell.parse("6x384/inference/8x128")
+    # where the bare backbone is at its peak, the naive code holds what four more of the six layers gave
+    assert MEMORY.count("naive", cell) - MEMORY.count("backbone", cell) == 4 * (8 * 128 * 384 * 4)
+
+
+def test_a_point_of_the_curves_by_hand():
+    cell = Cell.parse("2x24/inference/1x8")
+    both, alone = (curves.count(Point("layers read", read, cell, read), "lstmpool") for read in (2, 1))
+    assert both["flops"] == str(FLOPS.count("lstmpool", cell)) == str(int(alone["flops"]) + STEP)
+    assert both["peak_bytes"] == str(MEMORY.count("lstmpool", cell))
+    parameters = sum(parameter.numel() for parameter in build("lstmpool", cell.config()).model.parameters())
+    assert both["weight_bytes"] == alone["weight_bytes"] == str(4 * parameters)
+
+
 @pytest.mark.parametrize(("shape", "bound"), [("6x384", 0.92), ("12x768", 0.97)])
 def test_flops_over_the_stock_class(shape, bound):
     cell, counts = Cell.parse(f"{shape}/training/8x128"), {}
@@ -94,9 +131,9 @@ def test_the_command_counts_what_the_file_lacks(tmp_path, capsys, monkeypatch):
     memory = MEMORY.__class__(**{**MEMORY.__dict__, "count": stand_in})
     for tokens in (4, 8):
         memory.main("", ["--output", str(output), "--cells", "2x24/inference/1x4", f"2x24/inference/1x{tokens}"])
-    assert [tokens for _, tokens in counted] == [4] * 6 + [8] * 6
-    assert len(read_rows(output)) == 12
-    assert "| 2x24 | 1 x 4 | 4.0 | 1.000 | 1.250 | 1.000 | 1.000 | 1.000 |" in capsys.readouterr().out
+    assert [tokens for _, tokens in counted] == [4] * 7 + [8] * 7
+    assert len(read_rows(output)) == 14
+    assert "| 2x24 | 1 x 4 | 4.0 | 1.000 | 1.250 | 1.000 | 1.000 | 1.000 | 1.000 |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         memory.main("", ["--output", str(output), "--cells", "2x24/compiled/1x4"])
     assert "inference, training; times are compared for the others" in capsys.readouterr().err

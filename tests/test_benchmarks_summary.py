@@ -46,28 +46,63 @@ def test_each_line_reads_the_cells_that_it_is_about(tmp_path):
         {**place, "tokens": "32", "variant": v, "peak_bytes": str(n)} for v, n in (("backbone", 1), ("lstmpool", 9))
     ]
     rows = [{**place, "variant": variant, "peak_bytes": str(count)} for variant, count in counts]
-    write_rows(tmp_path / "memory.csv", [*rows, *short])
-    times = [("lstmpool", 1.5, "32"), ("lstmpool", 0.95, "128"), ("lstmpool, two thirds", 0.8, "128")]
+    trained = [
+        {**place, "mode": "training", "variant": v, "peak_bytes": n} for v, n in (("stock", "50"), ("lstmpool", "49"))
+    ]
+    write_rows(tmp_path / "memory.csv", [*rows, *short, *trained])
+    flops = [(6, "inference", 91), (6, "training", 93), (12, "inference", 98), (12, "training", 96)]
+    write_rows(
+        tmp_path / "flops.csv",
+        [
+            {**place, "shape": f"{layers}x8", "mode": mode, "variant": v, "flops": str(n)}
+            for layers, mode, count in flops
+            for v, n in (("stock", 100), ("lstmpool", count), ("backbone", 1), ("lstmpool, two thirds", 200))
+        ],
+    )
+    times = [("lstmpool", 1.5, "32", "inference"), ("lstmpool", 0.95, "128", "inference")]
+    times += [("lstmpool, two thirds", 0.8, "128", "inference"), ("lstmpool", 1.02, "128", "training")]
     write_rows(
         tmp_path / "speed.csv",
         [
             {**place, "variant": name, "tokens": tokens, "ratio": str(r), "low": str(r - 0.01), "high": str(r + 0.01)}
-            for name, r, tokens in times
+            | {"mode": mode}
+            for name, r, tokens, mode in times
         ],
     )
-    write_rows(
-        tmp_path / "cached_epochs.csv",
-        [
-            {"subject": "trec6", "variant": v, "round": "1", "seconds": s}
-            for v, s in (("cached", "1"), ("no cache", "4"))
+    runs = {
+        "cached_epochs": [("trec6", "cached", 1), ("trec6", "no cache", 4)],
+        "prediction": [
+            ("movie_reviews with cr", "predict_logits", 1),
+            ("movie_reviews with cr", "pipeline, lstmpool", 2),
         ],
-    )
+        "loading": [
+            ("load", "lstmpool", 3),
+            ("load", "stock", 2),
+            ("load again", "lstmpool", 1),
+            ("load again", "stock", 1),
+        ],
+    }
+    for name, found in runs.items():
+        write_rows(
+            tmp_path / f"{name}.csv",
+            [{"subject": subject, "variant": v, "round": "1", "seconds": str(s)} for subject, v, s in found],
+        )
     assert summary.table(tmp_path).splitlines()[2:] == [
-        "| inference of 512 tokens, peak memory over the bare backbone | 12x768, 8 x 512 | 1.02 | 1.010 | met |",
+        "| inference of 512 tokens, 12 layers, peak memory over the bare backbone | 12x768, 8 x 512 | 1.02 | 1.010 "
+        "| met |",
+        "| inference, FLOPs over the stock class, 6 layers | 6x8, 8 x 512 | 0.92 | 0.910 | met |",
+        "| inference, FLOPs over the stock class, 12 layers | 12x8, 8 x 512 | 0.97 | 0.980 | missed |",
+        "| training step, FLOPs over the stock class, 6 layers | 6x8, 8 x 512 | 0.92 | 0.930 | missed |",
+        "| training step, FLOPs over the stock class, 12 layers | 12x8, 8 x 512 | 0.97 | 0.960 | met |",
         "| inference, time over the stock class | 12x768, 8 x 128 | 1.02 | 0.950 [0.940, 0.960] | met |",
-        "| inference with two thirds of the layers, time over the stock class | 12x768, 8 x 128 | 0.70 | "
+        "| training step, time over the stock class | 12x768, 8 x 128 | 1.03 | 1.020 [1.010, 1.030] | met |",
+        "| training step, peak memory over the stock class | 12x768, 8 x 512 | 1.03 | 0.980 | met |",
+        "| inference with two thirds of the layers, time over the whole stock class | 12x768, 8 x 128 | 0.70 | "
         "0.800 [0.790, 0.810] | missed |",
         "| cached epoch over one without the cache | trec6 | 0.12 | 0.250 | missed |",
+        "| prediction over `pipeline(batch_size=32)` | movie_reviews with cr | 0.60 | 0.500 | met |",
+        "| loading a folder over the stock class | load | 1.10 | 1.500 | missed |",
+        "| the same once more, in the same process | load again | 1.10 | 1.000 | met |",
     ]
 
 

@@ -193,9 +193,17 @@ def with_own_forward(backbone):
     output.forward = lambda *args: mix(output, args, forward(*args))
 
 
+def with_backward_hook(backbone):
+    backbone.encoder.layer[-1].register_full_backward_hook(lambda module, inputs, outputs: None)
+
+
+def with_backward_pre_hook(backbone):
+    backbone.encoder.layer[-1].output.register_full_backward_pre_hook(lambda module, outputs: None)
+
+
 CHANGES = [
     *(with_own_output, with_own_class, with_hook, with_hook_inside, with_hook_on_the_backbone),
-    with_own_forward,
+    *(with_own_forward, with_backward_hook, with_backward_pre_hook),
 ]
 
 
