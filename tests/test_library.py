@@ -285,7 +285,7 @@ def test_resizing_the_token_embeddings(tmp_path, family):
     model.resize_token_embeddings(60)
     assert model.get_input_embeddings().num_embeddings == model.config.vocab_size == 60
     assert torch.equal(model(**inputs).logits, wanted)
-    new = {"input_ids": torch.full((1, 4), 59)}
+    new = {"input_ids": torch.full((2, 4), 59)}  # one row alone is rounded by where the weights lie
     assert model(**new).logits.isfinite().all()
     model.save_pretrained(tmp_path)
     assert torch.equal(AutoModelForSequenceClassification.from_pretrained(tmp_path)(**new).logits, model(**new).logits)
