@@ -27,9 +27,9 @@ from scipy.special import expit, softmax
 from lstmpool.benchmarks.evidence_data import TextSet, find_files, read_set
 from lstmpool.benchmarks.evidence_finetune import FinetunedSet
 from lstmpool.benchmarks.evidence_frozen import Fit, FrozenSet
-from lstmpool.benchmarks.evidence_poolings import POOLINGS
+from lstmpool.benchmarks.evidence_poolings import DRAWN, POOLINGS
 from lstmpool.benchmarks.evidence_regimes import REGIMES, STOCK, build_of
-from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Row, Runs, best
+from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Row, Runs, Setting, best
 from lstmpool.benchmarks.results import parser_of, versions
 from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.backbone import Backbone
@@ -39,7 +39,7 @@ from lstmpool.training.metrics import TaskMetrics
 
 
 METRIC = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "pearson"}  # more is better in all three
-TUNING_SEED = 0  # no seed of a final run
+TUNING_SEEDS = (0, 100, 101)  # no seeds of a final run; the first one tunes what draws nothing of its own
 
 
 @dataclass
@@ -62,7 +62,8 @@ class Arguments:
         default=None, metadata={"help": "Entries of the table of poolings. Unset: those of the regime."}
     )
     seeds: list[int] | None = field(
-        default=None, metadata={"help": "Of the final runs; 0 is kept for tuning. Unset: those of the regime."}
+        default=None,
+        metadata={"help": "Of the final runs; 0, 100, 101 are kept for tuning. Unset: those of the regime."},
     )
     train_rows: int | None = field(
         default=None, metadata={"help": "Training rows a set, drawn by class; 0: all. Unset: as the regime says."}
@@ -114,8 +115,9 @@ def check(args: Arguments) -> None:
             raise InputError(f"--poolings of {regime} must be of {', '.join(known)}, got {', '.join(unknown)}.")
         for name in args.datasets or REGIMES[regime].sets:
             find_files(Path(args.data), name)
-    if TUNING_SEED in (args.seeds or []):
-        raise InputError(f"--seeds must not hold {TUNING_SEED}, with which the settings are chosen. Take others.")
+    if kept := sorted(set(TUNING_SEEDS).intersection(args.seeds or [])):
+        shown = ", ".join(map(str, kept))
+        raise InputError(f"--seeds must not hold {shown}, with which settings are chosen. Take others.")
 
 
 def told(missing: int, hours: float) -> str:
@@ -146,24 +148,18 @@ class Block:
     def keys(self, pooling: str, kind: str) -> list[Row]:
         """The keys of a pooling's runs. Those of the final ones follow from the tuning, and are none before it."""
         if kind == TUNE:
-            grid = product(self.regime.epochs, self.regime.learning_rates)
-            settings = [(rate, epochs, TUNING_SEED) for epochs, rate in grid]
+            seeds, settings = TUNING_SEEDS if pooling in DRAWN else TUNING_SEEDS[:1], self.regime.settings
         elif (chosen := self.chosen(pooling)) is None:
             return []
         else:
-            settings = [(float(chosen["learning_rate"]), int(chosen["epochs"]), seed) for seed in self.seeds]
-        return [
-            self.of_all
-            | {"pooling": pooling, "kind": kind, "learning_rate": f"{rate:g}", "epochs": str(n), "seed": str(seed)}
-            for rate, n, seed in settings
-        ]
+            seeds, settings = self.seeds, [chosen]
+        of_pooling = self.of_all | {"pooling": pooling, "kind": kind}
+        return [of_pooling | setting.columns() | {"seed": str(seed)} for setting, seed in product(settings, seeds)]
 
-    def chosen(self, pooling: str) -> Row | None:
-        """The tuning run that validation likes best, or None while one is missing."""
+    def chosen(self, pooling: str) -> Setting | None:
+        """The setting that validation likes best, or None while a tuning run is missing."""
         tried = [self.runs.find(key) for key in self.keys(pooling, TUNE)]
-        if None in tried:
-            return None
-        return best(tried)
+        return None if None in tried else best(tried)[0]
 
     def remains(self) -> tuple[int, float]:
         """How many runs are missing, and the hours that they take at most; NaN where nothing was measured. A pooling
@@ -200,8 +196,7 @@ class Block:
     def keep(self, key: Row, fitter: FrozenSet | FinetunedSet) -> None:
         """Makes one run, and keeps it."""
         final = key["kind"] == FINAL
-        setting = (int(key["seed"]), float(key["learning_rate"]), int(key["epochs"]))
-        fit: Fit = fitter.fit(build_of(key["pooling"]), *setting, with_test=final)
+        fit: Fit = fitter.fit(build_of(key["pooling"]), int(key["seed"]), Setting.of(key), with_test=final)
         row = key | {
             "metric": METRIC[self.data.problem_type],
             "validation": f"{self.score(fit.validation, self.data.validation.labels):.4f}",
@@ -212,7 +207,9 @@ class Block:
             "versions": versions(),
         }
         self.runs.add(row, self.predictions(fit.test) if final else None)
-        shown = "token_pooling dataset pooling kind seed learning_rate epochs validation test".split()
+        shown = (
+            "token_pooling dataset pooling kind seed learning_rate head_learning_rate epochs validation test".split()
+        )
         print(time.strftime("%H:%M:%S"), *(row[name] for name in shown), f"{fit.seconds:.1f} s", flush=True)
 
     def score(self, logits: np.ndarray, labels: list) -> float:

@@ -1,7 +1,8 @@
 """The regimes that train the backbone too: with a few rows a class, or with all; the stock head among the poolings.
 
 Every run is one of Trainer's, with the training command's settings but for those of the grid. The stock head is the
-library's AutoModelForSequenceClassification; what is new in it learns at the same rate as what is new in the others.
+library's AutoModelForSequenceClassification; what lies above its layers, a pooler among it, learns at the same rate as
+what lies above those of the others.
 """
 
 import random
@@ -24,6 +25,7 @@ from transformers import (
 from lstmpool.benchmarks.evidence_data import TextSet
 from lstmpool.benchmarks.evidence_frozen import Fit, head_flops
 from lstmpool.benchmarks.evidence_poolings import Build, put_pooling
+from lstmpool.benchmarks.evidence_runs import Setting
 from lstmpool.training.arguments import ModelArguments, TrainingArguments
 from lstmpool.training.backbone import Backbone, quiet_loading
 from lstmpool.training.command_line import DEFAULTS
@@ -33,9 +35,6 @@ from lstmpool.training.labels import REGRESSION, SINGLE
 from lstmpool.training.predictions import predict_logits
 from lstmpool.training.target_scale import TargetScale
 from lstmpool.training.trainer import LstmPoolTrainer, split_groups
-
-
-HEAD_RATE = 1e-3  # of the new layers, in all runs: the training command's
 
 
 class FinetunedSet:
@@ -49,7 +48,7 @@ class FinetunedSet:
         self.data, self.token_pooling, self.batch_size, self.shots = data, token_pooling, batch_size, shots
         self.scale = TargetScale(data.train.labels) if data.problem_type == REGRESSION else None
 
-    def fit(self, build: Build | None, seed: int, learning_rate: float, epochs: int, with_test: bool) -> Fit:
+    def fit(self, build: Build | None, seed: int, setting: Setting, with_test: bool) -> Fit:
         """One run; of the stock head without `build`. Its test rows are read only if they are asked for."""
         set_seed(seed)
         model, new = self.make(build, seed)
@@ -63,12 +62,12 @@ class FinetunedSet:
                 **{**DEFAULTS, "report_to": "none", "save_strategy": "no", "logging_strategy": "no"},
                 output_dir=folder,
                 seed=seed,
-                num_train_epochs=epochs,
+                num_train_epochs=setting.epochs,
                 bf16=True,  # half the time on processors that multiply faster in it
                 use_cpu=not torch.cuda.is_available(),  # bf16 is refused on a processor that is not asked for
                 disable_tqdm=True,
             )
-            args.learning_rate, args.head_learning_rate = learning_rate, HEAD_RATE
+            args.learning_rate, args.head_learning_rate = setting.learning_rate, setting.head_learning_rate
             args.per_device_train_batch_size = self.batch_size
             kind = StockTrainer if build is None else LstmPoolTrainer
             trainer = kind(
@@ -101,23 +100,28 @@ class FinetunedSet:
             model = AutoModelForSequenceClassification.from_pretrained(
                 self.backbone.path, dtype=torch.float32, **self.backbone.loading, **fields
             )
-        above = [part for part in (model.classifier, getattr(model.base_model, "pooler", None)) if part is not None]
-        return model, [p for part in above for p in part.parameters()]
+        return model, above_layers(model)
 
     def predict(self, trainer: Trainer, split: Split) -> np.ndarray:
         logits = predict_logits(trainer, split.tokenize(self.tokenizer)[0])
         return logits if self.scale is None else logits * self.scale.scale
 
 
+def above_layers(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Of the library's classifier: its own parameters, and those of the pooler between it and the layers. Checkpoints
+    made for sentence vectors hold a pooler that was never trained."""
+    parts = (model.classifier, getattr(model.base_model, "pooler", None))
+    return [p for part in parts if part is not None for p in part.parameters()]
+
+
 class StockTrainer(Trainer):
-    """The library's, with the rate of new layers for the classifier; a pooler comes with the backbone."""
+    """The library's, with a rate of its own for what lies above the layers."""
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if fresh:
-            rate = self.args.head_learning_rate
-            split_groups(optimizer, {id(p): rate for p in self.model.classifier.parameters()})
+            split_groups(optimizer, dict.fromkeys(map(id, above_layers(self.model)), self.args.head_learning_rate))
         return optimizer
 
 

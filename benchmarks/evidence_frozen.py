@@ -17,6 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, get_linear_sc
 
 from lstmpool.benchmarks.evidence_data import TextSet
 from lstmpool.benchmarks.evidence_poolings import Build, put_pooling
+from lstmpool.benchmarks.evidence_runs import Setting
 from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.backbone import Backbone, quiet_loading
 from lstmpool.training.data import Split
@@ -63,13 +64,13 @@ class FrozenSet:
         self.scale = TargetScale(data.train.labels) if regression else None
         self.labels = torch.tensor(self.scale.divide(data.train.labels) if regression else data.train.labels)
 
-    def fit(self, build: Build, seed: int, learning_rate: float, epochs: int, with_test: bool) -> Fit:
+    def fit(self, build: Build, seed: int, setting: Setting, with_test: bool) -> Fit:
         """One run. Its test rows are read only if they are asked for."""
         parameters = put_pooling(self.model, build, seed)
         if self.scale is not None:
             self.scale.switch_on(self.model.classifier, fresh=True)
         started = time.process_time()
-        train_head(self.model, self.train, self.labels, learning_rate, epochs, self.batch_size, seed)
+        train_head(self.model, self.train, self.labels, setting, self.batch_size, seed)
         seconds, scale = time.process_time() - started, 1.0 if self.scale is None else self.scale.scale
         logits = predict(self.model, self.validation) * scale
         test = predict(self.model, self.test) * scale if with_test else None
@@ -80,8 +81,7 @@ def train_head(
     model: PreTrainedModel,
     states: Tensor,
     labels: Tensor,
-    learning_rate: float,
-    epochs: int,
+    setting: Setting,
     batch_size: int,
     seed: int,
 ) -> None:
@@ -95,12 +95,12 @@ def train_head(
     plain = [p for n, p in named if "bias" in n or "norm" in n]
     decayed = [p for n, p in named if not ("bias" in n or "norm" in n)]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-    steps = epochs * math.ceil(len(states) / batch_size)
+    optimizer = torch.optim.AdamW(groups, lr=setting.learning_rate, fused=True)
+    steps = setting.epochs * math.ceil(len(states) / batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARMUP * steps), steps)
     generator, trained = torch.Generator().manual_seed(seed), [*decayed, *plain]
     model.train()
-    for _ in range(epochs):
+    for _ in range(setting.epochs):
         for rows in torch.randperm(len(states), generator=generator).split(batch_size):
             model(layer_states=states[rows], labels=labels[rows]).loss.backward()
             nn.utils.clip_grad_norm_(trained, CLIP)

@@ -4,6 +4,7 @@ import io
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ def differences_plot(table: Table, differences: dict[str, Difference], pooling: 
     panels = figure.subplots(1, max(len(differences), 1), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (other, found) in zip(panels, differences.items(), strict=False):
         rows = [*((sets.index(d), *of_set) for d, of_set in found.by_set.items())]
-        rows.append((len(sets), found.pooled[0], *found.over_sets))
+        rows.append((len(sets), found.pooled[0], *(found.over_sets or found.pooled[1:])))
         for place, estimate, low, high in rows:
             certain = low > 0 or high < 0
             color = "tab:gray" if not certain else "tab:blue" if low > 0 else "tab:red"
@@ -31,23 +32,35 @@ def differences_plot(table: Table, differences: dict[str, Difference], pooling: 
         axes.tick_params(labelsize=7)
     panels[0].set_yticks(range(len(sets) + 1), [*sets, "mean"])
     panels[0].invert_yaxis()
-    figure.suptitle(f"{pooling} less the other pooling, hundredths of the metric, 95 % ({table.title})", fontsize=8)
+    told = f"{pooling} less the other pooling, hundredths of the metric, 95 %; the mean's as if sets were drawn, too"
+    figure.suptitle(f"{told} ({table.title})", fontsize=8)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
-def critical_differences(families: list[str], poolings: list[str], scores: np.ndarray, path: Path) -> None:
+def rank_test(families: list[str], poolings: list[str], scores: np.ndarray) -> Any:
+    """Friedman's test (`pvalue`) and Nemenyi's (`cd`, the critical difference) of scores (F, P), as autorank gives
+    them."""
+    import pandas
+    from autorank import autorank
+
+    table = pandas.DataFrame(scores.round(9), index=families, columns=poolings)
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tests for normality that are not used
+        return autorank(table, alpha=0.05, verbose=False, order="descending", force_mode="nonparametric")
+
+
+def ranks_plot(families: list[str], poolings: list[str], scores: np.ndarray, path: Path) -> None:
     """Demšar's picture of the mean ranks over families of scores (F, P); a bar joins what Nemenyi's test cannot tell
     apart."""
     import matplotlib.pyplot as plt
-    import pandas
-    from autorank import autorank, plot_stats
+    from autorank import plot_stats
 
-    table = pandas.DataFrame(scores, index=families, columns=poolings)
+    result = rank_test(families, poolings, scores)
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tests for normality that are not used
-        result = autorank(table, alpha=0.05, verbose=False, order="descending", force_mode="nonparametric")
+        warnings.simplefilter("ignore")
         plt.close("all")
         plot_stats(result, allow_insignificant=True)
-    plt.title(f"mean rank over {len(families)} sets; critical difference {result.cd:.2f}", fontsize=9)
+    told = f"mean rank over {len(families)} sets; Friedman's p = {result.pvalue:.1g}"
+    plt.title(f"{told}; critical difference {result.cd:.2f}", fontsize=9)
     plt.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
     plt.close("all")

@@ -6,6 +6,7 @@ an LSTM must beat before the order of the layers, or their number, can be the re
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,31 @@ class LastMlpPooling(LayerPooling):
         return F.gelu(self.dense(layer_states[:, -1]))
 
 
+class LowerPooling(LayerPooling):
+    """One layer alone, `below` the top one, or the lowest: is it that all are read, or is the top one not the best?"""
+
+    def __init__(self, config: LstmPoolConfig, below: int):
+        super().__init__(config)
+        self.place = max(0, len(config.layers) - 1 - below)
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return layer_states[:, self.place]
+
+
+class SideBySidePooling(LayerPooling):
+    """All layers side by side, and nothing but the classifier above them."""
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__(config)
+        self.output_size = len(config.layers) * config.hidden_size
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return layer_states.flatten(1)
+
+
 class ShuffledPooling(RecurrentPooling):
-    """The LSTM over the layers in an order drawn once for a run: all that it is told but their order."""
+    """The LSTM over the layers in an order drawn once for a run: all that it is told but their order, and so
+    also which of them stands last, where the output is read."""
 
     def __init__(self, config: LstmPoolConfig, seed: int):
         super().__init__(config)
@@ -62,7 +86,7 @@ def scramble(layer_states: Tensor) -> Tensor:
     return torch.stack(layer_states.unbind(1), dim=-1).reshape(layer_states.shape)
 
 
-def own(kind: type[LayerPooling] | None = None, **fields) -> Build:
+def own(kind: Callable[[LstmPoolConfig], LayerPooling] | None = None, **fields) -> Build:
     """The pooling that the config names once `fields` are set in it, or a class of another `kind` with them."""
 
     def build(config: LstmPoolConfig, seed: int) -> LayerPooling:
@@ -82,6 +106,7 @@ POOLINGS: dict[str, Build] = {
     "attention": own(layer_pooling="attention"),
     "max": own(layer_pooling="max"),
     "concat": own(layer_pooling="concat"),
+    "concat_linear": own(SideBySidePooling),
     "gru": own(layer_pooling="gru"),
     "lstm": own(layer_pooling="lstm"),  # the seed's: the output at the last step
     "lstm_final": own(layer_pooling="lstm", lstm_readout="final"),
@@ -89,7 +114,12 @@ POOLINGS: dict[str, Build] = {
     "lstm_norm": own(layer_pooling="lstm", layer_norm=True),
     "lstm_shuffled": lambda config, seed: own(lambda c: ShuffledPooling(c, seed), layer_pooling="lstm")(config, seed),
     "lstm_scrambled": own(ScrambledPooling, layer_pooling="lstm"),
+    **{f"below_{k}": own(partial(LowerPooling, below=k)) for k in range(1, 6)},
 }
+# A run's seed draws a part of these. The best setting of one draw need not be that of another: several are tuned with.
+DRAWN = {"lstm_shuffled"}
+# Of these, the one that validation likes best counts as a pooling of its own, under this name.
+BEST_LAYER, SINGLE_LAYERS = "best_layer", ("last", *(f"below_{k}" for k in range(1, 6)))
 
 
 def put_pooling(model: PreTrainedModel, build: Build, seed: int) -> list[nn.Parameter]:

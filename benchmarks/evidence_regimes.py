@@ -1,11 +1,13 @@
 """What is trained, on what, and how it is tuned: one entry a regime."""
 
 from dataclasses import dataclass, field
+from itertools import product
 
 from lstmpool.benchmarks.evidence_data import TextSet
 from lstmpool.benchmarks.evidence_finetune import FinetunedSet
 from lstmpool.benchmarks.evidence_frozen import FrozenSet
 from lstmpool.benchmarks.evidence_poolings import POOLINGS, Build
+from lstmpool.benchmarks.evidence_runs import Setting
 
 
 STOCK = "stock"  # the library's own classifier, where the backbone is trained
@@ -18,7 +20,7 @@ SETS = (
 class Regime:
     """One grid for all poolings; every combination of its rates and epochs is tried."""
 
-    learning_rates: tuple[float, ...]
+    learning_rates: tuple[float, ...]  # of all that is trained, or of the backbone alone
     epochs: tuple[int, ...]
     batch_size: int
     seeds: tuple[int, ...]
@@ -28,6 +30,7 @@ class Regime:
     token_poolings: tuple[str, ...] = ("mean",)
     poolings: list[str] = field(default_factory=lambda: list(POOLINGS))
     trains_backbone: bool = True  # in mixed precision
+    head_learning_rates: tuple[float | None, ...] = (None,)  # of what lies above the backbone
     shots: int | None = None  # rows a class
 
     def open(self, backbone: str, data: TextSet, token_pooling: str) -> FrozenSet | FinetunedSet:
@@ -35,6 +38,10 @@ class Regime:
         if not self.trains_backbone:
             return FrozenSet(backbone, data, token_pooling, self.batch_size)
         return FinetunedSet(backbone, data, token_pooling, self.batch_size, self.shots)
+
+    @property
+    def settings(self) -> list[Setting]:
+        return [Setting(*of) for of in product(self.learning_rates, self.epochs, self.head_learning_rates)]
 
     @property
     def precision(self) -> str:
@@ -48,7 +55,12 @@ class Regime:
         return sum(min(self.shots, count) for count in counts)
 
 
+# A mixture of layers wants the higher of these, an LSTM the lower one.
+HEAD_RATES = (1e-3, 1e-2)
 FEW = {
+    "learning_rates": (5e-5, 2e-4),
+    "head_learning_rates": HEAD_RATES,
+    "batch_size": 8,
     "seeds": (1, 2, 3, 4, 5),
     "sets": "trec6 cr mrpc cola tweet_eval_irony absa_laptops14".split(),
     "train_rows": None,
@@ -68,17 +80,18 @@ REGIMES = {
         token_poolings=("mean", "cls"),
         trains_backbone=False,
     ),
-    "few_shot_16": Regime(learning_rates=(5e-5, 2e-4), epochs=(12,), batch_size=8, shots=16, **FEW),
-    "few_shot_64": Regime(learning_rates=(5e-5, 2e-4), epochs=(4,), batch_size=8, shots=64, **FEW),
+    "few_shot_16": Regime(epochs=(12,), shots=16, **FEW),
+    "few_shot_64": Regime(epochs=(4,), shots=64, **FEW),
     "full": Regime(
         learning_rates=(5e-5, 1.5e-4),
+        head_learning_rates=HEAD_RATES,
         epochs=(3,),
         batch_size=16,
         seeds=(1, 2, 3),
         sets="trec6 cr stsb absa_restaurants14".split(),
         train_rows=2000,
         validation_rows=1000,
-        poolings=[STOCK, "concat", "lstm"],
+        poolings=[STOCK, "last", "concat", "lstm"],
     ),
 }
 

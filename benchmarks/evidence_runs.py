@@ -10,8 +10,9 @@ import io
 import math
 import os
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import pyarrow
@@ -20,21 +21,45 @@ import pyarrow.parquet
 
 Row = dict[str, str]
 KEY = (  # a run with the same of these is the same run
-    "backbone regime dataset token_pooling pooling seed kind learning_rate epochs batch_size precision train_rows "
-    "validation_rows"
+    "backbone regime dataset token_pooling pooling seed kind learning_rate head_learning_rate epochs batch_size "
+    "precision train_rows validation_rows"
 ).split()
 COLUMNS = (*KEY, "metric", "validation", "test", "parameters", "flops", "seconds", "versions")
 TUNE, FINAL = "tune", "final"
 
 
-def best(tried: list[Row]) -> Row:
-    """The tuning run that validation likes best; of equal ones, the shorter, then the slower."""
+@dataclass(frozen=True)
+class Setting:
+    """What is tuned."""
 
-    def quality(row: Row) -> tuple[float, int, float]:
+    learning_rate: float  # of all that is trained, or of the backbone alone
+    epochs: int
+    head_learning_rate: float | None = None  # of what lies above the backbone; None: no rate of its own
+
+    @classmethod
+    def of(cls, row: Row) -> "Setting":
+        head = row["head_learning_rate"]
+        return cls(float(row["learning_rate"]), int(row["epochs"]), float(head) if head else None)
+
+    def columns(self) -> Row:
+        head = self.head_learning_rate
+        return {
+            "learning_rate": f"{self.learning_rate:g}",
+            "head_learning_rate": "" if head is None else f"{head:g}",
+            "epochs": str(self.epochs),
+        }
+
+
+def best(tried: list[Row]) -> tuple[Setting, float]:
+    """The setting that validation likes best, over the seeds that it was tried with, and its mean there; of equal
+    ones, that with the fewer epochs, then with the lower rates."""
+    values = defaultdict(list)
+    for row in tried:
         value = float(row["validation"])
-        return -math.inf if math.isnan(value) else value, -int(row["epochs"]), -float(row["learning_rate"])
-
-    return max(tried, key=quality)
+        values[Setting.of(row)].append(-math.inf if math.isnan(value) else value)
+    means = {setting: mean(of_setting) for setting, of_setting in values.items()}
+    chosen = max(means, key=lambda s: (means[s], -s.epochs, -s.learning_rate, -(s.head_learning_rate or 0.0)))
+    return chosen, means[chosen]
 
 
 class Runs:

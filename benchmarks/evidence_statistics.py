@@ -2,8 +2,10 @@
 
 Each metric is a function of sums over test items (of the correct ones, of hits, of products), so a bootstrap over
 items is a product of matrices: weights (R, N), how often each of R draws holds each of N items, times what is summed.
+Over sets, of which there are few, an interval is Student's.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
+from scipy.stats import t as student
 
-from lstmpool.benchmarks.evidence_poolings import POOLINGS
-from lstmpool.benchmarks.evidence_regimes import SETS, STOCK
-from lstmpool.benchmarks.evidence_runs import FINAL, KEY, TUNE, Row, Runs, best
+from lstmpool.benchmarks.evidence_poolings import BEST_LAYER, POOLINGS, SINGLE_LAYERS
+from lstmpool.benchmarks.evidence_regimes import REGIMES, SETS, STOCK
+from lstmpool.benchmarks.evidence_runs import FINAL, KEY, TUNE, Row, Runs, Setting, best
 from lstmpool.training.errors import InputError
 
 
@@ -27,7 +30,7 @@ FAMILIES = (
     {"sst2", "sst5", "mr", "subj"},
     {"semeval2018_ec", "tweet_eval_emotion"},
 )
-DETECTABLE = 1.96 + 0.84  # standard errors: what a two-sided test at 5 % sees in 80 of 100 studies
+DETECTABLE = 0.975, 0.8  # quantiles: what a two-sided test at 5 % sees in 80 of 100 studies
 
 
 def family_of(dataset: str) -> str:
@@ -71,18 +74,29 @@ class Table:
     cache: dict[tuple[str, str, int], np.ndarray] = field(default_factory=dict)
 
     @property
+    def place(self) -> tuple:
+        regime, token_pooling, backbone = self.title.split(", ")
+        return backbone, list(REGIMES).index(regime), token_pooling != "mean", token_pooling
+
+    @property
     def sets(self) -> list[str]:
         return _in_order({dataset for dataset, _ in self.rows}, SETS)
 
     @property
     def poolings(self) -> list[str]:
-        return _in_order({pooling for _, pooling in self.rows}, [STOCK, *POOLINGS])
+        """What is compared: all but the single layers below the top one, of which the best one stands for them."""
+        known = list(dict.fromkeys([STOCK, "last", BEST_LAYER, *POOLINGS]))
+        return _in_order({pooling for _, pooling in self.rows} - set(SINGLE_LAYERS[1:]), known)
+
+    @property
+    def lower_layers(self) -> list[str]:
+        return [pooling for pooling in SINGLE_LAYERS[1:] if any(p == pooling for _, p in self.rows)]
 
     def metric(self, dataset: str) -> str:
         return next(row["metric"] for (d, _), runs in self.rows.items() if d == dataset for row in runs.values())
 
     def most_frequent(self, dataset: str) -> float | None:
-        """The accuracy of the most frequent test label, for which nothing need be read; None for other metrics."""
+        """The accuracy of the most frequent test label, whatever the text; None for other metrics."""
         if self.metric(dataset) != "accuracy":
             return None
         row = next(row for (d, _), runs in self.rows.items() if d == dataset for row in runs.values())
@@ -102,6 +116,8 @@ class Table:
             return None
         scores = np.array([[self._over_items(dataset, p, seed) for seed in seeds] for p in poolings])  # (P, S, R + 1)
         weights = counts(generator_of(dataset + " seeds"), len(seeds)) / len(seeds)  # (R + 1, S)
+        if len(seeds) > 1:  # draws of S seeds vary less than the seeds do, by (S - 1) / S
+            weights = 1 / len(seeds) + (weights - 1 / len(seeds)) * math.sqrt(len(seeds) / (len(seeds) - 1))
         return np.einsum("psr,rs->pr", scores, weights)
 
     def _over_items(self, dataset: str, pooling: str, seed: int) -> np.ndarray:
@@ -110,20 +126,21 @@ class Table:
             row = self.rows[dataset, pooling][seed]
             found = self.read(row)
             sums = item_sums(row["metric"], found["label"], found["prediction"])  # (N, K)
-            self.cache[key] = metric_of(row["metric"], item_counts(dataset, len(sums)) @ sums / len(sums))
+            self.cache[key] = metric_of(row["metric"], item_counts(family_of(dataset), len(sums)) @ sums / len(sums))
         return self.cache[key]
 
-    def rectangle(self) -> tuple[list[str], list[str]]:
-        """The sets and poolings of the largest part of the table that has no gap."""
-        covered = {pooling: {d for d in self.sets if (d, pooling) in self.rows} for pooling in self.poolings}
-        order = sorted(self.poolings, key=lambda pooling: -len(covered[pooling]))
+    def rectangle(self, poolings: list[str]) -> tuple[list[str], list[str]]:
+        """The sets, and of the poolings those, of the largest part of the table that has no gap."""
+        covered = {pooling: {d for d in self.sets if (d, pooling) in self.rows} for pooling in poolings}
+        order = sorted(poolings, key=lambda pooling: -len(covered[pooling]))
         parts = [(order[:k], set.intersection(*(covered[p] for p in order[:k]))) for k in range(1, len(order) + 1)]
-        poolings, sets = max(parts, key=lambda part: len(part[0]) * len(part[1]))
-        return [d for d in self.sets if d in sets], [p for p in self.poolings if p in poolings]
+        kept, sets = max(parts, key=lambda part: len(part[0]) * len(part[1]), default=((), ()))
+        return [d for d in self.sets if d in sets], [p for p in poolings if p in kept]
 
-    def family_scores(self) -> tuple[list[str], list[str], np.ndarray]:
-        """Families, poolings and scores (F, P) of that part; a family's score is the mean of its sets'."""
-        sets, poolings = self.rectangle()
+    def family_scores(self, poolings: list[str] | None = None) -> tuple[list[str], list[str], np.ndarray]:
+        """Families, poolings and scores (F, P) of that part; a family's score is the mean of its sets'. Unset: of all
+        poolings."""
+        sets, poolings = self.rectangle(self.poolings if poolings is None else poolings)
         families = list(dict.fromkeys(family_of(d) for d in sets))
         scores = [
             [np.mean([self.score(d, p) for d in sets if family_of(d) == family]) for p in poolings]
@@ -133,7 +150,8 @@ class Table:
 
 
 def generator_of(name: str) -> np.random.Generator:
-    """Draws that depend on nothing but a name: those of a set stay the same when other sets come and go."""
+    """Draws that depend on nothing but a name: those of a set stay the same when other sets come and go, and are those
+    of a sibling with the same test texts."""
     return np.random.default_rng(list(name.encode()))
 
 
@@ -144,28 +162,38 @@ def counts(generator: np.random.Generator, n: int) -> np.ndarray:
 
 
 @cache
-def item_counts(dataset: str, n: int) -> np.ndarray:
-    return counts(generator_of(dataset), n).astype(np.float32)
+def item_counts(family: str, n: int) -> np.ndarray:
+    return counts(generator_of(family), n).astype(np.float32)
 
 
-def final_rows(rows: list[Row]) -> list[Row]:
-    """The final runs with the setting that is the best of the tuning: a grid may have grown since they were made."""
-    of_all = [name for name in KEY if name not in ("seed", "kind", "learning_rate", "epochs")]
+def final_rows(rows: list[Row]) -> list[tuple[str, Row]]:
+    """The final runs with the setting that is the best of the tuning: a grid may have grown since they were made. Each
+    comes with the pooling that it counts for: its own, and the best layer if validation likes this one best."""
+    of_all = [name for name in KEY if name not in ("seed", "kind", "learning_rate", "head_learning_rate", "epochs")]
+    at = of_all.index("pooling")
     tried = defaultdict(list)
     for row in rows:
         if row["kind"] == TUNE:
             tried[tuple(row[name] for name in of_all)].append(row)
     chosen = {key: best(of_key) for key, of_key in tried.items()}
+    layers: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    for key, (_, value) in chosen.items():
+        if key[at] in SINGLE_LAYERS:
+            layers[key[:at] + key[at + 1 :]][key[at]] = value
     finals = []
     for row in rows:
-        of_row = chosen.get(tuple(row[name] for name in of_all))
-        if row["kind"] == FINAL and of_row and all(row[name] == of_row[name] for name in ("learning_rate", "epochs")):
-            finals.append(row)
+        key = tuple(row[name] for name in of_all)
+        if row["kind"] == FINAL and key in chosen and Setting.of(row) == chosen[key][0]:
+            finals.append((row["pooling"], row))
+            of_layer = layers[key[:at] + key[at + 1 :]]
+            # known only once all were tried; of equal ones the highest
+            if len(of_layer) == len(SINGLE_LAYERS) and row["pooling"] == max(SINGLE_LAYERS, key=of_layer.get):
+                finals.append((BEST_LAYER, row))
     return finals
 
 
 def read_tables(output: Path) -> list[Table]:
-    """One table a regime, backbone and token pooling, the fullest first.
+    """One table a regime, backbone and token pooling, in the order of the regimes, mean vectors first.
 
     Raises:
         InputError: if a pooling was run with more than one setting on a set.
@@ -173,13 +201,13 @@ def read_tables(output: Path) -> list[Table]:
     tables = []
     for path in sorted(output.glob("*.csv")):
         runs, groups = Runs(path), defaultdict(lambda: defaultdict(dict))
-        for row in final_rows(runs.rows):
+        for pooling, row in final_rows(runs.rows):
             group = groups[f"{row['regime']}, {row['token_pooling']}, {row['backbone']}"]
-            of_seed = group[row["dataset"], row["pooling"]]
+            of_seed = group[row["dataset"], pooling]
             if int(row["seed"]) in of_seed:
                 raise InputError(
                     f"{path}: expected one setting a set and pooling, found two of {row['dataset']}, "
-                    f"{row['pooling']}. Keep each number of rows in a folder of its own."
+                    f"{pooling}. Keep each number of rows in a folder of its own."
                 )
             of_seed[int(row["seed"])] = row
 
@@ -187,7 +215,7 @@ def read_tables(output: Path) -> list[Table]:
             return pyarrow.parquet.read_table(runs.predictions_of(row)).to_pydict()
 
         tables += [Table(title, dict(rows), read) for title, rows in groups.items()]
-    return sorted(tables, key=lambda table: -len(table.rows))
+    return sorted(tables, key=lambda table: table.place)
 
 
 def _in_order(names: set[str], known: list[str]) -> list[str]:
@@ -200,10 +228,13 @@ def _in_order(names: set[str], known: list[str]) -> list[str]:
 class Difference:
     """One pooling less another, over the sets that have both: by set (estimate, low, high), and pooled."""
 
+    pooling: str
+    other: str
     by_set: dict[str, tuple[float, float, float]]
     pooled: tuple[float, float, float]  # the families' mean, with the sets as they are
-    over_sets: tuple[float, float]  # its interval if the families are drawn, too
-    detectable: float
+    over_sets: tuple[float, float] | None  # its interval if the families are drawn, too; None of a single one
+    without_one: tuple[float, float] | None  # the least and the most that it is without one of the families
+    detectable: float | None  # what a study of so many families, which differ so much, sees in 8 of 10 cases
 
     @property
     def tally(self) -> tuple[int, int, int]:
@@ -223,14 +254,24 @@ def difference(table: Table, pooling: str, other: str) -> Difference | None:
     for dataset, values in by_set.items():
         families[family_of(dataset)].append(values)
     of_family = np.array([np.mean(values, axis=0) for values in families.values()])  # (F, R + 1)
-    pooled = of_family.mean(0)
-    weights = counts(generator_of("families"), len(of_family)) / len(of_family)  # (R + 1, F)
-    over_sets = (weights[1:] * of_family.T[1:]).sum(1)
+    pooled, n = of_family.mean(0), len(of_family)
+    over_sets = without_one = detectable = None
+    if n > 1:
+        # what items and seeds add to a family's difference is in how much these differ
+        error = of_family[:, 0].std(ddof=1) / math.sqrt(n)
+        half = student.ppf(0.975, n - 1) * error
+        over_sets = float(pooled[0] - half), float(pooled[0] + half)
+        others = (pooled[0] * n - of_family[:, 0]) / (n - 1)
+        without_one = float(others.min()), float(others.max())
+        detectable = float(sum(student.ppf(q, n - 1) for q in DETECTABLE) * error)
     return Difference(
+        pooling,
+        other,
         {dataset: (float(values[0]), *bounds(values[1:])) for dataset, values in by_set.items()},
         (float(pooled[0]), *bounds(pooled[1:])),
-        bounds(over_sets),
-        float(DETECTABLE * over_sets.std()),
+        over_sets,
+        without_one,
+        detectable,
     )
 
 

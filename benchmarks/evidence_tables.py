@@ -2,8 +2,8 @@
 
     python -m lstmpool.benchmarks.evidence_tables --output benchmarks/evidence
 
-fills the tables in beside the folder, where EVIDENCE.md is, prints them, and draws two pictures a regime and token
-pooling: the LSTM's paired differences to the other poolings, and the critical differences of the mean ranks.
+fills the tables in beside the folder, where EVIDENCE.md is, prints them, and draws two pictures a regime, backbone and
+token pooling: the LSTM's paired differences to the other poolings, and the critical differences of the mean ranks.
 """
 
 import sys
@@ -15,8 +15,9 @@ from statistics import median
 import numpy as np
 from scipy.stats import rankdata
 
-from lstmpool.benchmarks.evidence_plots import critical_differences, differences_plot
-from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, read_rows
+from lstmpool.benchmarks.evidence_plots import differences_plot, rank_test, ranks_plot
+from lstmpool.benchmarks.evidence_poolings import BEST_LAYER, SINGLE_LAYERS
+from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Setting, read_rows
 from lstmpool.benchmarks.evidence_statistics import (
     Difference,
     Table,
@@ -31,6 +32,7 @@ from lstmpool.benchmarks.results import fill_page, markdown, parser_of
 
 ROPE = 0.01  # a difference below one point is no reason to choose
 FEW = 5  # families, below which neither ranks nor a test over sets say anything
+PLAINEST = "last"  # what every pooling is compared with, too
 
 
 @dataclass
@@ -58,24 +60,30 @@ def main(argv: list[str] | None = None) -> int:
     for table in tables:
         if differences := compared(table, args.pooling):
             differences_plot(table, differences, args.pooling, output / picture(table, "differences"))
-        if can_be_ranked(table):
-            critical_differences(*table.family_scores(), output / picture(table, "ranks"))
+        if (ranked := to_rank(table)) is not None:
+            ranks_plot(*ranked, output / picture(table, "ranks"))
     return 0
 
 
 def picture(table: Table, of: str) -> str:
     """The name of its file."""
-    return f"{of}-{'-'.join(table.title.split(', ')[:2])}.png"
+    return f"{of}-{'-'.join(table.title.split(', '))}.png"
 
 
-def can_be_ranked(table: Table) -> bool:
-    families, poolings, _ = table.family_scores()
-    return len(families) >= FEW and len(poolings) > 2
+def to_rank(table: Table) -> tuple[list[str], list[str], np.ndarray] | None:
+    """Families, poolings and scores (F, P), or None if they are too few. Without the variants of the LSTM and its
+    controls: a pooling that stands there six times pushes the others apart."""
+    poolings = [pooling for pooling in table.poolings if not pooling.startswith("lstm_")]
+    families, poolings, scores = table.family_scores(poolings)
+    return (families, poolings, scores) if len(families) >= FEW and len(poolings) > 2 else None
 
 
-def compared(table: Table, pooling: str) -> dict[str, Difference]:
-    """The differences of `pooling` to each other one that has a set in common with it."""
-    found = {other: difference(table, pooling, other) for other in table.poolings if other != pooling}
+def compared(table: Table, pooling: str, turned: bool = False) -> dict[str, Difference]:
+    """The differences of `pooling` to each other one with a set in common; `turned`, of the other one to it."""
+    others = [other for other in table.poolings if other != pooling]
+    found = {
+        other: difference(table, other, pooling) if turned else difference(table, pooling, other) for other in others
+    }
     return {other: value for other, value in found.items() if value is not None}
 
 
@@ -87,24 +95,33 @@ def all_tables(tables: list[Table], pooling: str, output: Path) -> str:
         parts += [f"### {table.title}", f"{len(table.sets)} sets, seeds {', '.join(map(str, seeds))}."]
         parts += ["**Test scores**, in hundredths, with half the width of the 95 % interval:", means(table)]
         if differences := compared(table, pooling):
-            parts += [f"**{pooling} less the other pooling**, in hundredths:", pairs(table, pooling, differences)]
+            parts += [f"**{pooling} less the other pooling**, in hundredths:", pairs(table, differences)]
             parts += [f"![differences]({output.name}/{picture(table, 'differences')})"]
             parts += ["The same by set:", by_set(differences)]
-        if can_be_ranked(table):
-            parts += [f"![ranks]({output.name}/{picture(table, 'ranks')})"]
+        if pooling != PLAINEST and (above := compared(table, PLAINEST, turned=True)):
+            parts += [f"**The other pooling less {PLAINEST}**, in hundredths:", pairs(table, above)]
+        if (ranked := to_rank(table)) is not None:
+            result = rank_test(*ranked)
+            told = f"Friedman's test of the ranks: p = {result.pvalue:.1g}; critical difference {result.cd:.2f}."
+            parts += [f"![ranks]({output.name}/{picture(table, 'ranks')})", told]
         parts += ["**Cost beside quality:**", costs(table)]
     parts += ["### Settings and hours", chosen(output), hours(output)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def means(table: Table) -> str:
-    """One row a pooling, one column a set; then the mean over what all have, siblings once, and the
-    mean rank there."""
+    """One row a pooling, one column a set; then the mean over what all have, siblings once, and the mean rank there of
+    those that are ranked."""
     families, complete, scores = table.family_scores()
-    ranks = dict(zip(complete, mean_ranks(scores), strict=True))
     of_all = dict(zip(complete, scores.mean(0), strict=True))
+    _, ranked, to_be = to_rank(table) or ([], [], np.zeros((1, 0)))
+    ranks = dict(zip(ranked, mean_ranks(to_be), strict=True))
+    if table.lower_layers:
+        of_lower, lower, scores = table.family_scores(table.lower_layers)
+        if of_lower == families:  # the mean is over the same sets
+            of_all |= dict(zip(lower, scores.mean(0), strict=True))
     lines = []
-    for pooling in table.poolings:
+    for pooling in [*table.poolings, *table.lower_layers]:
         cells = []
         for dataset in table.sets:
             drawn = table.draws(dataset, [pooling])
@@ -113,51 +130,55 @@ def means(table: Table) -> str:
             else:
                 low, high = bounds(drawn[0, 1:])
                 cells.append(f"{100 * drawn[0, 0]:.1f} ±{50 * (high - low):.1f}")
-        rest = [f"{100 * of_all[pooling]:.1f}", f"{ranks[pooling]:.1f}"] if pooling in of_all else ["", ""]
-        lines.append([pooling, *cells, *rest])
+        mean = f"{100 * of_all[pooling]:.1f}" if pooling in of_all else ""
+        lines.append([pooling, *cells, mean, f"{ranks[pooling]:.1f}" if pooling in ranks else ""])
     shares = [table.most_frequent(dataset) for dataset in table.sets]
-    lines.append(["most frequent label", *("" if share is None else f"{100 * share:.1f}" for share in shares), "", ""])
+    lines.append(
+        ["most frequent test label", *("" if share is None else f"{100 * share:.1f}" for share in shares), "", ""]
+    )
     head = ["pooling", *(f"{d} ({table.metric(d)})" for d in table.sets), f"mean of {len(families)}", "mean rank"]
     return markdown(head, lines)
 
 
 def mean_ranks(scores: np.ndarray) -> np.ndarray:
     """(P,) from scores (F, P): the mean place, where 1 is best and ties share theirs."""
-    return rankdata(-scores, axis=1).mean(0)
+    return rankdata(-scores.round(9), axis=1).mean(0)  # what differs in rounding alone is equal
 
 
-def pairs(table: Table, pooling: str, differences: dict[str, Difference]) -> str:
+def pairs(table: Table, differences: dict[str, Difference]) -> str:
     """One row for each other pooling."""
     head = [
-        *("other", "sets", "better / tie / worse", "mean difference, these sets", "95 % if sets are drawn too"),
-        *("detectable", f"P(better), P(within {100 * ROPE:g}), P(worse)"),
+        *("other", "sets", "better / unclear / worse", "mean difference, these sets", "95 % if sets are drawn too"),
+        *("without one of the sets", "detectable", f"P(better), P(within {100 * ROPE:g}), P(worse)"),
     ]
     lines = []
     for other, found in differences.items():
         estimate, low, high = (100 * value for value in found.pooled)
-        wide = [f"{100 * value:+.1f}" for value in found.over_sets]
+        wide = found.over_sets, found.without_one
         lines.append(
             [
                 other,
                 str(len(found.by_set)),
                 " / ".join(map(str, found.tally)),
                 f"{estimate:+.1f} ({low:+.1f} to {high:+.1f})",
-                f"{wide[0]} to {wide[1]}",
-                f"{100 * found.detectable:.1f}",
-                equivalence(table, pooling, other, list(found.by_set)),
+                *("" if of is None else f"{100 * of[0]:+.1f} to {100 * of[1]:+.1f}" for of in wide),
+                "" if found.detectable is None else f"{100 * found.detectable:.1f}",
+                equivalence(table, found),
             ]
         )
     return markdown(head, lines)
 
 
-def equivalence(table: Table, pooling: str, other: str, sets: list[str]) -> str:
-    """The Bayesian signed-rank test's probabilities, over families, that `pooling` is better, practically equal or
-    worse (Benavoli et al. 2017, https://jmlr.org/papers/v18/16-305.html)."""
+def equivalence(table: Table, found: Difference) -> str:
+    """The Bayesian signed-rank test's probabilities, over families, that of three cases for a new one, the pooling is
+    better, practically equal or worse, each is the likeliest (Benavoli et al. 2017,
+    https://jmlr.org/papers/v18/16-305.html)."""
     import baycomp  # no other part of the project needs it
 
     scores = defaultdict(list)
-    for dataset in sets:
-        scores[family_of(dataset)].append((table.score(dataset, pooling), table.score(dataset, other)))
+    for dataset in found.by_set:
+        of_set = [table.score(dataset, pooling) for pooling in (found.pooling, found.other)]
+        scores[family_of(dataset)].append(of_set)
     mine, its = np.array([np.mean(values, axis=0) for values in scores.values()]).T  # (F,) each
     if len(mine) < FEW:
         return "too few sets"
@@ -187,27 +208,46 @@ def costs(table: Table) -> str:
         pace = median(float(row["seconds"]) / (int(row["epochs"]) * int(row["train_rows"])) for row in rows)
         score = f"{100 * of_all[pooling]:.1f}" if pooling in of_all else ""
         lines.append([pooling, f"{numbers[0]:,.0f}", f"{numbers[1] / 1e6:.3f}", f"{1000 * 1000 * pace:.0f}", score])
-    head = ["pooling", "new parameters", "MFLOP a text", "ms of training for 1,000 rows once", "mean score"]
+    head = [
+        "pooling",
+        "new parameters",
+        "MFLOP a text, without the backbone",
+        "ms of training for 1,000 rows once",
+        "mean score",
+    ]
     return markdown(head, lines)
 
 
 def chosen(output: Path) -> str:
-    """How often each setting of the grid was chosen, by pooling."""
+    """How often each setting of the grid was chosen, by pooling, and each layer."""
     parts = []
     for path in sorted(output.glob("*.csv")):
-        rows = read_rows(path)
-        grid = sorted({(int(row["epochs"]), float(row["learning_rate"])) for row in rows if row["kind"] == TUNE})
-        best = {
-            (row["pooling"], row["dataset"], row["token_pooling"]): (int(row["epochs"]), float(row["learning_rate"]))
-            for row in final_rows(rows)
-        }
-        of_pooling = defaultdict(Counter)
-        for (pooling, *_), setting in best.items():
-            of_pooling[pooling][setting] += 1
-        lines = [[pooling, *(str(found[setting]) for setting in grid)] for pooling, found in of_pooling.items()]
-        parts += [f"{path.stem}: on how many sets each setting was best on validation"]
-        parts += [markdown(["pooling", *(f"{epochs} epochs, {rate:g}" for epochs, rate in grid)], lines)]
+        of_backbone = defaultdict(list)
+        for row in read_rows(path):
+            of_backbone[row["backbone"]].append(row)
+        for backbone, rows in of_backbone.items():
+            grid = sorted({Setting.of(row) for row in rows if row["kind"] == TUNE}, key=in_grid)
+            of_pooling = defaultdict(Counter)
+            finals = {(pooling, row["dataset"]): row for pooling, row in final_rows(rows)}  # of several seeds, one
+            for (pooling, _), row in finals.items():
+                of_pooling[pooling][Setting.of(row)] += 1
+            single = Counter(row["pooling"] for (pooling, _), row in finals.items() if pooling == BEST_LAYER)
+            lines = [[pooling, *(str(found[of]) for of in grid)] for pooling, found in of_pooling.items()]
+            parts += [f"{path.stem}, {backbone}: on how many sets each setting was best on validation"]
+            parts += [markdown(["pooling", *map(shown, grid)], lines)]
+            if single:
+                told = ", ".join(f"{layer} {single[layer]}" for layer in SINGLE_LAYERS)
+                parts += [f"The layer that was best alone: {told}."]
     return "\n\n".join(parts)
+
+
+def in_grid(setting: Setting) -> tuple[float, ...]:
+    return setting.epochs, setting.learning_rate, setting.head_learning_rate or 0.0
+
+
+def shown(setting: Setting) -> str:
+    head = setting.head_learning_rate
+    return f"{setting.epochs} epochs, {setting.learning_rate:g}" + ("" if head is None else f", head {head:g}")
 
 
 def hours(output: Path) -> str:

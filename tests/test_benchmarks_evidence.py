@@ -1,6 +1,7 @@
 """The evidence study on tiny data: any folder of the format works, no run is made twice, and a kill costs one run."""
 
 import gzip
+from collections import defaultdict
 
 import numpy as np
 import pyarrow.parquet
@@ -13,7 +14,7 @@ from lstmpool.benchmarks.evidence_finetune import FinetunedSet, draw
 from lstmpool.benchmarks.evidence_frozen import FrozenSet
 from lstmpool.benchmarks.evidence_poolings import POOLINGS, own
 from lstmpool.benchmarks.evidence_regimes import REGIMES, build_of
-from lstmpool.benchmarks.evidence_runs import COLUMNS, KEY, append_row, best, predictions_name, read_rows
+from lstmpool.benchmarks.evidence_runs import COLUMNS, KEY, Setting, append_row, best, predictions_name, read_rows
 from lstmpool.pooling_lstmpool import LayerPooling
 from lstmpool.training import layer_cache
 from lstmpool.training.errors import InputError
@@ -65,11 +66,11 @@ class Counter:
     def __init__(self, monkeypatch):
         self.calls, self.stop_at, real = [], None, FrozenSet.fit
 
-        def fit(fitter, build, seed, learning_rate, epochs, with_test):
+        def fit(fitter, build, seed, setting, with_test):
             if len(self.calls) == self.stop_at:
                 raise KeyboardInterrupt
-            self.calls.append((seed, learning_rate, epochs, with_test))
-            return real(fitter, build, seed, learning_rate, epochs, with_test)
+            self.calls.append((seed, setting, with_test))
+            return real(fitter, build, seed, setting, with_test)
 
         monkeypatch.setattr(FrozenSet, "fit", fit)
 
@@ -97,7 +98,7 @@ def test_settings_are_tuned_on_validation_and_the_test_is_read_by_the_final_runs
         assert {(row["learning_rate"], row["epochs"]) for row in of_final} == {
             (first["learning_rate"], first["epochs"])
         }
-    assert [with_test for *_, with_test in runs.calls] == [False] * 20 + [True] * 4
+    assert [with_test for _, _, with_test in runs.calls] == [False] * 20 + [True] * 4
     assert {(row["train_rows"], row["metric"], row["backbone"]) for row in rows} == {("24", "accuracy", "bert")}
 
 
@@ -140,18 +141,43 @@ def test_what_a_kill_leaves_of_a_row_is_passed_over(tmp_path):
 
 
 def test_of_equal_settings_the_shorter_and_then_the_slower_is_kept_and_no_number_is_the_worst():
-    rows = [
-        {"validation": value, "epochs": epochs, "learning_rate": rate}
-        for value, epochs, rate in [
-            ("nan", "2", "1e-4"),
-            ("0.5", "12", "1e-3"),
-            ("0.5", "4", "4e-3"),
-            ("0.4", "2", "1"),
-        ]
-    ]
-    assert best(rows) is rows[2]
-    assert best([*rows, rows[2] | {"learning_rate": "0.0016"}])["learning_rate"] == "0.0016"
-    assert best(rows[:1]) is rows[0] and best([rows[0], rows[3]]) is rows[3]
+    def row(value, epochs, rate, head=""):
+        return {"validation": value, "epochs": epochs, "learning_rate": rate, "head_learning_rate": head}
+
+    rows = [row("nan", "2", "1e-4"), row("0.5", "12", "1e-3"), row("0.5", "4", "4e-3", "0.01"), row("0.4", "2", "1")]
+    assert best(rows) == (Setting(4e-3, 4, 0.01), 0.5)
+    assert best([*rows, row("0.5", "4", "4e-3", "0.001")])[0] == Setting(4e-3, 4, 0.001)
+    assert best([*rows, row("0.5", "4", "0.0016", "1")])[0] == Setting(0.0016, 4, 1)
+    assert best(rows[:1])[0] == Setting(1e-4, 2) and best([rows[0], rows[3]])[0] == Setting(1, 2)
+
+
+def test_the_best_setting_is_that_with_the_best_mean_over_the_seeds_that_it_was_tried_with():
+    tried = [("0.9", "1"), ("0.1", "1"), ("0.6", "2"), ("0.5", "2")]
+    rows = [{"validation": v, "epochs": "4", "learning_rate": rate, "head_learning_rate": ""} for v, rate in tried]
+    assert best(rows) == (Setting(2, 4), pytest.approx(0.55))
+
+
+def test_a_setting_becomes_columns_and_back():
+    for setting in (Setting(2.5e-4, 12), Setting(5e-5, 3, 0.01)):
+        assert Setting.of(setting.columns()) == setting
+    assert Setting(5e-5, 3, 0.01).columns() == {"learning_rate": "5e-05", "head_learning_rate": "0.01", "epochs": "3"}
+
+
+def test_a_pooling_that_its_seed_draws_a_part_of_is_tuned_with_several_draws(words, runs, data):
+    assert main([*words, "--poolings", "lstm_shuffled", "last"]) == 0
+    rows = read_rows(data / "out" / "frozen-mean.csv")
+    tune = [(row["pooling"], row["seed"]) for row in rows if row["kind"] == "tune"]
+    assert {seed: tune.count(("lstm_shuffled", seed)) for seed in ("0", "100", "101")} == dict.fromkeys(
+        ("0", "100", "101"), 10
+    )
+    assert tune.count(("last", "0")) == 10 and len(tune) == 40
+    # over the three, the final runs have the setting of the best mean
+    values = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "tune" and row["pooling"] == "lstm_shuffled":
+            values[row["learning_rate"], row["epochs"]].append(float(row["validation"]))
+    final = next(row for row in rows if row["kind"] == "final" and row["pooling"] == "lstm_shuffled")
+    assert np.mean(values[final["learning_rate"], final["epochs"]]) == max(map(np.mean, values.values()))
 
 
 @pytest.mark.parametrize("column", KEY)
@@ -311,13 +337,18 @@ def rates(monkeypatch):
     return seen
 
 
-def test_the_stock_head_and_a_pooling_train_the_backbone_and_what_is_new_has_the_rate_of_new_layers(data, rates):
+def test_the_stock_head_and_a_pooling_train_the_backbone_and_what_is_above_it_has_a_rate_of_its_own(data, rates):
     folder, found = str(save_backbone(data / "bert")), read_set(data, "one", None, None)
     fitter = FinetunedSet(folder, found, "mean", batch_size=8, shots=4)
     for pooling in ("stock", "last"):
-        fit = fitter.fit(build_of(pooling), seed=1, learning_rate=1e-4, epochs=1, with_test=True)
+        fit = fitter.fit(build_of(pooling), seed=1, setting=Setting(1e-4, 1, 3e-3), with_test=True)
         assert fit.validation.shape == (10, 2) and fit.test.shape == (8, 2)
-        assert rates[-1].keys() == {1e-4, 1e-3} and rates[-1][1e-3] == 2 * 17  # of the classifier
+        # of the classifier, and of the stock head's pooler
+        above = 2 * 17 + (16 * 17 if pooling == "stock" else 0)
+        assert rates[-1].keys() == {1e-4, 3e-3} and rates[-1][3e-3] == above == fit.parameters
         assert fit.flops == 2 * 2 * 16 + (2 * 16 * 16 if pooling == "stock" else 0)  # the stock head has a pooler
+    for regime in ("few_shot_16", "full"):
+        settings = {(s.learning_rate, s.head_learning_rate) for s in REGIMES[regime].settings}
+        assert len(settings) == len(REGIMES[regime].settings) == 4  # each rate with each
     with pytest.raises(InputError, match="few shots are counted by class"):
         FinetunedSet(folder, read_set(data, "pairs", None, None), "mean", batch_size=8, shots=4)

@@ -7,7 +7,8 @@ import torch
 from transformers import BertConfig
 
 from lstmpool.benchmarks.evidence_frozen import head_flops, predict, train_head
-from lstmpool.benchmarks.evidence_poolings import POOLINGS, put_pooling, scramble
+from lstmpool.benchmarks.evidence_poolings import POOLINGS, SINGLE_LAYERS, put_pooling, scramble
+from lstmpool.benchmarks.evidence_runs import Setting
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.command_line import DEFAULTS
@@ -71,6 +72,19 @@ def test_the_mlp_on_the_top_layer_reads_nothing_else():
     assert pooler(states).equal(pooler(other))
 
 
+def test_one_layer_is_read_and_the_lowest_one_where_there_are_too_few():
+    states = torch.randn(2, 4, 16)
+    found = [POOLINGS[name](tiny_config(), 0)(states) for name in SINGLE_LAYERS]
+    expected = [states[:, k] for k in (3, 2, 1, 0, 0, 0)]
+    assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
+
+
+def test_layers_side_by_side_are_all_of_them_and_nothing_more():
+    states, pooler = torch.randn(2, 4, 16), POOLINGS["concat_linear"](tiny_config(), 0)
+    assert pooler(states).equal(torch.cat(states.unbind(1), dim=1)) and pooler.output_size == 4 * 16
+    assert not list(pooler.parameters())
+
+
 def test_each_readout_and_the_norm_are_what_their_names_say():
     built = {name: POOLINGS[name](tiny_config(), 0) for name in POOLINGS}
     assert {name: built[name].readout for name in built if name.startswith("lstm_") and "s" not in name[5:6]} == {
@@ -95,7 +109,7 @@ def test_the_loop_trains_as_trainer_does(pooling, problem_type, tmp_path):
     labels = torch.arange(8) % 3 if single else (torch.arange(24) % 5 < 2).float().view(8, 3)
     other = copy.deepcopy(model)
 
-    train_head(model, states, labels, learning_rate=0.05, epochs=7, batch_size=8, seed=1)
+    train_head(model, states, labels, Setting(0.05, 7), batch_size=8, seed=1)
     args = TrainingArguments(
         **{**DEFAULTS, "report_to": "none", "save_strategy": "no", "learning_rate": 0.05},
         **{"output_dir": str(tmp_path), "num_train_epochs": 7, "disable_tqdm": True, "use_cpu": True},
@@ -113,7 +127,7 @@ def test_what_a_seed_gives_is_the_same_again_and_the_backbone_stays():
     before = copy.deepcopy(model.lstmpool.backbone.state_dict())
     for run, (weights, order) in enumerate([(1, 1), (1, 1), (2, 1), (1, 2)]):
         put_pooling(model, POOLINGS["lstm"], weights)
-        train_head(model, states, labels, learning_rate=1e-2, epochs=2, batch_size=6, seed=order)
+        train_head(model, states, labels, Setting(1e-2, 2), batch_size=6, seed=order)
         logits[run] = predict(model, states)
     assert (logits[0] == logits[1]).all()
     assert (logits[0] != logits[2]).any() and (logits[0] != logits[3]).any()

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
 
+from lstmpool.benchmarks.evidence_plots import rank_test
 from lstmpool.benchmarks.evidence_runs import COLUMNS, Runs
 from lstmpool.benchmarks.evidence_statistics import (
     difference,
@@ -19,6 +20,7 @@ from lstmpool.benchmarks.evidence_statistics import (
 from lstmpool.benchmarks.evidence_tables import (
     all_tables,
     by_set,
+    chosen,
     compared,
     costs,
     hours,
@@ -26,6 +28,8 @@ from lstmpool.benchmarks.evidence_tables import (
     mean_ranks,
     means,
     pairs,
+    picture,
+    to_rank,
 )
 from lstmpool.training.errors import InputError
 
@@ -36,10 +40,12 @@ def keep(output, dataset, pooling, correct, seed=1, regime="frozen", **fields):
     """A finished study of one pooling: its tuning, and a final run that was right where `correct` says so."""
     common = {"backbone": "b", "regime": regime, "dataset": dataset, "token_pooling": "mean", "pooling": pooling}
     common |= {"learning_rate": "0.001", "epochs": "4", "batch_size": "32", "train_rows": "500", "seconds": "2"}
+    common |= {"head_learning_rate": ""}
     common |= {"parameters": "7", "flops": "3000000", "metric": "accuracy", "validation": "0.5"}
     row = dict.fromkeys(COLUMNS, "") | common | fields
     runs = Runs.of(output, regime, "mean")
-    if not any(r["dataset"] == dataset and r["pooling"] == pooling for r in runs.rows):
+    tried = [tuple(r[name] for name in ("dataset", "pooling", "backbone")) for r in runs.rows]
+    if (dataset, pooling, row["backbone"]) not in tried:
         runs.add(row | {"seed": "0", "kind": "tune"})
         runs.add(row | {"seed": "0", "kind": "tune", "learning_rate": "0.004", "validation": "0.4"})
     columns = {"id": range(len(correct)), "label": [1] * len(correct), "prediction": [int(c) for c in correct]}
@@ -77,9 +83,11 @@ def test_a_difference_is_paired_and_siblings_count_once(tmp_path):
     assert found.by_set == {"trec6": (1, 1, 1), "trec50": (0, 0, 0), "cr": (0, 0, 0)}
     assert found.tally == (1, 2, 0)
     assert found.pooled == (0.25, 0.25, 0.25)  # trec6 and trec50 make 0.5, beside cr's 0
-    assert found.over_sets == (0, 0.5)  # one family, or the other, or both
-    # drawn 0, 1 or 2 times of 2: 0, 0.25, 0.5 with a variance of 0.25 ** 2 / 2
-    assert found.detectable == pytest.approx(2.8 * 0.25 / 2**0.5, rel=0.05)
+    # of two families, 0.5 and 0: a deviation of 0.3536, an error of 0.25; Student's quantiles at 0.975 and 0.8 of one
+    # degree of freedom are 12.706 and 1.376
+    assert found.over_sets == pytest.approx((0.25 - 12.706 * 0.25, 0.25 + 12.706 * 0.25), abs=1e-3)
+    assert found.detectable == pytest.approx((12.706 + 1.376) * 0.25, abs=1e-3)
+    assert found.without_one == (0, 0.5)
     assert family_of("trec6") == family_of("trec50") and family_of("cr") == "cr"
 
 
@@ -90,8 +98,53 @@ def test_an_interval_tells_of_items_and_of_seeds(tmp_path):
     (table,) = read_tables(tmp_path)
     items, seeds = (table.draws(dataset, ["lstm"])[0] for dataset in ("items", "seeds"))
     assert items[0] == 0.5 and items[1:].std() == pytest.approx(0.5 / 400**0.5, rel=0.06)
-    assert seeds[0] == 0.5 and seeds[1:].std() == pytest.approx(0.5 / 4**0.5, rel=0.06)
-    assert set(np.round(seeds, 6)) <= {0, 0.25, 0.5, 0.75, 1}
+    # as four draws from the population of which these four seeds are an unbiased sample
+    deviation = np.std([0, 0, 1, 1], ddof=1)
+    assert seeds[0] == 0.5 and seeds[1:].std() == pytest.approx(deviation / 4**0.5, rel=0.06)
+    assert len(set(np.round(seeds, 6))) == 5
+
+
+def test_siblings_with_the_same_test_texts_draw_the_same_ones(tmp_path):
+    right = [i % 3 > 0 for i in range(50)]
+    for dataset in ("trec6", "trec50", "cr"):
+        keep(tmp_path, dataset, "lstm", right)
+    (table,) = read_tables(tmp_path)
+    six, fifty, other = (table.draws(dataset, ["lstm"]) for dataset in ("trec6", "trec50", "cr"))
+    assert (six == fifty).all() and (six != other).any()
+
+
+def test_over_one_set_nothing_is_said_of_sets_that_are_drawn(tmp_path):
+    for pooling in ("lstm", "last"):
+        keep(tmp_path, "cr", pooling, [True] * 4)
+    found = difference(read_tables(tmp_path)[0], "lstm", "last")
+    assert (found.over_sets, found.without_one, found.detectable) == (None, None, None)
+    assert "| last | 1 | 0 / 1 / 0 | +0.0 (+0.0 to +0.0) |  |  |  | too few sets |" in pairs(
+        read_tables(tmp_path)[0], {"last": found}
+    )
+
+
+def test_the_best_layer_is_the_one_that_validation_likes_best(tmp_path):
+    validation = {
+        "last": "0.7",
+        "below_1": "0.6",
+        "below_2": "0.9",
+        "below_3": "0.9",
+        "below_4": "0.5",
+        "below_5": "0.5",
+    }
+    for pooling, value in validation.items():
+        (before,) = read_tables(tmp_path) or [None]
+        assert before is None or "best_layer" not in before.poolings  # not before all were tried
+        keep(tmp_path, "cr", pooling, [pooling == "below_4"] * 4, validation=value)
+    runs = Runs.of(tmp_path, "frozen", "mean")
+    below_2 = [row for row in runs.rows if row["pooling"] == "below_2" and row["kind"] == "final"]
+    assert [row for pooling, row in final_rows(runs.rows) if pooling == "best_layer"] == below_2
+    (table,) = read_tables(tmp_path)
+    assert table.poolings == ["last", "best_layer"] and table.lower_layers == list(validation)[1:]
+    assert table.score("cr", "best_layer") == 0  # best on test is another
+    assert difference(table, "best_layer", "last").by_set == {"cr": (0, 0, 0)}
+    assert "| below_4 | 100.0 ±0.0 | 100.0 |  |" in means(table)
+    assert "The layer that was best alone: last 0, below_1 0, below_2 1," in chosen(tmp_path)
 
 
 def test_only_seeds_that_both_have_are_compared(tmp_path):
@@ -108,7 +161,7 @@ def test_a_final_run_counts_only_with_the_setting_that_tuning_chose(tmp_path):
     keep(tmp_path, "cr", "lstm", [True] * 4)
     keep(tmp_path, "cr", "lstm", [False] * 4, learning_rate="0.004")
     rows = Runs.of(tmp_path, "frozen", "mean").rows
-    assert [row["learning_rate"] for row in final_rows(rows)] == ["0.001"]
+    assert [(pooling, row["learning_rate"]) for pooling, row in final_rows(rows)] == [("lstm", "0.001")]
     assert read_tables(tmp_path)[0].score("cr", "lstm") == 1
 
 
@@ -128,15 +181,15 @@ def test_what_all_sets_have_is_ranked(tmp_path):
             keep(tmp_path, dataset, pooling, [i < 10 * share for i in range(10)])
     keep(tmp_path, "cr", "gru", [True] * 10)
     (table,) = read_tables(tmp_path)
-    assert table.rectangle() == (["trec6", "cr", "trec50", "mr"], ["last", "max", "lstm"])
+    assert table.rectangle(table.poolings) == (["trec6", "cr", "trec50", "mr"], ["last", "max", "lstm"])
     families, poolings, scores = table.family_scores()
     assert families == ["trec50/trec6", "cr", family_of("mr")]
     np.testing.assert_allclose(scores, [[0.3, 0.1, 0.6], [0.8, 0.7, 0.9], [0.6, 0.9, 0.6]])
     np.testing.assert_allclose(mean_ranks(scores), [(2 + 2 + 2.5) / 3, (3 + 3 + 1) / 3, (1 + 1 + 2.5) / 3])
     text = means(table)
     assert "| pooling | trec6 (accuracy) | cr (accuracy) | trec50 (accuracy) | mr (accuracy) | mean of 3 |" in text
-    assert "| 70.0 | 1.5 |" in text and "| gru |  | 100.0 ±0.0 |  |  |  |  |" in text
-    assert text.rstrip().endswith("| most frequent label | 100.0 | 100.0 | 100.0 | 100.0 |  |  |")
+    assert "| 70.0 |  |" in text and "| gru |  | 100.0 ±0.0 |  |  |  |  |" in text  # three sets are too few for ranks
+    assert text.rstrip().endswith("| most frequent test label | 100.0 | 100.0 | 100.0 | 100.0 |  |  |")
 
 
 @pytest.fixture
@@ -154,15 +207,51 @@ def test_the_tables_hold_the_numbers(study):
     (table,) = read_tables(study)
     found = compared(table, "lstm")
     assert "| lstm | 75.0 ±" in means(table) and "| 75.0 | 1.5 |" in means(table)
-    assert "| last | 6 | 6 / 0 / 0 | +25.0 (" in pairs(table, "lstm", found)
-    last, top = pairs(table, "lstm", found).splitlines()[2:]
-    assert last.endswith("| 1.00, 0.00, 0.00 |")
-    assert top == "| max | 6 | 0 / 6 / 0 | +0.0 (+0.0 to +0.0) | +0.0 to +0.0 | 0.0 | 0.00, 1.00, 0.00 |"
+    last, top = pairs(table, found).splitlines()[2:]
+    assert last.startswith("| last | 6 | 6 / 0 / 0 | +25.0 (+")
+    assert last.endswith("| +25.0 to +25.0 | +25.0 to +25.0 | 0.0 | 1.00, 0.00, 0.00 |")
+    no = "+0.0 to +0.0"
+    assert top == f"| max | 6 | 0 / 6 / 0 | +0.0 ({no}) | {no} | {no} | 0.0 | 0.00, 1.00, 0.00 |"
+    turned = pairs(table, compared(table, "last", turned=True)).splitlines()[2:]
+    assert [line[:12] for line in turned] == ["| max | 6 | ", "| lstm | 6 |"]
+    assert turned[1] == last.replace("| last |", "| lstm |")
     assert by_set(found).splitlines()[2].startswith("| cr | +25.0 (+1")
     # 2 s for 4 epochs of 500 rows
     assert "| lstm | 7 | 3.000 | 1000 | 75.0 |" in costs(table)
     assert hours(study).splitlines()[-1] == f"| frozen-mean | 36 | 36 | {72 * 2 / 3600:.2f} |"
-    assert "| lstm | 6 | 0 |" in all_tables([table], "lstm", study)
+    text = all_tables([table], "lstm", study)
+    assert "| lstm | 6 | 0 |" in text and "| pooling | 4 epochs, 0.001 | 4 epochs, 0.004 |" in text
+    assert "**The other pooling less last**" in text
+
+
+def test_variants_of_the_lstm_are_not_ranked_and_rounding_makes_no_ranks(study):
+    for dataset in ("cr", "mr", "cola", "rte", "mrpc", "snips"):
+        keep(study, dataset, "lstm_norm", [i < 35 for i in range(40)])
+    (table,) = read_tables(study)
+    _, poolings, scores = to_rank(table)
+    assert poolings == ["last", "max", "lstm"]
+    assert "| 75.0 | 1.5 |" in means(table) and "| lstm_norm | 87.5" in means(table) and "| 87.5 |  |" in means(table)
+    # places 3, 1.5 and 1.5 on all of six sets: 12 / 6 / 3 / 4 * 6 ** 2 * (9 + 2.25 + 2.25) - 3 * 6 * 4 = 9, corrected
+    # for ties by 1 - 6 * 6 / 6 / 24 = 0.75 to 12, of which two degrees of freedom give exp(-6)
+    assert rank_test(*to_rank(table)).pvalue == pytest.approx(np.exp(-6), rel=1e-6)
+    assert mean_ranks(scores + [[0, 1e-15, 0]]).tolist() == [3, 1.5, 1.5]
+
+
+def test_two_backbones_are_two_tables_with_pictures_of_their_own(study):
+    for dataset in ("cr", "mr"):
+        keep(study, dataset, "lstm", [True] * 4, backbone="c")
+    titles = {table.title: picture(table, "ranks") for table in read_tables(study)}
+    assert titles == {
+        "frozen, mean, b": "ranks-frozen-mean-b.png",
+        "frozen, mean, c": "ranks-frozen-mean-c.png",
+    }
+    assert "frozen-mean, c: on how many sets" in chosen(study)
+
+
+def test_the_rates_of_the_new_layers_are_part_of_a_setting(tmp_path):
+    keep(tmp_path, "cr", "lstm", [True] * 4, regime="full", head_learning_rate="0.01")
+    head = "| pooling | 4 epochs, 0.001, head 0.01 | 4 epochs, 0.004, head 0.01 |"
+    assert head in chosen(tmp_path) and "| lstm | 1 | 0 |" in chosen(tmp_path)
 
 
 def test_the_command_fills_the_page_and_draws_the_pictures(study, capsys):
@@ -172,7 +261,7 @@ def test_the_command_fills_the_page_and_draws_the_pictures(study, capsys):
     assert "### frozen, mean, b" in capsys.readouterr().out
     text = page.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "| last | 6 | 6 / 0 / 0 |" in text
-    for name in ("differences-frozen-mean.png", "ranks-frozen-mean.png"):
+    for name in ("differences-frozen-mean-b.png", "ranks-frozen-mean-b.png"):
         assert (study / name).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit):
         main(["--output", str(study / "none")])
