@@ -1,6 +1,7 @@
 """The pictures of EVIDENCE.md."""
 
 import io
+import math
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -12,26 +13,39 @@ from matplotlib.figure import Figure
 from lstmpool.benchmarks.evidence_statistics import Difference, Table
 
 
+COLUMNS, SHOWN = 7, 10.0  # panels side by side; hundredths on either side of zero, so that one point can be seen
+
+
 def differences_plot(table: Table, differences: dict[str, Difference], pooling: str, path: Path) -> None:
     """One panel for each other pooling: a line a set, and below them the mean over sets; right of zero, `pooling` is
-    better."""
+    better. What lies outside is a number at the edge."""
     sets = [dataset for dataset in table.sets if any(dataset in found.by_set for found in differences.values())]
-    figure = Figure(figsize=(1.2 + 1.7 * max(len(differences), 1), 1.2 + 0.26 * (len(sets) + 1)), layout="constrained")
-    panels = figure.subplots(1, max(len(differences), 1), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (other, found) in zip(panels, differences.items(), strict=False):
-        rows = [*((sets.index(d), *of_set) for d, of_set in found.by_set.items())]
-        rows.append((len(sets), found.pooled[0], *(found.over_sets or found.pooled[1:])))
-        for place, estimate, low, high in rows:
-            certain = low > 0 or high < 0
-            color = "tab:gray" if not certain else "tab:blue" if low > 0 else "tab:red"
+    columns, rows = min(len(differences), COLUMNS), -(-len(differences) // COLUMNS)
+    height = 1.0 + 0.2 * (len(sets) + 1)
+    figure = Figure(figsize=(1.2 + 1.6 * columns, 0.4 + height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(differences) :]:
+        axes.set_visible(False)
+    for axes, (other, found) in zip(grid.flat, differences.items(), strict=False):
+        lines = [*((sets.index(d), *of_set) for d, of_set in found.by_set.items())]
+        lines.append((len(sets), found.pooled[0], *(found.over_sets or found.pooled[1:])))
+        for place, *of_line in lines:
+            estimate, low, high = (100 * value for value in of_line)
+            color = "tab:blue" if low > 0 else "tab:red" if high < 0 else "tab:gray"
             bold = place == len(sets)
-            axes.plot([100 * low, 100 * high], [place, place], color=color, linewidth=2.5 if bold else 1.2)
-            axes.plot([100 * estimate], [place], "D" if bold else "o", color=color, markersize=5 if bold else 3.5)
+            axes.plot([low, high], [place, place], color=color, linewidth=2.5 if bold else 1.2)
+            if abs(estimate) < SHOWN:
+                axes.plot([estimate], [place], "D" if bold else "o", color=color, markersize=5 if bold else 3.5)
+            else:
+                side = "right" if estimate > 0 else "left"
+                at = 0.97 * math.copysign(SHOWN, estimate)
+                axes.text(at, place, f"{estimate:+.0f}", color=color, fontsize=7, ha=side, va="bottom")
         axes.axvline(0, color="black", linewidth=0.6)
         axes.set_title(f"less {other}", fontsize=8)
-        axes.tick_params(labelsize=7)
-    panels[0].set_yticks(range(len(sets) + 1), [*sets, "mean"])
-    panels[0].invert_yaxis()
+        axes.tick_params(labelsize=7, labelbottom=True)
+    grid[0, 0].set_yticks(range(len(sets) + 1), [*sets, "mean"])
+    grid[0, 0].set_xlim(-SHOWN, SHOWN)
+    grid[0, 0].invert_yaxis()
     told = f"{pooling} less the other pooling, hundredths of the metric, 95 %; the mean's as if sets were drawn, too"
     figure.suptitle(f"{told} ({table.title})", fontsize=8)
     figure.savefig(path, dpi=100, metadata={"Software": None})
