@@ -7,8 +7,9 @@
 DIR holds one folder a set: train, validation and, if there is one, test, as .csv or .csv.gz, with the columns text,
 text and aspect, or sentence1 and sentence2; and label (names, or numbers with a decimal point) or labels (names with
 spaces between, or none). Each run is a row of a CSV, and each final run a file of predictions; a run that is there is
-not made again, so the command can be stopped at any moment and given again. Per pooling, learning rate and epochs are
-chosen on validation with one seed; the test rows are read by the final runs alone. EVIDENCE.md says what came out.
+not made again, so the command can be stopped at any moment and given again. Per pooling, learning rates and epochs are
+chosen on validation, with seeds of their own; the test rows are read by the final runs alone. EVIDENCE.md says what
+came out.
 """
 
 import math
@@ -107,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(args: Arguments) -> None:
     """Raises InputError for what would otherwise end a run of hours: no backbone, no set, no pooling of a name, the
-    seed of tuning."""
+    seeds of tuning."""
     Backbone.find(ModelArguments(backbone=args.backbone))
     for regime in args.regimes:
         known = [*([STOCK] if REGIMES[regime].trains_backbone else []), *POOLINGS]

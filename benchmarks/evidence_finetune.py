@@ -55,7 +55,7 @@ class FinetunedSet:
         train = self.data.train if self.shots is None else draw(self.data.train, self.shots, seed)
         if self.scale is not None:
             train = replace(train, labels=self.scale.divide(train.labels))
-            if isinstance(model.classifier, nn.Linear):
+            if isinstance(getattr(model, "classifier", None), nn.Linear):
                 self.scale.switch_on(model.classifier, fresh=True)
         with tempfile.TemporaryDirectory() as folder:
             args = TrainingArguments(
@@ -108,10 +108,12 @@ class FinetunedSet:
 
 
 def above_layers(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Of the library's classifier: its own parameters, and those of the pooler between it and the layers. Checkpoints
-    made for sentence vectors hold a pooler that was never trained."""
-    parts = (model.classifier, getattr(model.base_model, "pooler", None))
-    return [p for part in parts if part is not None for p in part.parameters()]
+    """What the library's classifier has above the layers, a pooler of the backbone's among it: checkpoints made for
+    sentence vectors hold one that was never trained. One that was trained learns faster than it should."""
+    pooler = getattr(model.base_model, "pooler", None)
+    of_pooler = set() if pooler is None else set(map(id, pooler.parameters()))
+    of_layers = set(map(id, model.base_model.parameters())) - of_pooler
+    return [p for p in model.parameters() if id(p) not in of_layers]
 
 
 class StockTrainer(Trainer):

@@ -34,20 +34,20 @@ def differences_plot(table: Table, differences: dict[str, Difference], pooling: 
             color = "tab:blue" if low > 0 else "tab:red" if high < 0 else "tab:gray"
             bold = place == len(sets)
             axes.plot([low, high], [place, place], color=color, linewidth=2.5 if bold else 1.2)
-            if abs(estimate) < SHOWN:
+            if abs(estimate) < 0.95 * SHOWN:
                 axes.plot([estimate], [place], "D" if bold else "o", color=color, markersize=5 if bold else 3.5)
             else:
                 side = "right" if estimate > 0 else "left"
                 at = 0.97 * math.copysign(SHOWN, estimate)
-                axes.text(at, place, f"{estimate:+.0f}", color=color, fontsize=7, ha=side, va="bottom")
+                axes.text(at, place, f"{estimate:+.0f}", color=color, fontsize=7, ha=side, va="center")
         axes.axvline(0, color="black", linewidth=0.6)
         axes.set_title(f"less {other}", fontsize=8)
         axes.tick_params(labelsize=7, labelbottom=True)
     grid[0, 0].set_yticks(range(len(sets) + 1), [*sets, "mean"])
     grid[0, 0].set_xlim(-SHOWN, SHOWN)
     grid[0, 0].invert_yaxis()
-    told = f"{pooling} less the other pooling, hundredths of the metric, 95 %; the mean's as if sets were drawn, too"
-    figure.suptitle(f"{told} ({table.title})", fontsize=8)
+    told = f"{pooling} less the other pooling, hundredths, 95 %\n(the mean's as if sets were drawn, too)"
+    figure.suptitle(f"{table.title}: {told}", fontsize=8)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 

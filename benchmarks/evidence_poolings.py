@@ -87,7 +87,7 @@ def scramble(layer_states: Tensor) -> Tensor:
 
 
 def own(kind: Callable[[LstmPoolConfig], LayerPooling] | None = None, **fields) -> Build:
-    """The pooling that the config names once `fields` are set in it, or a class of another `kind` with them."""
+    """The pooling that the config names once `fields` are set in it, or what `kind` makes of a config with them."""
 
     def build(config: LstmPoolConfig, seed: int) -> LayerPooling:
         config = copy.deepcopy(config)
@@ -118,7 +118,10 @@ POOLINGS: dict[str, Build] = {
 }
 # A run's seed draws a part of these. The best setting of one draw need not be that of another: several are tuned with.
 DRAWN = {"lstm_shuffled"}
-# Of these, the one that validation likes best counts as a pooling of its own, under this name.
+# The LSTM's variants and controls are not ranked: a pooling that stands there six times pushes the others apart.
+UNRANKED = {"lstm_final", "lstm_mean", "lstm_norm", "lstm_shuffled", "lstm_scrambled"}
+# Of these, the one that validation likes best counts as a pooling of its own, under this name. They are the six
+# highest layers; of a backbone with fewer the lowest stands for several.
 BEST_LAYER, SINGLE_LAYERS = "best_layer", ("last", *(f"below_{k}" for k in range(1, 6)))
 
 

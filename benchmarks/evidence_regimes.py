@@ -55,7 +55,7 @@ class Regime:
         return sum(min(self.shots, count) for count in counts)
 
 
-# A mixture of layers wants the higher of these, an LSTM the lower one.
+# A mixture of layers wants a higher rate than the training command's, which is the lower one of these.
 HEAD_RATES = (1e-3, 1e-2)
 FEW = {
     "learning_rates": (5e-5, 2e-4),

@@ -68,15 +68,20 @@ def metric_of(metric: str, means: np.ndarray) -> np.ndarray:
 class Table:
     """The final runs of one regime, backbone and token pooling: by set and pooling, by seed."""
 
-    title: str
+    regime: str
+    token_pooling: str
+    backbone: str
     rows: dict[tuple[str, str], dict[int, Row]]  # (set, pooling) -> seed -> row
     read: Callable[[Row], dict[str, list]]  # the predictions of a row
     cache: dict[tuple[str, str, int], np.ndarray] = field(default_factory=dict)
 
     @property
+    def title(self) -> str:
+        return f"{self.regime}, {self.token_pooling}, {self.backbone}"
+
+    @property
     def place(self) -> tuple:
-        regime, token_pooling, backbone = self.title.split(", ")
-        return backbone, list(REGIMES).index(regime), token_pooling != "mean", token_pooling
+        return self.backbone, list(REGIMES).index(self.regime), self.token_pooling != "mean", self.token_pooling
 
     @property
     def sets(self) -> list[str]:
@@ -186,14 +191,14 @@ def final_rows(rows: list[Row]) -> list[tuple[str, Row]]:
         if row["kind"] == FINAL and key in chosen and Setting.of(row) == chosen[key][0]:
             finals.append((row["pooling"], row))
             of_layer = layers[key[:at] + key[at + 1 :]]
-            # known only once all were tried; of equal ones the highest
+            # known only once each has a tuning run; of equal ones the highest
             if len(of_layer) == len(SINGLE_LAYERS) and row["pooling"] == max(SINGLE_LAYERS, key=of_layer.get):
                 finals.append((BEST_LAYER, row))
     return finals
 
 
 def read_tables(output: Path) -> list[Table]:
-    """One table a regime, backbone and token pooling, in the order of the regimes, mean vectors first.
+    """One table a backbone, regime and token pooling, in the order of the regimes, mean vectors first.
 
     Raises:
         InputError: if a pooling was run with more than one setting on a set.
@@ -202,7 +207,7 @@ def read_tables(output: Path) -> list[Table]:
     for path in sorted(output.glob("*.csv")):
         runs, groups = Runs(path), defaultdict(lambda: defaultdict(dict))
         for pooling, row in final_rows(runs.rows):
-            group = groups[f"{row['regime']}, {row['token_pooling']}, {row['backbone']}"]
+            group = groups[row["regime"], row["token_pooling"], row["backbone"]]
             of_seed = group[row["dataset"], pooling]
             if int(row["seed"]) in of_seed:
                 raise InputError(
@@ -214,7 +219,7 @@ def read_tables(output: Path) -> list[Table]:
         def read(row: Row, runs: Runs = runs) -> dict[str, list]:
             return pyarrow.parquet.read_table(runs.predictions_of(row)).to_pydict()
 
-        tables += [Table(title, dict(rows), read) for title, rows in groups.items()]
+        tables += [Table(*of, dict(rows), read) for of, rows in groups.items()]
     return sorted(tables, key=lambda table: table.place)
 
 

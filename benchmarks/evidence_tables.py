@@ -1,6 +1,7 @@
 """The tables and pictures of EVIDENCE.md, from the study's CSV files and predictions alone.
 
     python -m lstmpool.benchmarks.evidence_tables --output benchmarks/evidence
+    python -m lstmpool.benchmarks.evidence_tables --output benchmarks/evidence --pooling attention  # and no page
 
 fills the tables in beside the folder, where EVIDENCE.md is, prints them, and draws two pictures a regime, backbone and
 token pooling: the LSTM's paired differences to the other poolings, and the critical differences of the mean ranks.
@@ -16,15 +17,14 @@ import numpy as np
 from scipy.stats import rankdata
 
 from lstmpool.benchmarks.evidence_plots import differences_plot, rank_test, ranks_plot
-from lstmpool.benchmarks.evidence_poolings import BEST_LAYER, SINGLE_LAYERS
-from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Setting, read_rows
+from lstmpool.benchmarks.evidence_poolings import BEST_LAYER, SINGLE_LAYERS, UNRANKED
+from lstmpool.benchmarks.evidence_runs import FINAL, TUNE, Runs, Setting, read_rows
 from lstmpool.benchmarks.evidence_statistics import (
     Difference,
     Table,
     bounds,
     difference,
     family_of,
-    final_rows,
     read_tables,
 )
 from lstmpool.benchmarks.results import fill_page, markdown, parser_of
@@ -32,6 +32,7 @@ from lstmpool.benchmarks.results import fill_page, markdown, parser_of
 
 ROPE = 0.01  # a difference below one point is no reason to choose
 FEW = 5  # families, below which neither ranks nor a test over sets say anything
+LSTM = "lstm"
 PLAINEST = "last"  # what every pooling is compared with, too
 
 
@@ -40,8 +41,11 @@ class Arguments:
     """What is shown."""
 
     output: str = field(default="benchmarks/evidence", metadata={"help": "Folder of the study's results."})
-    pooling: str = field(default="lstm", metadata={"help": "The pooling that the others are compared with."})
-    page: str | None = field(default=None, metadata={"help": "Page to fill in. Unset: OUTPUT/../EVIDENCE.md."})
+    pooling: str = field(default=LSTM, metadata={"help": "The pooling that the others are compared with."})
+    page: str | None = field(
+        default=None,
+        metadata={"help": "Page to fill in. Unset: OUTPUT/../EVIDENCE.md with the LSTM's tables, none with others."},
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,12 +58,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"expected results in {output}, found none. Make some with lstmpool.benchmarks.evidence.")
     text = all_tables(tables, args.pooling, output)
     print(text)
-    page = Path(args.page) if args.page else output.parent / "EVIDENCE.md"
-    if page.is_file():
+    page = output.parent / "EVIDENCE.md" if args.page is None else Path(args.page)
+    if page.is_file() and (args.page or args.pooling == LSTM):
         fill_page(page, "tables", text)
     for table in tables:
         if differences := compared(table, args.pooling):
-            differences_plot(table, differences, args.pooling, output / picture(table, "differences"))
+            differences_plot(table, differences, args.pooling, output / picture(table, f"differences-{args.pooling}"))
         if (ranked := to_rank(table)) is not None:
             ranks_plot(*ranked, output / picture(table, "ranks"))
     return 0
@@ -67,23 +71,26 @@ def main(argv: list[str] | None = None) -> int:
 
 def picture(table: Table, of: str) -> str:
     """The name of its file."""
-    return f"{of}-{'-'.join(table.title.split(', '))}.png"
+    return f"{of}-{table.regime}-{table.token_pooling}-{table.backbone}.png"
 
 
 def to_rank(table: Table) -> tuple[list[str], list[str], np.ndarray] | None:
-    """Families, poolings and scores (F, P), or None if they are too few. Without the variants of the LSTM and its
-    controls: a pooling that stands there six times pushes the others apart."""
-    poolings = [pooling for pooling in table.poolings if not pooling.startswith("lstm_")]
+    """Families, poolings and scores (F, P), or None if they are too few."""
+    poolings = [pooling for pooling in table.poolings if pooling not in UNRANKED]
     families, poolings, scores = table.family_scores(poolings)
     return (families, poolings, scores) if len(families) >= FEW and len(poolings) > 2 else None
 
 
-def compared(table: Table, pooling: str, turned: bool = False) -> dict[str, Difference]:
-    """The differences of `pooling` to each other one with a set in common; `turned`, of the other one to it."""
-    others = [other for other in table.poolings if other != pooling]
-    found = {
-        other: difference(table, other, pooling) if turned else difference(table, pooling, other) for other in others
-    }
+def compared(table: Table, pooling: str) -> dict[str, Difference]:
+    """The differences of `pooling` to each other one with a set in common."""
+    found = {other: difference(table, pooling, other) for other in table.poolings if other != pooling}
+    return {other: value for other, value in found.items() if value is not None}
+
+
+def above_plainest(table: Table, pooling: str) -> dict[str, Difference]:
+    """The differences of all but `pooling` to the plainest one."""
+    others = [other for other in table.poolings if other not in (pooling, PLAINEST)]
+    found = {other: difference(table, other, PLAINEST) for other in others}
     return {other: value for other, value in found.items() if value is not None}
 
 
@@ -96,16 +103,16 @@ def all_tables(tables: list[Table], pooling: str, output: Path) -> str:
         parts += ["**Test scores**, in hundredths, with half the width of the 95 % interval:", means(table)]
         if differences := compared(table, pooling):
             parts += [f"**{pooling} less the other pooling**, in hundredths:", pairs(table, differences)]
-            parts += [f"![differences]({output.name}/{picture(table, 'differences')})"]
+            parts += [f"![differences]({output.name}/{picture(table, f'differences-{pooling}')})"]
             parts += ["The same by set:", by_set(differences)]
-        if pooling != PLAINEST and (above := compared(table, PLAINEST, turned=True)):
-            parts += [f"**The other pooling less {PLAINEST}**, in hundredths:", pairs(table, above)]
+        if pooling != PLAINEST and (above := above_plainest(table, pooling)):
+            parts += [f"**The others less {PLAINEST}**, in hundredths:", pairs(table, above)]
         if (ranked := to_rank(table)) is not None:
             result = rank_test(*ranked)
             told = f"Friedman's test of the ranks: p = {result.pvalue:.1g}; critical difference {result.cd:.2f}."
             parts += [f"![ranks]({output.name}/{picture(table, 'ranks')})", told]
         parts += ["**Cost beside quality:**", costs(table)]
-    parts += ["### Settings and hours", chosen(output), hours(output)]
+    parts += ["### Settings and hours", *(chosen(table, output) for table in tables), hours(output)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
@@ -114,8 +121,8 @@ def means(table: Table) -> str:
     those that are ranked."""
     families, complete, scores = table.family_scores()
     of_all = dict(zip(complete, scores.mean(0), strict=True))
-    _, ranked, to_be = to_rank(table) or ([], [], np.zeros((1, 0)))
-    ranks = dict(zip(ranked, mean_ranks(to_be), strict=True))
+    _, ranked, of_ranked = to_rank(table) or ([], [], np.zeros((1, 0)))
+    ranks = dict(zip(ranked, mean_ranks(of_ranked), strict=True))
     if table.lower_layers:
         of_lower, lower, scores = table.family_scores(table.lower_layers)
         if of_lower == families:  # the mean is over the same sets
@@ -218,31 +225,27 @@ def costs(table: Table) -> str:
     return markdown(head, lines)
 
 
-def chosen(output: Path) -> str:
+def chosen(table: Table, output: Path) -> str:
     """How often each setting of the grid was chosen, by pooling, and each layer."""
-    parts = []
-    for path in sorted(output.glob("*.csv")):
-        of_backbone = defaultdict(list)
-        for row in read_rows(path):
-            of_backbone[row["backbone"]].append(row)
-        for backbone, rows in of_backbone.items():
-            grid = sorted({Setting.of(row) for row in rows if row["kind"] == TUNE}, key=in_grid)
-            of_pooling = defaultdict(Counter)
-            finals = {(pooling, row["dataset"]): row for pooling, row in final_rows(rows)}  # of several seeds, one
-            for (pooling, _), row in finals.items():
-                of_pooling[pooling][Setting.of(row)] += 1
-            single = Counter(row["pooling"] for (pooling, _), row in finals.items() if pooling == BEST_LAYER)
-            lines = [[pooling, *(str(found[of]) for of in grid)] for pooling, found in of_pooling.items()]
-            parts += [f"{path.stem}, {backbone}: on how many sets each setting was best on validation"]
-            parts += [markdown(["pooling", *map(shown, grid)], lines)]
-            if single:
-                told = ", ".join(f"{layer} {single[layer]}" for layer in SINGLE_LAYERS)
-                parts += [f"The layer that was best alone: {told}."]
-    return "\n\n".join(parts)
-
-
-def in_grid(setting: Setting) -> tuple[float, ...]:
-    return setting.epochs, setting.learning_rate, setting.head_learning_rate or 0.0
+    tried = Runs.of(output, table.regime, table.token_pooling).rows
+    grid = {Setting.of(row) for row in tried if row["kind"] == TUNE and row["backbone"] == table.backbone}
+    of_pooling, single = defaultdict(Counter), Counter()
+    for (_, pooling), runs in table.rows.items():
+        row = next(iter(runs.values()))  # of several seeds, one
+        of_pooling[pooling][Setting.of(row)] += 1
+        single[row["pooling"]] += pooling == BEST_LAYER
+    grid = sorted(grid, key=lambda s: (s.epochs, s.learning_rate, s.head_learning_rate or 0.0))
+    lines = [
+        [pooling, *(str(of_pooling[pooling][setting]) for setting in grid)]
+        for pooling in [*table.poolings, *table.lower_layers]
+    ]
+    parts = [f"{table.title}: on how many sets each setting was best on validation"]
+    parts += [markdown(["pooling", *map(shown, grid)], lines)]
+    if single.total():
+        parts += [
+            f"The layer that was best alone: {', '.join(f'{layer} {single[layer]}' for layer in SINGLE_LAYERS)}."
+        ]
+    return "\n\n".join(part.rstrip() for part in parts)
 
 
 def shown(setting: Setting) -> str:

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from lstmpool.benchmarks.evidence import main
 from lstmpool.benchmarks.evidence_data import read_set
-from lstmpool.benchmarks.evidence_finetune import FinetunedSet, draw
+from lstmpool.benchmarks.evidence_finetune import FinetunedSet, above_layers, draw
 from lstmpool.benchmarks.evidence_frozen import FrozenSet
 from lstmpool.benchmarks.evidence_poolings import POOLINGS, own
 from lstmpool.benchmarks.evidence_regimes import REGIMES, build_of
@@ -300,6 +301,8 @@ def test_wrong_input_ends_before_any_run(words, data, capsys):
     assert "--poolings of frozen must be of last," in capsys.readouterr().err
     assert main([*words, "0"]) == 2
     assert "--seeds must not hold 0" in capsys.readouterr().err
+    assert main([*words, "101", "100"]) == 2
+    assert "--seeds must not hold 100, 101" in capsys.readouterr().err
     write_set(data / "odd", {"body": text, "label": lambda i: "ab"[i % 2]})
     assert main([*words, "--datasets", "odd"]) == 2
     assert "odd/train.csv: expected text, text and aspect, or sentence1 and sentence2" in capsys.readouterr().err
@@ -347,6 +350,9 @@ def test_the_stock_head_and_a_pooling_train_the_backbone_and_what_is_above_it_ha
         above = 2 * 17 + (16 * 17 if pooling == "stock" else 0)
         assert rates[-1].keys() == {1e-4, 3e-3} and rates[-1][3e-3] == above == fit.parameters
         assert fit.flops == 2 * 2 * 16 + (2 * 16 * 16 if pooling == "stock" else 0)  # the stock head has a pooler
+    distilbert = DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32, num_labels=2)
+    above = above_layers(DistilBertForSequenceClassification(distilbert))
+    assert sum(p.numel() for p in above) == 16 * 17 + 2 * 17  # it keeps its pooler beside the backbone
     for regime in ("few_shot_16", "full"):
         settings = {(s.learning_rate, s.head_learning_rate) for s in REGIMES[regime].settings}
         assert len(settings) == len(REGIMES[regime].settings) == 4  # each rate with each

@@ -18,6 +18,7 @@ from lstmpool.benchmarks.evidence_statistics import (
     read_tables,
 )
 from lstmpool.benchmarks.evidence_tables import (
+    above_plainest,
     all_tables,
     by_set,
     chosen,
@@ -43,7 +44,7 @@ def keep(output, dataset, pooling, correct, seed=1, regime="frozen", **fields):
     common |= {"head_learning_rate": ""}
     common |= {"parameters": "7", "flops": "3000000", "metric": "accuracy", "validation": "0.5"}
     row = dict.fromkeys(COLUMNS, "") | common | fields
-    runs = Runs.of(output, regime, "mean")
+    runs = Runs.of(output, regime, row["token_pooling"])
     tried = [tuple(r[name] for name in ("dataset", "pooling", "backbone")) for r in runs.rows]
     if (dataset, pooling, row["backbone"]) not in tried:
         runs.add(row | {"seed": "0", "kind": "tune"})
@@ -144,7 +145,16 @@ def test_the_best_layer_is_the_one_that_validation_likes_best(tmp_path):
     assert table.score("cr", "best_layer") == 0  # best on test is another
     assert difference(table, "best_layer", "last").by_set == {"cr": (0, 0, 0)}
     assert "| below_4 | 100.0 ±0.0 | 100.0 |  |" in means(table)
-    assert "The layer that was best alone: last 0, below_1 0, below_2 1," in chosen(tmp_path)
+    assert "The layer that was best alone: last 0, below_1 0, below_2 1," in chosen(table, tmp_path)
+
+
+def test_a_mean_of_the_lower_layers_is_shown_only_over_the_sets_of_the_others(tmp_path):
+    for dataset in ("cr", "mr"):
+        keep(tmp_path, dataset, "last", [True] * 4)
+    keep(tmp_path, "cr", "below_1", [True] * 4)
+    assert "| below_1 | 100.0 ±0.0 |  |  |  |" in means(read_tables(tmp_path)[0])
+    keep(tmp_path, "mr", "below_1", [False] * 4)
+    assert "| below_1 | 100.0 ±0.0 | 0.0 ±0.0 | 50.0 |  |" in means(read_tables(tmp_path)[0])
 
 
 def test_only_seeds_that_both_have_are_compared(tmp_path):
@@ -212,16 +222,17 @@ def test_the_tables_hold_the_numbers(study):
     assert last.endswith("| +25.0 to +25.0 | +25.0 to +25.0 | 0.0 | 1.00, 0.00, 0.00 |")
     no = "+0.0 to +0.0"
     assert top == f"| max | 6 | 0 / 6 / 0 | +0.0 ({no}) | {no} | {no} | 0.0 | 0.00, 1.00, 0.00 |"
-    turned = pairs(table, compared(table, "last", turned=True)).splitlines()[2:]
-    assert [line[:12] for line in turned] == ["| max | 6 | ", "| lstm | 6 |"]
-    assert turned[1] == last.replace("| last |", "| lstm |")
+    assert list(above_plainest(table, "lstm")) == ["max"]
+    (line,) = pairs(table, above_plainest(table, "lstm")).splitlines()[2:]
+    assert line == last.replace("| last |", "| max |")  # which is right where lstm is
     assert by_set(found).splitlines()[2].startswith("| cr | +25.0 (+1")
     # 2 s for 4 epochs of 500 rows
     assert "| lstm | 7 | 3.000 | 1000 | 75.0 |" in costs(table)
     assert hours(study).splitlines()[-1] == f"| frozen-mean | 36 | 36 | {72 * 2 / 3600:.2f} |"
     text = all_tables([table], "lstm", study)
     assert "| lstm | 6 | 0 |" in text and "| pooling | 4 epochs, 0.001 | 4 epochs, 0.004 |" in text
-    assert "**The other pooling less last**" in text
+    assert "**The others less last**" in text
+    assert "**The others less last**" not in all_tables([table], "last", study)
 
 
 def test_variants_of_the_lstm_are_not_ranked_and_rounding_makes_no_ranks(study):
@@ -245,13 +256,21 @@ def test_two_backbones_are_two_tables_with_pictures_of_their_own(study):
         "frozen, mean, b": "ranks-frozen-mean-b.png",
         "frozen, mean, c": "ranks-frozen-mean-c.png",
     }
-    assert "frozen-mean, c: on how many sets" in chosen(study)
+    assert [chosen(table, study).partition(":")[0] for table in read_tables(study)] == list(titles)
+
+
+def test_tables_come_in_the_order_of_the_regimes_mean_vectors_first(tmp_path):
+    for regime, token_pooling in (("full", "mean"), ("frozen", "cls"), ("few_shot_16", "mean"), ("frozen", "mean")):
+        keep(tmp_path, "cr", "lstm", [True] * 4, regime=regime, token_pooling=token_pooling)
+    titles = [table.title for table in read_tables(tmp_path)]
+    assert titles == ["frozen, mean, b", "frozen, cls, b", "few_shot_16, mean, b", "full, mean, b"]
 
 
 def test_the_rates_of_the_new_layers_are_part_of_a_setting(tmp_path):
     keep(tmp_path, "cr", "lstm", [True] * 4, regime="full", head_learning_rate="0.01")
     head = "| pooling | 4 epochs, 0.001, head 0.01 | 4 epochs, 0.004, head 0.01 |"
-    assert head in chosen(tmp_path) and "| lstm | 1 | 0 |" in chosen(tmp_path)
+    text = chosen(read_tables(tmp_path)[0], tmp_path)
+    assert head in text and "| lstm | 1 | 0 |" in text
 
 
 def test_the_command_fills_the_page_and_draws_the_pictures(study, capsys):
@@ -261,8 +280,16 @@ def test_the_command_fills_the_page_and_draws_the_pictures(study, capsys):
     assert "### frozen, mean, b" in capsys.readouterr().out
     text = page.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "| last | 6 | 6 / 0 / 0 |" in text
-    for name in ("differences-frozen-mean-b.png", "ranks-frozen-mean-b.png"):
+    for name in ("differences-lstm-frozen-mean-b.png", "ranks-frozen-mean-b.png"):
         assert (study / name).read_bytes().startswith(b"\x89PNG")
+    of_lstm = (study / "differences-lstm-frozen-mean-b.png").read_bytes()
+    # another pooling's tables are printed, and neither the page nor the pictures of the LSTM are touched
+    assert main(["--output", str(study), "--pooling", "max"]) == 0
+    assert "| last | 6 | 6 / 0 / 0 |" in capsys.readouterr().out
+    assert page.read_text() == text and (study / "differences-lstm-frozen-mean-b.png").read_bytes() == of_lstm
+    assert (study / "differences-max-frozen-mean-b.png").is_file()
+    assert main(["--output", str(study), "--pooling", "max", "--page", str(page)]) == 0
+    assert "**max less the other pooling**" in page.read_text()
     with pytest.raises(SystemExit):
         main(["--output", str(study / "none")])
     assert "expected results in" in capsys.readouterr().err
