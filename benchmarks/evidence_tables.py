@@ -99,7 +99,10 @@ def all_tables(tables: list[Table], pooling: str, output: Path) -> str:
     parts = []
     for table in tables:
         seeds = sorted({seed for runs in table.rows.values() for seed in runs})
-        parts += [f"### {table.title}", f"{len(table.sets)} sets, seeds {', '.join(map(str, seeds))}."]
+        parts += [
+            f"### {table.title}",
+            f"{len(table.sets)} set{'s' * (len(table.sets) > 1)}, seeds {', '.join(map(str, seeds))}.",
+        ]
         parts += ["**Test scores**, in hundredths, with half the width of the 95 % interval:", means(table)]
         if differences := compared(table, pooling):
             parts += [f"**{pooling} less the other pooling**, in hundredths:", pairs(table, differences)]
