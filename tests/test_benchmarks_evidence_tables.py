@@ -169,9 +169,11 @@ def test_only_seeds_that_both_have_are_compared(tmp_path):
 
 def test_a_final_run_counts_only_with_the_setting_that_tuning_chose(tmp_path):
     keep(tmp_path, "cr", "lstm", [True] * 4)
-    keep(tmp_path, "cr", "lstm", [False] * 4, learning_rate="0.004")
+    for seed in (1, 2):
+        keep(tmp_path, "cr", "lstm", [False] * 4, seed, learning_rate="0.004")
     rows = Runs.of(tmp_path, "frozen", "mean").rows
     assert [(pooling, row["learning_rate"]) for pooling, row in final_rows(rows)] == [("lstm", "0.001")]
+    assert hours(tmp_path).splitlines()[-1].startswith("| frozen-mean | 2 | 3 | 2 | 1 |")  # two are void, of one pair
     assert read_tables(tmp_path)[0].score("cr", "lstm") == 1
 
 
@@ -228,7 +230,7 @@ def test_the_tables_hold_the_numbers(study):
     assert by_set(found).splitlines()[2].startswith("| cr | +25.0 (+1")
     # 2 s for 4 epochs of 500 rows
     assert "| lstm | 7 | 3.000 | 1000 | 75.0 |" in costs(table)
-    assert hours(study).splitlines()[-1] == f"| frozen-mean | 36 | 36 | {72 * 2 / 3600:.2f} |"
+    assert hours(study).splitlines()[-1] == f"| frozen-mean | 36 | 36 | 0 | 0 | {72 * 2 / 3600:.2f} |"
     text = all_tables([table], "lstm", study)
     assert "| lstm | 6 | 0 |" in text and "| pooling | 4 epochs, 0.001 | 4 epochs, 0.004 |" in text
     assert "**The others less last**" in text
