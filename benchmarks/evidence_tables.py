@@ -32,7 +32,7 @@ from lstmpool.benchmarks.results import fill_page, markdown, parser_of
 
 
 ROPE = 0.01  # a difference below one point is no reason to choose
-FEW = 5  # families, below which neither ranks nor a test over sets say anything
+FEW = 5  # families; below it neither ranks, nor an interval or a test over sets say anything
 LSTM = "lstm"
 PLAINEST = "last"  # what every pooling is compared with, too
 
@@ -165,7 +165,8 @@ def pairs(table: Table, differences: dict[str, Difference]) -> str:
     lines = []
     for other, found in differences.items():
         estimate, low, high = (100 * value for value in found.pooled)
-        wide = found.over_sets, found.without_one
+        enough = len({family_of(dataset) for dataset in found.by_set}) >= FEW  # else their spread is too uncertain
+        wide = found.over_sets if enough else None, found.without_one
         lines.append(
             [
                 other,
@@ -173,8 +174,8 @@ def pairs(table: Table, differences: dict[str, Difference]) -> str:
                 " / ".join(map(str, found.tally)),
                 f"{estimate:+.1f} ({low:+.1f} to {high:+.1f})",
                 *("" if of is None else f"{100 * of[0]:+.1f} to {100 * of[1]:+.1f}" for of in wide),
-                "" if found.detectable is None else f"{100 * found.detectable:.1f}",
-                equivalence(table, found),
+                f"{100 * found.detectable:.1f}" if enough else "",
+                equivalence(table, found) if enough else "too few sets",
             ]
         )
     return markdown(head, lines)
@@ -191,8 +192,6 @@ def equivalence(table: Table, found: Difference) -> str:
         of_set = [table.score(dataset, pooling) for pooling in (found.pooling, found.other)]
         scores[family_of(dataset)].append(of_set)
     mine, its = np.array([np.mean(values, axis=0) for values in scores.values()]).T  # (F,) each
-    if len(mine) < FEW:
-        return "too few sets"
     return ", ".join(f"{p:.2f}" for p in baycomp.two_on_multiple(mine, its, rope=ROPE, random_state=0))
 
 

@@ -124,6 +124,18 @@ def test_over_one_set_nothing_is_said_of_sets_that_are_drawn(tmp_path):
     )
 
 
+def test_over_a_few_sets_nothing_is_said_either(tmp_path):
+    cells = []
+    for dataset in ("trec6", "trec50", "cr", "mr", "cola", "rte"):  # the first two count as one
+        for pooling, right in (("lstm", True), ("last", False)):
+            keep(tmp_path, dataset, pooling, [right] * 4)
+        (table,) = read_tables(tmp_path)
+        cells.append(pairs(table, compared(table, "lstm")).splitlines()[2].split(" | ")[4:])
+    assert cells[4] == ["", "+100.0 to +100.0", "", "too few sets |"]  # which the second, third and fourth have, too
+    assert cells[2:4] == [cells[4]] * 2
+    assert cells[5] == ["+100.0 to +100.0", "+100.0 to +100.0", "0.0", "1.00, 0.00, 0.00 |"]
+
+
 def test_the_best_layer_is_the_one_that_validation_likes_best(tmp_path):
     validation = {
         "last": "0.7",
