@@ -264,9 +264,9 @@ def hours(output: Path) -> str:
         finals = [row for row in rows if row["kind"] == FINAL]
         counting = [row for _, row in final_rows(rows)]
         void = [row for row in finals if row not in counting]
-        pairs = {(row["dataset"], row["pooling"]) for row in void}
+        of_pairs = {(row["dataset"], row["pooling"]) for row in void}
         took = sum(float(row["seconds"]) for row in rows) / 3600
-        cells = len(rows) - len(finals), len(finals), len(void), len(pairs)
+        cells = len(rows) - len(finals), len(finals), len(void), len(of_pairs)
         lines.append([path.stem, *map(str, cells), f"{took:.2f}"])
     head = ["runs of tuning", "final runs", "of these void", "of how many pairs of pooling and set"]
     return markdown(["regime", *head, "hours of one core, training alone"], lines)
