@@ -21,7 +21,7 @@ import nox
 
 ROOT = Path(__file__).parent
 MODEL_TESTS = [
-    f"tests/test_{name}.py"
+    f"tests/model/test_{name}.py"
     for name in "configuration_lstmpool modeling_lstmpool pooling_lstmpool capture top_token library backbones "
     "families own_code_backbone remote_code trainer".split()
 ]
@@ -59,9 +59,10 @@ def exchange(session: nox.Session) -> None:
         requirements = ("-c", CONSTRAINTS[version], "-e", ".", "pytest")  # the tests' tiny models come with pytest
         session.run("python3", "-m", "venv", str(work / version / "venv"), external=True)
         session.run(python[version], "-m", "pip", "install", "-q", *requirements, external=True)
-        session.run(python[version], "-m", "tests.exchange", "save", str(work / version / "models"), external=True)
+        models = str(work / version / "models")
+        session.run(python[version], "-m", "tests.model.exchange", "save", models, external=True)
     (work / "empty").mkdir()
     with session.chdir(work / "empty"):
         for saved_with, loaded_with in ((OLDEST, NEWEST), (NEWEST, OLDEST)):
-            folder = str(work / saved_with / "models")
-            session.run(python[loaded_with], "-I", str(ROOT / "tests/exchange.py"), "check", folder, external=True)
+            check = (str(ROOT / "tests/model/exchange.py"), "check", str(work / saved_with / "models"))
+            session.run(python[loaded_with], "-I", *check, external=True)

@@ -34,18 +34,18 @@ import transformers
 from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import InputError
-from lstmpool.training.fit import fit
-from lstmpool.training.folds import check_folds_output, cross_validate
-from lstmpool.training.hp_search import Search, check_search, unsearched
-from lstmpool.training.hp_space import space_of
-from lstmpool.training.hub_push import PushError
-from lstmpool.training.hub_saves import HubRun
-from lstmpool.training.interruption import interruptible
-from lstmpool.training.job import Job
-from lstmpool.training.output import check_output
-from lstmpool.training.report import describe_task
-from lstmpool.training.run_record import settings_of
-from lstmpool.training.trainer import check_settings
+from lstmpool.training.hub.repository import PushError
+from lstmpool.training.hub.saves import HubRun
+from lstmpool.training.loop.interruption import interruptible
+from lstmpool.training.loop.trainer import check_settings
+from lstmpool.training.output.folder import check_output
+from lstmpool.training.output.run_record import settings_of
+from lstmpool.training.output.terminal import describe_task
+from lstmpool.training.runs.fit import fit
+from lstmpool.training.runs.folds import check_folds_output, cross_validate
+from lstmpool.training.runs.job import Job
+from lstmpool.training.runs.search import Search, check_search, unsearched
+from lstmpool.training.runs.search_space import space_of
 
 
 def main(argv: list[str] | None = None) -> int:

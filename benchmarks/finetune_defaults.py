@@ -23,7 +23,7 @@ import torch
 from lstmpool import train_trainer
 from lstmpool.benchmarks.finetune_tables import SAME, heat_map, tables
 from lstmpool.benchmarks.results import Row, append_rows, fill_page, holds, parser_of, read_rows, versions
-from lstmpool.training.labels import MULTI, REGRESSION, SINGLE
+from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE
 
 
 METRIC = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "pearson"}  # more is better in all three

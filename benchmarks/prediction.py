@@ -28,11 +28,11 @@ from lstmpool.benchmarks.results import split_file
 from lstmpool.benchmarks.rounds import Arguments, Comparison
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.arguments import ModelArguments, TrainingArguments
-from lstmpool.training.backbone import Backbone, quiet_loading
-from lstmpool.training.data import Split
-from lstmpool.training.files import read_table
-from lstmpool.training.predictions import predict_logits
-from lstmpool.training.trainer import LstmPoolTrainer
+from lstmpool.training.data.files import read_table
+from lstmpool.training.data.rows import Split
+from lstmpool.training.evaluation.predictions import predict_logits
+from lstmpool.training.loop.trainer import LstmPoolTrainer
+from lstmpool.training.model.backbone import Backbone, quiet_loading
 
 
 BATCH = 32

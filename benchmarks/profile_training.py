@@ -39,11 +39,12 @@ from lstmpool.benchmarks.results import (
     split_file,
     versions,
 )
-from lstmpool.training import fit, job, layer_cache
-from lstmpool.training.backbone import Backbone
-from lstmpool.training.data import Split
-from lstmpool.training.evaluation import Evaluation
-from lstmpool.training.layer_cache import StatesCollator
+from lstmpool.training.data.rows import Split
+from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.model import layer_cache
+from lstmpool.training.model.backbone import Backbone
+from lstmpool.training.model.layer_cache import StatesCollator
+from lstmpool.training.runs import fit, job
 
 
 IMPORTS, REST = "imports", "everything else"

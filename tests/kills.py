@@ -26,10 +26,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from lstmpool.train_trainer import main
-from lstmpool.training import layer_cache
-from lstmpool.training.checkpoints import MANIFEST, checkpoints_in
-from lstmpool.training.run_record import RunRecord
-from lstmpool.training.trainer import LstmPoolTrainer
+from lstmpool.training.loop.checkpoints import MANIFEST, checkpoints_in
+from lstmpool.training.loop.trainer import LstmPoolTrainer
+from lstmpool.training.model import layer_cache
+from lstmpool.training.output.run_record import RunRecord
 
 from .training_fixtures import save_backbone, sentences, write_csv
 

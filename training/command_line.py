@@ -21,10 +21,10 @@ from transformers import HfArgumentParser
 from transformers.integrations import get_available_reporting_integrations
 
 from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from lstmpool.training.data.fold_assignment import check_flags
+from lstmpool.training.data.sources import SPLITS, named_splits
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.fold_plan import check_flags
-from lstmpool.training.metrics import AUTO
-from lstmpool.training.sources import SPLITS, named_splits
+from lstmpool.training.tasks.metrics import AUTO
 
 
 # What a fine-tune wants, where it differs from the library's defaults.

@@ -1,0 +1,80 @@
+"""The pictures of EVIDENCE.md."""
+
+import io
+import math
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lstmpool.study.statistics import Difference, Table
+
+
+COLUMNS, SHOWN = 7, 10.0  # panels side by side; hundredths on either side of zero, so that one point can be seen
+
+
+def differences_plot(table: Table, differences: dict[str, Difference], pooling: str, path: Path) -> None:
+    """One panel for each other pooling: a line a set, and below them the mean over sets; right of zero, `pooling` is
+    better. What lies outside is a number at the edge."""
+    sets = [dataset for dataset in table.sets if any(dataset in found.by_set for found in differences.values())]
+    columns, rows = min(len(differences), COLUMNS), -(-len(differences) // COLUMNS)
+    height = 1.0 + 0.2 * (len(sets) + 1)
+    figure = Figure(figsize=(1.2 + 1.6 * columns, 0.4 + height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(differences) :]:
+        axes.set_visible(False)
+    for axes, (other, found) in zip(grid.flat, differences.items(), strict=False):
+        lines = [*((sets.index(d), *of_set) for d, of_set in found.by_set.items())]
+        lines.append((len(sets), found.pooled[0], *(found.over_sets or found.pooled[1:])))
+        for place, *of_line in lines:
+            estimate, low, high = (100 * value for value in of_line)
+            color = "tab:blue" if low > 0 else "tab:red" if high < 0 else "tab:gray"
+            bold = place == len(sets)
+            axes.plot([low, high], [place, place], color=color, linewidth=2.5 if bold else 1.2)
+            if abs(estimate) < 0.95 * SHOWN:
+                axes.plot([estimate], [place], "D" if bold else "o", color=color, markersize=5 if bold else 3.5)
+            else:
+                side = "right" if estimate > 0 else "left"
+                at = 0.97 * math.copysign(SHOWN, estimate)
+                axes.text(at, place, f"{estimate:+.0f}", color=color, fontsize=7, ha=side, va="center")
+        axes.axvline(0, color="black", linewidth=0.6)
+        axes.set_title(f"less {other}", fontsize=8)
+        axes.tick_params(labelsize=7, labelbottom=True)
+    grid[0, 0].set_yticks(range(len(sets) + 1), [*sets, "mean"])
+    grid[0, 0].set_xlim(-SHOWN, SHOWN)
+    grid[0, 0].invert_yaxis()
+    told = f"{pooling} less the other pooling, hundredths, 95 %\n(the mean's as if sets were drawn, too)"
+    figure.suptitle(f"{table.title}: {told}", fontsize=8)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def rank_test(families: list[str], poolings: list[str], scores: np.ndarray) -> Any:
+    """Friedman's test (`pvalue`) and Nemenyi's (`cd`, the critical difference) of scores (F, P), as autorank gives
+    them."""
+    import pandas
+    from autorank import autorank
+
+    table = pandas.DataFrame(scores.round(9), index=families, columns=poolings)
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tests for normality that are not used
+        return autorank(table, alpha=0.05, verbose=False, order="descending", force_mode="nonparametric")
+
+
+def ranks_plot(families: list[str], poolings: list[str], scores: np.ndarray, path: Path) -> None:
+    """Demšar's picture of the mean ranks over families of scores (F, P); a bar joins what Nemenyi's test cannot tell
+    apart."""
+    import matplotlib.pyplot as plt
+    from autorank import plot_stats
+
+    result = rank_test(families, poolings, scores)
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plt.close("all")
+        plot_stats(result, allow_insignificant=True)
+    told = f"mean rank over {len(families)} sets; Friedman's p = {result.pvalue:.1g}"
+    plt.title(f"{told}; critical difference {result.cd:.2f}", fontsize=9)
+    plt.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
+    plt.close("all")

@@ -1,0 +1,131 @@
+"""The benchmarks of whole commands: what a round is, that they go on where they stopped, and what each takes."""
+
+import sys
+import time
+
+import pytest
+import torch
+
+from lstmpool.benchmarks import cached_epochs, loading, prediction, profile_training
+from lstmpool.benchmarks.profile_training import Clock
+from lstmpool.benchmarks.results import read_rows
+from lstmpool.benchmarks.rounds import Arguments, Comparison
+
+from ..training_fixtures import save_backbone, sentences, write_csv
+
+
+SECONDS = {("a", "ours"): 1.0, ("a", "theirs"): 4.0, ("b", "ours"): 3.0, ("b", "theirs"): 2.0}
+
+
+def test_rounds_take_turns_and_are_not_repeated(tmp_path, capsys):
+    seen, output = [], tmp_path / "results.csv"
+
+    def measure(args, subject, variant):
+        seen.append((subject, variant))
+        return SECONDS[subject, variant]
+
+    pair = Comparison("pair", ("a", "b"), ("ours", "theirs"))
+    for rounds in (1, 2):
+        assert pair.main(Arguments, measure, "", [f"--rounds={rounds}", f"--output={output}"]) == 0
+    first = [("a", "ours"), ("a", "theirs"), ("b", "ours"), ("b", "theirs")]
+    assert seen == first + [first[1], first[0], first[3], first[2]]
+    out = capsys.readouterr().out
+    assert "| a | ours | 2 | 1 | 0.250 [0.250, 0.250] |\n| a | theirs | 2 | 4 |  |" in out
+    assert pair.over_base(read_rows(output), "b", "ours") == (1.5, 1.5, 1.5)
+    assert pair.over_base([], "b", "ours") is None
+
+
+@pytest.mark.parametrize("command", [cached_epochs, prediction, profile_training])
+def test_a_command_on_data_asks_for_it(command, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main([f"--output={tmp_path / 'results.csv'}"])
+    assert "expected --data" in capsys.readouterr().err
+
+
+def test_an_epoch_lasts_from_line_to_line():
+    program = (
+        "import time; print('epoch 1/2', flush=True); time.sleep(0.5); print('no'); print('epoch 2/2', flush=True)"
+    )
+    first, second = cached_epochs.epoch_ends([sys.executable, "-c", program], {})
+    assert 0.4 < second - first < 5
+    with pytest.raises(SystemExit, match="broken\n\n.*ended with status 3"):
+        cached_epochs.epoch_ends([sys.executable, "-c", "print('broken'); raise SystemExit(3)"], {})
+
+
+def test_a_part_within_a_part_is_not_counted_twice(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(profile_training.time, "perf_counter", lambda: now[0])
+
+    class Work:
+        def outer(self):
+            now[0] += 1
+            self.inner()
+
+        def inner(self):
+            now[0] += 10
+
+    clock, work, unwrapped = Clock(), Work(), Work.inner
+    with clock.on({"outer": [(Work, "outer")], "inner": [(Work, "inner")]}):
+        work.outer()
+        work.inner()
+    assert clock.seconds == {"outer": 11, "inner": 10}
+    assert Work.inner is unwrapped
+
+
+def test_the_parts_of_the_command_are_where_the_profile_looks_for_them():
+    with Clock().on(profile_training.PARTS):
+        pass
+
+
+def test_the_shares_of_a_run():
+    rows = [
+        {"run": "one", "part": part, "seconds": str(seconds)}
+        for part, seconds in (("imports", 2), ("forward", 5), ("everything else", 1))
+    ]
+    text = profile_training.table(rows)
+    assert "| forward | 5.0 s, 62.5% |\n| everything else | 1.0 s, 12.5% |\n| whole | 8 s |" in text
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name in ("movie_reviews", "cr", "trec6"):
+        (tmp_path / name).mkdir()
+        for split in ("train", "validation", "test"):
+            write_csv(tmp_path / name / f"{split}.csv", {"text": sentences(12), "label": [i % 2 for i in range(12)]})
+    save_backbone(tmp_path / "backbone")
+    return tmp_path
+
+
+def test_all_predict_the_same_texts(data):
+    texts = prediction.mixed_texts(data, 20)
+    assert len(texts) == 20 and texts == prediction.mixed_texts(data, 20)
+    found = {}
+    for variant in prediction.COMPARED.variants:
+        torch.manual_seed(0)  # the same new layers
+        found[variant] = prediction.predictor(variant, str(data / "backbone"))(texts)
+    scores = torch.tensor(found["predict_logits"]).softmax(-1).amax(-1)
+    torch.testing.assert_close(scores.float(), torch.tensor([row["score"] for row in found["pipeline, lstmpool"]]))
+    assert len(found["pipeline, stock class"]) == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [cached_epochs, prediction, loading])
+def test_a_command_runs_on_small_data(command, data):
+    words = [] if command is loading else [f"--data={data}", f"--backbone={data / 'backbone'}"]
+    output = data / "results.csv"
+    assert command.main([*words, "--rounds=1", f"--output={output}"]) == 0
+    rows = read_rows(output)
+    assert len(rows) == len(command.COMPARED.subjects) * len(command.COMPARED.variants)
+    assert all(float(row["seconds"]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_run_come_to_the_whole(data, monkeypatch):
+    monkeypatch.setattr(profile_training, "RUNS", {"frozen": ("trec6", ["--num_train_epochs=2", "--freeze_backbone"])})
+    output, started = data / "results.csv", time.perf_counter()
+    assert profile_training.main([f"--data={data}", f"--backbone={data / 'backbone'}", f"--output={output}"]) == 0
+    whole = time.perf_counter() - started
+    seconds = {row["part"]: float(row["seconds"]) for row in read_rows(output)}
+    assert seconds.keys() == {*profile_training.PARTS, profile_training.IMPORTS, profile_training.REST}
+    assert min(seconds.values()) >= 0
+    assert sum(seconds.values()) == pytest.approx(whole, rel=0.1)

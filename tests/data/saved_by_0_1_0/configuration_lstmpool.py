@@ -1,0 +1,386 @@
+"""Configuration of an LSTM (or a rival pooling) that reads a transformer's layers in order.
+
+`LstmPoolConfig` holds the config of the backbone, which stays the only source of truth on the backbone, and the few
+knobs of what is read from it: which layers, which vector of each layer, and what turns that sequence of vectors into
+one. Every field is checked when the config is made, and fields left unset are resolved from the backbone's family
+then, so that a saved config says what the model does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PretrainedConfig
+
+
+TOKEN_POOLINGS = ("cls", "mean", "max", "last")
+LAYER_POOLINGS = ("lstm", "gru", "attention", "weighted", "max", "concat", "last")
+LSTM_READOUTS = ("last", "final", "mean")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
+
+class Families:
+    """What is known of backbone families, by `model_type`, and cannot be read off a config. The tests verify it."""
+
+    # Their layers end in a LayerNorm: all have one scale, and the vectors need no norm of their own.
+    POST_NORM = frozenset(
+        "albert bart bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra "
+        "ernie flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm layoutlmv3 lilt longformer luke markuplm "
+        "mpnet mra mvp nomic_bert nystromformer openai-gpt plbart rembert roberta roc_bert roformer squeezebert tapas "
+        "xlm xlm-roberta xlnet xmod yoso".split()
+    )
+    # Bidirectional, though the library files them under causal language models alone; a text ends with its CLS.
+    CLS_AT_THE_END = frozenset({"xlnet"})
+    # Causal, though the library does not file them there.
+    DECODERS = frozenset({"mistral4"})
+    # Their layers are not one list, called bottom to top.
+    NOT_A_STACK = frozenset({"albert", "canine", "funnel"})
+    # Their layers are called past their hooks, or on hidden states of another shape.
+    NOT_HOOKED = frozenset({"squeezebert", "xlnet"})
+    # The part of a layer that adds what entered it to its attention; what follows acts on each token alone.
+    ONE_TOKEN_AFTER = {"distilbert": "sa_layer_norm"} | dict.fromkeys(
+        "bert camembert convbert data2vec-text deberta deberta-v2 electra ernie esm layoutlm markuplm megatron-bert "
+        "mpnet rembert roberta roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl".split(),
+        "attention",
+    )
+    # They number their tokens from 2, which an explicit `position_ids` would have to know.
+    OFFSET_POSITIONS = frozenset({"mra", "nystromformer", "yoso"})
+    # Names of the norm that follows the top layer of a pre-norm family, and a family with another.
+    FINAL_NORMS = (
+        "norm norm_f final_norm final_layer_norm final_layernorm emb_layer_norm_after layer_norm layernorm LayerNorm "
+        "ln_f ln"
+    ).split()
+    FINAL_NORM_OF = {"bigbird_pegasus": ["layernorm_embedding"]}
+    LEFT_OUT = {
+        "layoutlmv2": "it needs detectron2, and an image with every text",
+        "perceiver": "its bare model reads features, not input_ids",
+        "reformer": "they run without gradients, so that nothing could be trained on them",
+    }
+
+
+_FIELDS = (
+    *("layers", "token_pooling", "layer_pooling", "layer_norm", "pooler_dropout"),
+    *("lstm_hidden_size", "lstm_bidirectional", "lstm_readout"),
+)
+OWN_FIELDS = (*_FIELDS, "num_labels", "id2label", "label2id", "problem_type")  # not the backbone's
+HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+_AUTO_MAP = {
+    "AutoConfig": "configuration_lstmpool.LstmPoolConfig",
+    "AutoModel": "modeling_lstmpool.LstmPoolModel",
+    "AutoModelForSequenceClassification": "modeling_lstmpool.LstmPoolForSequenceClassification",
+}
+
+
+def stack_config(backbone_config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a backbone's config that describes the layers which are read: those of a text encoder."""
+    encoder = getattr(backbone_config, "encoder", None)
+    if backbone_config.is_encoder_decoder and isinstance(encoder, PretrainedConfig):
+        backbone_config = encoder  # `get_text_config` would give the decoder's
+    return backbone_config.get_text_config()
+
+
+def count_layers(backbone_config: PretrainedConfig) -> int:
+    """Number of layers that can be read from a backbone: those of the encoder where there is a decoder as well."""
+    text_config = stack_config(backbone_config)
+    if text_config.model_type == "funnel":
+        return sum(map(operator.mul, text_config.block_sizes, text_config.block_repeats))
+    if text_config.model_type == "canine":  # one layer over characters, down, the layers over blocks, up, one layer
+        return text_config.num_hidden_layers + 4
+    names = ("encoder_layers", "num_hidden_layers") if text_config.is_encoder_decoder else ("num_hidden_layers",)
+    for name in names:
+        count = getattr(text_config, name, None)
+        if isinstance(count, int) and count > 0:
+            return count * getattr(text_config, "inner_group_num", 1)  # ALBERT's groups may hold several layers
+    raise ValueError(
+        f"backbone_config must say how many layers the backbone has, got a {type(text_config).__name__} without a "
+        f"positive {names[0]}. Choose a backbone that is a stack of layers."
+    )
+
+
+def is_post_norm(backbone_config: PretrainedConfig) -> bool:
+    """Whether every layer of this backbone ends in a norm."""
+    return backbone_config.model_type in Families.POST_NORM and not getattr(backbone_config, "pre_norm", False)
+
+
+def is_causal(backbone_config: PretrainedConfig) -> bool:
+    """Whether a token of this backbone sees only what stands before it: its first token has then seen nothing."""
+    if backbone_config.is_encoder_decoder or backbone_config.model_type in Families.CLS_AT_THE_END:
+        return False  # only the encoder of an encoder-decoder is read
+    text_config, config_class = stack_config(backbone_config), type(backbone_config)
+    if getattr(text_config, "is_causal", None) is False:  # the library's switch to make an encoder of a decoder
+        return False
+    if getattr(text_config, "use_bidirectional_attention", None) is True and text_config.model_type != "gemma2":
+        return False  # Gemma's switch, which Gemma 2 has but does not read
+    if any(getattr(text_config, name, False) for name in ("is_decoder", "causal")):
+        return True
+    known = config_class in MODEL_FOR_CAUSAL_LM_MAPPING or backbone_config.model_type in Families.DECODERS
+    return known and config_class not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+class LstmPoolConfig(PretrainedConfig):
+    r"""Configuration of [`LstmPoolModel`] and [`LstmPoolForSequenceClassification`].
+
+    Args:
+        backbone_config (`PretrainedConfig` or `dict`, *optional*, defaults to a `BertConfig()`):
+            Config of the backbone, of any family that `AutoModel` knows. A dict must name its `model_type`.
+        layers (`list[int]`, *optional*, defaults to all layers):
+            Which layers are read: 1-based (0 would be the embeddings, which have not attended to any context),
+            ascending, without repeats. Negative numbers count from the top: `[-4, -3, -2, -1]` reads the last four.
+            Any sequence of integers will do, such as `range(2, 13, 2)` for every other layer of 12. Stored resolved,
+            as positive numbers.
+        token_pooling (`str`, *optional*):
+            How one layer's (B, T, H) becomes (B, H): `"cls"` (the first token that the mask keeps; for XLNet the
+            last), `"mean"` or `"max"` over the tokens that the mask keeps, or `"last"` (the last token that it keeps).
+            Unset, it is resolved from the family: `"last"` for causal backbones, `"mean"` for the encoder of an
+            encoder-decoder, `"cls"` for the rest. Causal backbones refuse `"cls"`.
+        layer_pooling (`str`, *optional*, defaults to `"lstm"`):
+            How the chosen layers' (B, L, H) become (B, D): `"lstm"` or `"gru"` read them in order; `"attention"`
+            (a learned query), `"weighted"` (one learned weight a layer), `"max"` (elementwise), `"concat"` (an MLP
+            over all of them, with about the LSTM's parameter count) and `"last"` (the highest layer alone) are the
+            poolings to compare them with.
+        layer_norm (`bool`, *optional*):
+            Whether a LayerNorm is applied to each layer's vector before the layer pooling. Unset, it is resolved from
+            the family: off where every layer ends in a norm already, on for the others, whose layers differ in scale
+            by orders of magnitude.
+        lstm_hidden_size (`int`, *optional*, defaults to 256):
+            Units per direction of the LSTM or GRU; a bidirectional net gives twice this. The same number sets the size
+            of `"concat"`.
+        lstm_bidirectional (`bool`, *optional*, defaults to `True`):
+            Whether the LSTM or GRU reads the layers from the top down too.
+        lstm_readout (`str`, *optional*, defaults to `"last"`):
+            What is read from the LSTM or GRU: `"last"`, the output at the highest layer, for which the backward
+            direction has read that layer alone; `"final"`, the last state of each direction, so that both have read
+            every layer; `"mean"`, the mean of the outputs.
+        pooler_dropout (`float`, *optional*, defaults to 0.1):
+            Probability of dropout between the layer pooling and the classifier.
+        kwargs (*optional*):
+            What every config takes: `num_labels`, `id2label`, `problem_type` and so on. An unset `problem_type`
+            becomes `"regression"` for one label and `"single_label_classification"` for more, and is always saved.
+
+    Raises:
+        ValueError: if a field has a value that no model can be built from.
+    """
+
+    model_type = "lstmpool"
+    sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = ["layer_states", "hidden_states", "attentions"]
+
+    def __init__(
+        self,
+        backbone_config: PretrainedConfig | dict[str, Any] | None = None,
+        layers: list[int] | None = None,
+        token_pooling: str | None = None,
+        layer_pooling: str = "lstm",
+        layer_norm: bool | None = None,
+        lstm_hidden_size: int = 256,
+        lstm_bidirectional: bool = True,
+        lstm_readout: str = "last",
+        pooler_dropout: float = 0.1,
+        **kwargs,
+    ):
+        _refuse_misplaced(kwargs)
+        # The fields come before `super().__init__`, which already asks for the sub-config; it gives a dict under this
+        # key a meaning of its own, so the dict becomes a config here.
+        self.backbone_config = _as_config(backbone_config)
+        self.layers = layers
+        self.token_pooling = token_pooling
+        self.layer_pooling = layer_pooling
+        self.layer_norm = layer_norm
+        self.lstm_hidden_size = lstm_hidden_size
+        self.lstm_bidirectional = lstm_bidirectional
+        self.lstm_readout = lstm_readout
+        self.pooler_dropout = pooler_dropout
+        # Unset, `super().__init__` would take from the backbone the implementations that it was loaded with.
+        for name in ("attn_implementation", "experts_implementation"):
+            if kept := getattr(self.backbone_config, f"_{name}", None):
+                kwargs.setdefault(name, {"backbone_config": kept})
+        # A model loaded from the Hub names its repository here; saved again it must name its own files.
+        super().__init__(**{**kwargs, "auto_map": dict(_AUTO_MAP)})
+        self.resolve()
+
+    def resolve(self) -> None:
+        """Checks every field and fills those left unset (`None`) from the backbone's family.
+
+        `__init__` calls this, and so does the model, because attributes may be assigned in between. Raises ValueError,
+        naming the field, the value expected, the value found and the remedy.
+        """
+        family, causal = self.backbone_config.model_type, is_causal(self.backbone_config)
+        if self.token_pooling is None:
+            default = "mean" if self.backbone_config.is_encoder_decoder else "cls"
+            self.token_pooling = "last" if causal else default
+        if self.layer_norm is None:
+            self.layer_norm = not is_post_norm(self.backbone_config)
+        if self.problem_type is None:
+            self.problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
+        self.layers = _resolve_layers(self.layers, count_layers(self.backbone_config))
+
+        _check_choice("token_pooling", self.token_pooling, TOKEN_POOLINGS)
+        _check_choice("layer_pooling", self.layer_pooling, LAYER_POOLINGS)
+        _check_choice("lstm_readout", self.lstm_readout, LSTM_READOUTS)
+        _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        for name in ("layer_norm", "lstm_bidirectional"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        size = self.lstm_hidden_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"lstm_hidden_size must be a positive integer (units per direction), got {size!r}.")
+        dropout = self.pooler_dropout
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+            raise ValueError(f"pooler_dropout must be a probability in [0, 1), got {dropout!r}.")
+        if causal and self.token_pooling == "cls":
+            raise ValueError(
+                f"token_pooling='cls' cannot be used with {family}: it is causal, so its first token has seen nothing "
+                "but itself. Use 'last' (its default) or 'mean'."
+            )
+        if self.problem_type == "single_label_classification" and self.num_labels < 2:
+            raise ValueError(
+                f"problem_type='single_label_classification' needs num_labels of 2 or more, got {self.num_labels}. "
+                "Set problem_type='regression' for a single number."
+            )
+
+    def pop_flag(self, kwargs: dict[str, Any], name: str) -> bool:
+        """Takes a flag such as `return_dict` out of `kwargs`; where it is not given, or None, it is this config's."""
+        flag = kwargs.pop(name, None)
+        return getattr(self, name) if flag is None else flag
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        # The library sets keyword overrides on the finished config, where no check would see them.
+        ours = {name: kwargs.pop(name) for name in _FIELDS if name in kwargs}
+        return super().from_dict({**config_dict, **ours}, **kwargs)
+
+    def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
+        """As the library's; raises ValueError if the backbone's code is its repository's: no folder can carry it."""
+        module = type(self.backbone_config).__module__
+        if module.startswith("transformers_modules."):
+            raise ValueError(
+                f"the backbone's code, {module}, comes from its own repository, and a folder saved now would not load "
+                "elsewhere. Put that code into a module that calls AutoConfig.register and AutoModel.register, import "
+                "it here and wherever the model is loaded, and load the backbone without trust_remote_code."
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        # The library would leave out values that equal ITS defaults, though not those of the backbone's class.
+        backbone = self.backbone_config.to_dict()
+        for key in ("_name_or_path", "transformers_version"):  # a path of this machine; said once at the top
+            backbone.pop(key, None)
+        return {**super().to_diff_dict(), "backbone_config": backbone}
+
+    @property
+    def token_readout(self) -> str:
+        """`token_pooling`, with `"cls"` replaced by where it is: the `"first"` or `"last"` token that is kept."""
+        if self.token_pooling != "cls":
+            return self.token_pooling
+        return "last" if self.backbone_config.model_type in Families.CLS_AT_THE_END else "first"
+
+    def get_text_config(self, *args, **kwargs) -> PretrainedConfig:
+        """The backbone's text config, where the library looks for the vocabulary and the depth."""
+        return self.backbone_config.get_text_config(*args, **kwargs)
+
+    hidden_size = property(lambda self: stack_config(self.backbone_config).hidden_size, doc="H, of the backbone.")
+    num_attention_heads = property(lambda self: stack_config(self.backbone_config).num_attention_heads)
+    num_hidden_layers = property(lambda self: count_layers(self.backbone_config), doc="Read or not, of the backbone.")
+    vocab_size = property(
+        lambda self: stack_config(self.backbone_config).vocab_size,
+        lambda self, value: setattr(stack_config(self.backbone_config), "vocab_size", value),
+    )
+
+    def __eq__(self, other: object) -> bool:
+        # the library compares its own fields alone
+        return isinstance(other, LstmPoolConfig) and self._identity() == other._identity()
+
+    __hash__ = None
+
+    def _identity(self) -> dict[str, Any]:
+        return {key: value for key, value in self.to_diff_dict().items() if key != "transformers_version"}
+
+
+def _as_config(backbone_config: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig:
+    if backbone_config is None:
+        backbone_config = {"model_type": "bert"}
+    if isinstance(backbone_config, PretrainedConfig):
+        config = backbone_config
+    elif isinstance(backbone_config, dict):
+        fields = dict(backbone_config)
+        family = fields.pop("model_type", None)
+        if family is None:
+            raise ValueError(
+                "backbone_config, given as a dict, must name the backbone's family under 'model_type', got only "
+                f"{sorted(fields)}. Add for example model_type='bert', or pass the config object."
+            )
+        try:
+            config = AutoConfig.for_model(family, **fields)
+        except ValueError as error:
+            if f"Unrecognized model identifier: {family}" not in str(error):
+                raise
+            raise ValueError(
+                f"backbone_config has model_type={family!r}, which this version of transformers does not know. "
+                "Upgrade transformers, or register the family with AutoConfig.register."
+            ) from None
+    else:
+        raise ValueError(
+            f"backbone_config must be a config or a dict, got {backbone_config!r}. Use "
+            "AutoConfig.from_pretrained(name) for it, or from_backbone(name) of the model to load weights too."
+        )
+    if config.model_type == LstmPoolConfig.model_type:
+        raise ValueError(
+            "backbone_config is itself an LstmPoolConfig. Pass that of a plain backbone; a saved LstmPool model is "
+            "loaded with from_pretrained."
+        )
+    if reason := Families.LEFT_OUT.get(config.model_type):
+        raise ValueError(f"the layers of a {config.model_type} cannot be read: {reason}. Choose another backbone.")
+    if config.model_type == "funnel":  # of the two classes that have this config, the one without a decoder
+        config.architectures = ["FunnelBaseModel"]
+    return config
+
+
+def _resolve_layers(layers: Any, n: int) -> list[int]:
+    if layers is None:
+        return list(range(1, n + 1))
+    try:
+        if isinstance(layers, (str, bytes, dict, set)) or any(isinstance(layer, bool) for layer in layers):
+            raise TypeError
+        given = [operator.index(layer) for layer in layers]
+    except TypeError:
+        raise ValueError(f"layers must be a list of integers such as [2, 4, 6], got {layers!r}.") from None
+    bad = [layer for layer in given if layer == 0 or abs(layer) > n]
+    if bad or not given:
+        raise ValueError(
+            f"layers must lie in 1..{n} (or -{n}..-1, counted from the top), got {bad if given else 'none'}; this "
+            f"backbone has {n} layers, and 0, its embeddings, cannot be read."
+        )
+    resolved = [layer if layer > 0 else n + 1 + layer for layer in given]
+    if any(low >= high for low, high in zip(resolved, resolved[1:], strict=False)):
+        raise ValueError(
+            f"layers must be ascending and without repeats, got {given}, which is {resolved} from the bottom up. "
+            f"Use {sorted(set(resolved))}."
+        )
+    return resolved
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.{hint}")
+
+
+def _refuse_misplaced(kwargs: dict[str, Any]) -> None:
+    """A config keeps any keyword it does not know; those that are surely mistakes must not vanish in it."""
+    for key in kwargs:
+        if key in ("backbone", "hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
+            raise ValueError(
+                f"{key} is not a field of LstmPoolConfig. Pass backbone_config, with all that concerns the backbone, "
+                "or load pretrained weights with from_backbone(name) of the model."
+            )
+        close = difflib.get_close_matches(key, ("backbone_config", *_FIELDS), n=1, cutoff=0.85)
+        if close:
+            raise ValueError(f"{key} is not a field of LstmPoolConfig. Did you mean {close[0]}?")
+
+
+if not __name__.startswith("transformers_modules."):  # a Hub folder's code must not replace the installed one
+    AutoConfig.register(LstmPoolConfig.model_type, LstmPoolConfig, exist_ok=True)
+LstmPoolConfig.register_for_auto_class()

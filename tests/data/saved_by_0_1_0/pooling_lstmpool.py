@@ -1,0 +1,137 @@
+"""The poolings: from a layer's tokens to one vector, and from the layers' vectors to one vector a text.
+
+    a layer's (B, T, H) -> `pool_tokens` -> (B, H);  `layer_states` (B, L, H) -> a `LayerPooling` -> (B, D)
+
+B batch, T tokens, L layers read, H backbone hidden size, D pooled size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration_lstmpool import LstmPoolConfig
+
+
+def pool_tokens(hidden: Tensor, attention_mask: Tensor, how: str) -> Tensor:
+    """(B, H) from a layer's `hidden` (B, T, H): the "first" or "last" token that `attention_mask` (B, T) keeps, or the
+    "mean" or "max" of all that it keeps. A copy that does not hold on to `hidden`; finite for a row without tokens."""
+    kept = (attention_mask != 0).to(hidden.device)  # (B, T)
+    if kept.size(1) > hidden.size(1):  # a layer over blocks of tokens
+        kept = F.adaptive_max_pool1d(kept.float(), hidden.size(1)) > 0
+    hidden = hidden[:, : kept.size(1)]  # long attention fills a text up to whole blocks
+    if how in ("first", "last"):
+        index = kept.int().argmax(1) if how == "first" else kept.size(1) - 1 - kept.int().flip(1).argmax(1)
+        return hidden[torch.arange(hidden.size(0), device=hidden.device), index]
+    if how == "mean":  # in float32: a sum over tokens leaves the range of float16
+        total = hidden.masked_fill(~kept[..., None], 0).sum(1, dtype=torch.float32)
+        return (total / kept.sum(1, keepdim=True).clamp(min=1)).to(hidden.dtype)
+    highest = hidden.masked_fill(~kept[..., None], torch.finfo(hidden.dtype).min).amax(1)
+    return highest.masked_fill(~kept.any(1, keepdim=True), 0)
+
+
+class LayerPooling(nn.Module):
+    """Base of the poolings: layer states (B, L, H), lowest layer first, to (B, D), where D is `output_size`."""
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.hidden_size) if config.layer_norm else nn.Identity()
+        self.output_size: int = config.hidden_size
+
+    def forward(self, layer_states: Tensor) -> Tensor:
+        return self.pool(self.layer_norm(layer_states))
+
+
+class TopLSTM(nn.LSTM):
+    """The output of an LSTM at the highest layer. There the backward direction has taken one step, its first, and no
+    other is computed; the values, and the parameters, are those of `nn.LSTM`."""
+
+    def forward(self, layer_states: Tensor) -> Tensor:
+        if not self.bidirectional or layer_states.device.type not in ("cpu", "meta"):
+            # elsewhere both directions are one fused kernel, for which all weights lie in one block
+            return super().forward(layer_states)[0][:, -1]
+        self.check_input(layer_states, None)
+        start = layer_states.new_zeros(1, layer_states.size(0), self.hidden_size)
+        weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        outputs, _, _ = torch.lstm(layer_states, (start, start), weights, True, 1, 0.0, self.training, False, True)
+        # from a state of zero, which leaves the recurrent weights no effect, and a gradient of zero: without one,
+        # DistributedDataParallel would wait for it
+        bias = self.bias_ih_l0_reverse + self.bias_hh_l0_reverse + 0 * self.weight_hh_l0_reverse[:, 0]
+        i, _, g, o = F.linear(layer_states[:, -1], self.weight_ih_l0_reverse, bias).chunk(4, dim=-1)
+        backward = o.sigmoid() * (i.sigmoid() * g.tanh()).tanh()
+        return torch.cat([outputs[:, -1], backward], dim=-1)  # (B, D)
+
+
+class RecurrentPooling(LayerPooling):
+    """An LSTM or GRU reads the layers in order; `config.lstm_readout` says what is taken from it."""
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__(config)
+        self.units, self.readout = config.lstm_hidden_size, config.lstm_readout
+        net = {"lstm": TopLSTM if self.readout == "last" else nn.LSTM, "gru": nn.GRU}[config.layer_pooling]
+        self.rnn = net(config.hidden_size, self.units, batch_first=True, bidirectional=config.lstm_bidirectional)
+        self.output_size = self.units * (1 + config.lstm_bidirectional)
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        if isinstance(self.rnn, TopLSTM):
+            return self.rnn(layer_states)
+        outputs, _ = self.rnn(layer_states)  # (B, L, D)
+        if self.readout == "last":
+            return outputs[:, -1]
+        if self.readout == "mean":
+            return outputs.mean(1)
+        # the backward direction has read every layer only when it is back at the lowest
+        return torch.cat([outputs[:, -1, : self.units], outputs[:, 0, self.units :]], dim=-1)
+
+
+class AttentionPooling(LayerPooling):
+    """A learned query decides, text by text, how much each layer counts."""
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__(config)
+        self.query = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return (self.query(layer_states).softmax(1) * layer_states).sum(1)
+
+
+class WeightedPooling(LayerPooling):
+    """One learned weight a layer, the same for every text, as in ELMo (https://arxiv.org/abs/1802.05365)."""
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__(config)
+        self.layer_weights = nn.Parameter(torch.zeros(len(config.layers)))
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return (self.layer_weights.softmax(0)[:, None] * layer_states).sum(1)
+
+
+class MaxPooling(LayerPooling):
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return layer_states.amax(1)
+
+
+class LastPooling(LayerPooling):
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return layer_states[:, -1]
+
+
+class ConcatPooling(LayerPooling):
+    """One hidden layer over all layers side by side, with as many parameters as the LSTM would have."""
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__(config)
+        inputs, units = len(config.layers) * config.hidden_size, config.lstm_hidden_size
+        lstm_parameters = 4 * units * (config.hidden_size + units + 2) * (1 + config.lstm_bidirectional)
+        self.output_size = max(1, round(lstm_parameters / (inputs + 1)))
+        self.dense = nn.Linear(inputs, self.output_size)
+
+    def pool(self, layer_states: Tensor) -> Tensor:
+        return F.gelu(self.dense(layer_states.flatten(1)))
+
+
+POOLING_CLASSES = {
+    **{"lstm": RecurrentPooling, "gru": RecurrentPooling, "attention": AttentionPooling, "concat": ConcatPooling},
+    **{"weighted": WeightedPooling, "max": MaxPooling, "last": LastPooling},
+}

@@ -1,0 +1,174 @@
+"""A saved folder loads anywhere: in a fresh, isolated interpreter, from an empty directory, with nothing but torch and
+transformers, and nothing of this project, that can be imported."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
+
+from ..conftest import tiny_config, tiny_model
+
+
+PREAMBLE = """
+import sys
+
+hidden = "lstmpool accelerate datasets evaluate sklearn scipy pandas pyarrow peft sentence_transformers hypothesis"
+for name in hidden.split():
+    sys.modules[name] = None  # cannot be imported
+
+def no_network(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        raise RuntimeError(f"network access: {event} {args[1:]}")
+
+if OFFLINE:
+    sys.addaudithook(no_network)
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+torch.set_num_threads(1)
+"""
+
+
+def run_isolated(code, cwd, tmp_path, offline=True, check=True):
+    """Runs `code` as a stranger would: `python -I`, an empty directory, an empty Hub cache, no standard input."""
+    cwd.mkdir(exist_ok=True)
+    environment = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"OFFLINE = {offline}\n{PREAMBLE}\n{code}"],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer):
+    model = tiny_model(id2label={0: "late", 1: "broken", 2: "other"})
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    inputs = tokenizer(["where is my order", "money back"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    torch.save({"logits": outputs.logits, "layer_states": outputs.layer_states}, tmp_path / "wanted.pt")
+    return folder
+
+
+LOAD = """
+folder, wanted = FOLDER, torch.load(WANTED)
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer(["where is my order", "money back"], padding=True, return_tensors="pt")
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+assert type(config).__module__.startswith("transformers_modules."), type(config).__module__
+with torch.no_grad():
+    assert torch.equal(model(**inputs).logits, wanted["logits"])
+    assert torch.allclose(base(**inputs).layer_states, wanted["layer_states"], atol=1e-6)
+classify = pipeline("text-classification", model=folder, trust_remote_code=True)
+best = wanted["logits"][1].softmax(-1).max(-1)
+found = classify("money back")[0]
+assert found["label"] == ["late", "broken", "other"][int(best.indices)], found
+assert abs(found["score"] - float(best.values)) < 1e-5
+"""
+
+
+def test_a_stranger_loads_it_with_all_network_access_off(saved, tmp_path):
+    code = LOAD.replace("FOLDER", repr(str(saved))).replace("WANTED", repr(str(tmp_path / "wanted.pt")))
+    run_isolated(code, tmp_path / "empty", tmp_path)
+
+
+def test_the_project_really_cannot_be_imported_there(tmp_path):
+    done = run_isolated("import lstmpool", tmp_path / "empty", tmp_path, check=False)
+    assert "ModuleNotFoundError" in done.stderr or "ImportError" in done.stderr
+
+
+@pytest.mark.parametrize("auto_class", ["AutoConfig", "AutoModel", "AutoModelForSequenceClassification"])
+def test_without_trust_it_is_refused(saved, tmp_path, auto_class):
+    code = f"{auto_class}.from_pretrained({str(saved)!r}, trust_remote_code=False)"
+    done = run_isolated(code, tmp_path / "empty", tmp_path, check=False)
+    assert done.returncode != 0 and "trust_remote_code=True" in done.stderr
+
+
+def test_fine_tuned_and_saved_again_it_is_complete_by_itself(saved, tmp_path):
+    # by a stranger: the folder must name its own files and not those that it was loaded from
+    again = tmp_path / "again"
+    code = f"""
+model = AutoModelForSequenceClassification.from_pretrained({str(saved)!r}, trust_remote_code=True).train()
+tokenizer = AutoTokenizer.from_pretrained({str(saved)!r})
+inputs = tokenizer(["where is my order", "money back"], padding=True, return_tensors="pt")
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+model(**inputs, labels=torch.tensor([0, 2])).loss.backward()
+optimizer.step()
+model.eval().save_pretrained({str(again)!r})
+tokenizer.save_pretrained({str(again)!r})
+with torch.no_grad():
+    outputs = model(**inputs)
+torch.save({{"logits": outputs.logits, "layer_states": outputs.layer_states}}, {str(tmp_path / "wanted2.pt")!r})
+"""
+    run_isolated(code, tmp_path / "empty", tmp_path)
+    shutil.rmtree(saved)
+    shutil.rmtree(tmp_path / "hf")
+    code = {"configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
+    assert {"config.json", "model.safetensors", *code} <= {path.name for path in again.iterdir()}
+    saved_map = json.loads((again / "config.json").read_text())["auto_map"]
+    assert len(saved_map) == 3 and not any("--" in name for name in saved_map.values())
+    code = LOAD.replace("FOLDER", repr(str(again))).replace("WANTED", repr(str(tmp_path / "wanted2.pt")))
+    run_isolated(code, tmp_path / "empty2", tmp_path)
+
+
+def test_a_base_model_is_complete_too(tmp_path):
+    LstmPoolModel(tiny_config()).save_pretrained(tmp_path / "base")
+    code = f"""
+from_base = AutoModelForSequenceClassification.from_pretrained({str(tmp_path / "base")!r}, trust_remote_code=True)
+assert from_base(torch.tensor([[5, 6]])).logits.shape == (1, 3)
+"""
+    run_isolated(code, tmp_path / "empty", tmp_path)
+
+
+def test_two_folders_in_one_process_use_each_its_own_code(saved, tmp_path):
+    # the code of a folder is not put in the place of other code, be it the installed one or another folder's
+    other = tmp_path / "other"
+    shutil.copytree(saved, other)
+    source = (other / "modeling_lstmpool.py").read_text()
+    (other / "modeling_lstmpool.py").write_text(source + "\nLstmPoolForSequenceClassification.marker = 'other'\n")
+    code = f"""
+first = AutoModelForSequenceClassification.from_pretrained({str(saved)!r}, trust_remote_code=True)
+second = AutoModelForSequenceClassification.from_pretrained({str(other)!r}, trust_remote_code=True)
+third = AutoModelForSequenceClassification.from_pretrained({str(saved)!r}, trust_remote_code=True)
+assert [getattr(model, "marker", None) for model in (first, second, third)] == [None, "other", None]
+"""
+    run_isolated(code, tmp_path / "empty", tmp_path)
+
+
+def test_installed_the_local_code_is_used(saved):
+    from transformers import AutoModelForSequenceClassification
+
+    assert type(AutoModelForSequenceClassification.from_pretrained(saved)) is LstmPoolForSequenceClassification
+
+
+@pytest.mark.parametrize("name", ["configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"])
+def test_the_hub_files_import_nothing_but_torch_and_transformers(name):
+    import ast
+    from pathlib import Path
+
+    tree = ast.parse((Path(__file__).parents[2] / name).read_text())
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules |= {node.module for node in froms if node.level == 0}
+    outside = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
+    assert outside <= {"torch", "transformers"}
+    assert {node.module for node in froms if node.level} <= {"configuration_lstmpool", "pooling_lstmpool"}
+    assert not any(part.startswith("_") for module in modules for part in module.split(".")[1:])

@@ -1,0 +1,249 @@
+"""What of a folder is published, and what keeps it from being. No Hub is asked here: tests/training/hub does."""
+
+import hashlib
+import json
+import re
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
+
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.training.errors import InputError
+from lstmpool.training.hub.card import pin_card, snippet_of
+from lstmpool.training.hub.folder import check_files, choose_files, compare_code, prepare_output_dir
+from lstmpool.training.hub.publishing import Checked, describe, main
+from lstmpool.training.hub.repository import Hub
+from lstmpool.training.output.folder import CODE
+
+from .conftest import tiny_model
+
+
+CARD = "---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n\n# Parcels\n"
+COMMIT, OLDER = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    folder = tmp_path / "parcels"
+    tiny_model(id2label={0: "late", 1: "broken", 2: "other"}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+def change_config(folder, **fields):
+    config = json.loads((folder / "config.json").read_text()) | fields
+    kept = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(kept))
+
+
+def test_a_saved_model_with_tokenizer_and_card_is_fit(folder):
+    assert check_files(folder) == []
+
+
+def test_only_known_files_are_published(folder):
+    (folder / "README.md").write_text(CARD + "![curve](curve.png) ![far](https://example.com/far.png) ![](../up.png)")
+    others = {"training_args.bin", "optimizer.pt", "predictions.csv", "rows.json", "other.png", ".env"}
+    for name in {"curve.png", *others}:
+        (folder / name).write_text("x")
+    for name in ("checkpoint-3", "runs"):
+        (folder / name).mkdir()
+    published, left_out = choose_files(folder)
+    code, tokenizer = [path.name for path in CODE], ["tokenizer.json", "tokenizer_config.json"]
+    assert published == sorted(["README.md", "config.json", "curve.png", "model.safetensors", *code, *tokenizer])
+    assert set(left_out) == {"checkpoint-3/", "runs/", *others}
+
+
+def test_weights_in_several_files_are_published_with_their_index(folder):
+    tiny_model(id2label={0: "late", 1: "broken", 2: "other"}).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    published, _ = choose_files(folder)
+    parts = [name for name in published if re.fullmatch(r"model-\d+-of-\d+.safetensors", name)]
+    assert len(parts) > 1 and "model.safetensors.index.json" in published
+    assert check_files(folder) == []
+    (folder / parts[0]).unlink()
+    assert check_files(folder) == [f"the weights must be safetensors; {parts[0]} not found. " + AGAIN]
+
+
+AGAIN = "Save again with save_pretrained."
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "bert"}, "must say model_type 'lstmpool', found 'bert'"),
+        ({"auto_map": None}, "must have the auto_map .*, found null"),
+        ({"auto_map": {**LstmPoolConfig().auto_map, "AutoModel": "a/b--modeling_lstmpool.LstmPoolModel"}}, "auto_map"),
+        ({"auto_map": {"AutoConfig": "configuration_lstmpool.LstmPoolConfig"}}, "must have the auto_map"),
+        ({"problem_type": None}, "must have a problem_type, .*, found None"),
+        ({"problem_type": "guess"}, "found 'guess'"),
+        ({"id2label": None}, "must name its labels in id2label, found none"),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, "found LABEL_0, LABEL_1"),
+        ({"backbone_config": {"auto_map": {"AutoConfig": "x/y--code.C"}}}, "another repository, x/y--code.C"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_named(folder, fields, message):
+    change_config(folder, **fields)
+    assert any(re.search(message, line) for line in check_files(folder)), check_files(folder)
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("# Parcels\n", "must begin with a header"),
+        ("---\nlibrary_name: [\n---\n", "not valid YAML"),
+        (CARD.replace("text-classification", "fill-mask"), "must have pipeline_tag: text-classification"),
+        (CARD.replace("library_name: transformers\n", ""), "must have library_name: transformers, found None"),
+        (None, "README.md, the model card, not found"),
+    ],
+)
+def test_what_is_wrong_with_a_card_is_named(folder, card, message):
+    (folder / "README.md").unlink() if card is None else (folder / "README.md").write_text(card)
+    (line,) = check_files(folder)
+    assert re.search(message, line)
+
+
+def test_pickled_weights_are_refused_and_so_is_a_pickle_by_any_other_name(folder):
+    weights = {"weight": torch.zeros(2)}
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert "pytorch_model.bin" not in choose_files(folder)[0]
+    torch.save(weights, folder / "vocab.txt")
+    torch.save(weights, folder / "merges.txt", _use_new_zipfile_serialization=False)
+    (folder / "pytorch_model.bin").unlink()
+    lines = check_files(folder)
+    assert lines[:2] == [f"{name} is a pickle or an archive. Remove it." for name in ("merges.txt", "vocab.txt")]
+    assert lines[2].startswith("the weights must be safetensors; model.safetensors not found")
+
+
+def test_weights_that_were_cut_off_are_refused(folder):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    (line,) = check_files(folder)
+    assert line.startswith("model.safetensors is not a whole safetensors file")
+
+
+def test_missing_code_is_named(folder):
+    (folder / "modeling_lstmpool.py").unlink()
+    (line,) = check_files(folder)
+    assert line == "modeling_lstmpool.py, code of the model, not found. Save the model again with save_pretrained."
+
+
+def test_the_code_is_compared_with_the_installed_one_line_by_line(folder):
+    path = folder / "configuration_lstmpool.py"
+    path.write_text(path.read_text() + "# mine\n")
+    changed, same, _ = compare_code(folder)
+    assert (changed.name, same.name) == ("configuration_lstmpool.py", "modeling_lstmpool.py")
+    assert changed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != changed.released
+    assert changed.difference[-1] == "+# mine"
+    assert same.sha256 == same.released == hashlib.sha256(CODE[1].read_bytes()).hexdigest() and same.difference == []
+    printed = describe(Checked("parcels", folder, [], [changed, same], []))
+    assert "configuration_lstmpool.py differs from the installed release:" in printed and "\n  +# mine" in printed
+    assert "modeling_lstmpool.py is that of the installed release:" in printed
+
+
+def test_all_that_is_wrong_is_told_at_once_with_status_2(folder, capsys):
+    change_config(folder, problem_type=None, id2label=None)
+    (folder / "README.md").unlink()
+    assert main([str(folder), "--check"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    lines = output.err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "told"),
+    [
+        (OSError(28, "No space left on device"), None, "this machine cannot read or write a file: [Errno 28]"),
+        (RuntimeError("upload"), PermissionError(13, "Permission denied"), "this machine cannot read or write a file"),
+        (RuntimeError("upload"), HTTPError("cut off"), "no whole answer from https://hub.test: cut off. Run"),
+        (HTTPError("cut off"), OSError("socket"), "no whole answer from https://hub.test: socket. Run"),
+        (ConnectionResetError("reset"), None, "no whole answer from https://hub.test: reset. Run"),
+    ],
+)
+def test_what_fails_on_this_machine_is_not_told_as_the_hub_s_fault(monkeypatch, error, cause, told):
+    hub = Hub(HfApi(endpoint="https://hub.test"), "ann/parcels", "main", "token")
+    error.__cause__ = cause
+
+    def fails(repo_id):
+        raise error
+
+    monkeypatch.setattr(hub.api, "model_info", fails)
+    with pytest.raises(InputError, match=f"^{re.escape(told)}.*Nothing was pushed"):
+        hub.push({})
+
+
+@pytest.mark.parametrize("flag", ["--tags", "--tags=v1"])
+def test_an_unknown_flag_is_one_line_with_status_2(tmp_path, capsys, flag):
+    assert main([str(tmp_path), "ann/parcels", flag, "v1"]) == 2
+    assert capsys.readouterr().err == f"error: unknown argument {flag!r}. Did you mean '--tag'? --help lists all.\n"
+
+
+def test_a_card_in_latin_1_is_refused(folder):
+    (folder / "README.md").write_bytes(f"{CARD}\nPäckchen\n".encode("latin-1"))
+    assert check_files(folder) == ["README.md must be UTF-8, found the byte 0xe4. Save it as UTF-8."]
+
+
+def test_no_folder_and_no_owner_are_told(tmp_path, capsys):
+    assert main([str(tmp_path / "none"), "--check"]) == 2
+    assert "expected the folder of a saved model, found none at" in capsys.readouterr().err
+    for words in ([], ["parcels"], ["a/b/c"]):
+        assert main([str(tmp_path), *words]) == 2
+        assert "expected a repository OWNER/NAME, found" in capsys.readouterr().err
+
+
+def test_an_output_folder_is_made_ready_for_pushes_during_training(tmp_path):
+    prepare_output_dir(tiny_model(), tmp_path / "new")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {".gitignore", *(path.name for path in CODE)}
+    for path in CODE:
+        assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes()
+    assert (tmp_path / "new" / ".gitignore").read_text() == "/training_args.bin\n"
+
+
+@pytest.mark.parametrize("mine", ["/runs\n", "/runs"])
+def test_a_gitignore_keeps_its_lines_and_gets_one_more_once(tmp_path, mine):
+    (tmp_path / ".gitignore").write_text(mine)
+    for _ in range(2):
+        prepare_output_dir(tiny_model(), tmp_path)
+        assert (tmp_path / ".gitignore").read_text() == "/runs\n/training_args.bin\n"
+
+
+@pytest.mark.parametrize("revision", ["main", OLDER])
+def test_a_snippet_in_the_card_is_pinned(revision):
+    line = f'c = pipeline("text-classification", model="parcels", revision="{revision}", trust_remote_code=True)'
+    other = 'AutoModel.from_pretrained("distilbert-base-uncased")'
+    card = pin_card(f"{CARD}\n```python\n{other}\n{line}\n```\n", "ann/parcels", COMMIT, "parcels")
+    pinned = line.replace(revision, COMMIT).replace('"parcels"', '"ann/parcels"')
+    assert card == f"{CARD}\n```python\n{other}\n{pinned}\n```\n"
+    assert snippet_of(card, "ann/parcels", COMMIT) == f"{other}\n{pinned}"
+    line = f'm = AutoModel.from_pretrained("parcels", revision="{revision}")'
+    pinned = f'm = AutoModel.from_pretrained("ann/parcels", revision="{COMMIT}")'
+    assert pin_card(line, "ann/parcels", COMMIT, "parcels") == pinned
+
+
+def test_a_card_without_a_snippet_gets_one():
+    card = pin_card(CARD, "ann/parcels", COMMIT, "parcels")
+    assert card.startswith(CARD)
+    snippet = snippet_of(card, "ann/parcels", COMMIT)
+    assert f'model="ann/parcels", revision="{COMMIT}", trust_remote_code=True' in snippet and snippet in card
+    assert pin_card(card, "ann/parcels", OLDER, "parcels") == card.replace(COMMIT, OLDER)
+
+
+@pytest.mark.parametrize("name", ["parcels", "Parcels", "ann/parcels"])
+def test_only_lines_that_load_the_card_s_own_model_are_pinned(name):
+    other = 'AutoModel.from_pretrained("microsoft/deberta-v3-base", revision="main")'
+    mine = f'AutoModel.from_pretrained("{name}", revision="main")'
+    pinned = f'AutoModel.from_pretrained("ann/parcels", revision="{COMMIT}")'
+    text = f"{CARD}\n```python\n{other}\n"
+    assert pin_card(f"{text}{mine}\n```\n", "ann/parcels", COMMIT, "parcels") == f"{text}{pinned}\n```\n"
+    alone = pin_card(f"{text}```\n", "ann/parcels", COMMIT, "parcels")
+    assert alone.startswith(f"{text}```\n\n## Load this version\n") and COMMIT in alone
+
+
+def test_a_line_outside_a_block_of_python_is_pinned_and_lines_that_load_it_are_printed():
+    card = pin_card(f'{CARD}\n`pipeline(model="parcels", revision="main")`\n', "ann/parcels", COMMIT, "parcels")
+    assert card == f'{CARD}\n`pipeline(model="ann/parcels", revision="{COMMIT}")`\n'
+    assert f'model="ann/parcels", revision="{COMMIT}"' in snippet_of(card, "ann/parcels", COMMIT)

@@ -1,0 +1,164 @@
+"""`train_trainer.py --push_to_hub`, as it is typed: what arrives on the Hub, and what is said when it does not."""
+
+import json
+
+import pytest
+
+from ...training_fixtures import ROOT, save_backbone, sentences, write_csv
+from .conftest import ANN
+from .localhub_repo import POINTER, Repo
+
+
+pytestmark = pytest.mark.hub
+
+CODE = {"configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
+RUN = f"""
+import json, sys
+sys.path.insert(0, {str(ROOT)!r})
+from lstmpool.train_trainer import main
+for words in json.loads(sys.argv[1]):
+    print("status", main(words), flush=True)
+    print("end of a run", file=sys.stderr)
+"""
+INTERRUPTED = """
+from lstmpool.training.loop.trainer import LstmPoolTrainer
+evaluate = LstmPoolTrainer.evaluate
+def stopped(self, *args, **options):
+    if self.state.global_step > 2:
+        raise KeyboardInterrupt
+    return evaluate(self, *args, **options)
+LstmPoolTrainer.evaluate = stopped
+"""
+
+INTERRUPTED_PUSH = """
+from lstmpool.training.hub import saves
+push = saves.push
+def stopped(*args):
+    saves.push = push
+    raise KeyboardInterrupt
+saves.push = stopped
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a backbone and rows of a regression: its checkpoints must hold real units, too."""
+    folder = tmp_path_factory.mktemp("work")
+    save_backbone(folder / "backbone")
+    for split, n in (("train", 24), ("validation", 8)):
+        write_csv(
+            folder / f"{split}.csv", {"text": sentences(n), "stars": [f"{100 * (i % 5) + 0.5}" for i in range(n)]}
+        )
+    return folder
+
+
+def train(clients, work, *runs, program=RUN, **options):
+    """Runs the command once for each of `runs`, flags on top of the same ones, in one process."""
+    common = ["--backbone=backbone", "--train_file=train.csv", "--validation_file=validation.csv", "--use_cpu"]
+    common += ["--label_column_name=stars", "--num_train_epochs=2", "--lstm_hidden_size=4", "--push_to_hub"]
+    words = json.dumps([[*common, *run] for run in runs])
+    done = clients.python(program, words, cwd=work, **options)
+    statuses = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("status")]
+    return statuses, done.stderr.split("end of a run\n")[: len(runs)], done
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, clients, work):
+    """The commits of a run with each strategy, and what the runs printed."""
+    strategies = ("end", "every_save", "checkpoint")
+    runs = [
+        [f"--output_dir={name}", f"--hub_model_id=lab/{name}", f"--hub_strategy={name}", "--hub_private_repo"]
+        for name in strategies
+    ]
+    statuses, _, done = train(clients, work, *runs, token=ANN)
+    assert statuses == [0, 0, 0], done.stderr
+    return {name: hub.repos[f"lab/{name}"].pushed() for name in strategies}, done.stdout
+
+
+def test_every_commit_of_a_training_loads_by_itself(hub, clients, pushed):
+    commits = [(name, commit) for name, found in pushed[0].items() for commit in found]
+    results = clients.load_commits([(f"lab/{name}", commit.id) for name, commit in commits], token=ANN)
+    for (name, commit), logits in zip(commits, results, strict=True):
+        assert POINTER.fullmatch(commit.files["model.safetensors"]) and CODE <= set(commit.files)
+        assert 100 < logits.mean() < 300, (name, commit.title)  # the targets lie around 200: not in units of spread
+        assert hub.repos[f"lab/{name}"].private
+    titles = {name: [commit.title.split(",")[0] for commit in found] for name, found in pushed[0].items()}
+    assert titles["end"] == ["Upload model", f"Pin the snippet to {pushed[0]['end'][0].id[:7]}"]
+    for name in ("every_save", "checkpoint"):
+        assert titles[name][0] == "Training in progress" and titles[name][-2] == "Upload model"
+
+
+def test_only_what_belongs_to_a_model_is_on_the_hub(pushed):
+    for name, commits in pushed[0].items():
+        for commit in commits:
+            others = {path for path in commit.files if not path.startswith("last-checkpoint/")}
+            assert not [path for path in others if path.endswith((".bin", ".pt", ".pth", ".csv")) or "runs" in path]
+            in_progress = name == "checkpoint" and commit.title.startswith("Training in progress")
+            assert ("last-checkpoint/optimizer.pt" in commit.files) == in_progress  # from which to resume
+        assert {"README.md", "metrics.json", "learning_curve.png"} <= set(commits[-1].files)
+
+
+def test_the_card_on_the_hub_is_pinned_and_the_lines_are_printed(pushed):
+    for name, commits in pushed[0].items():
+        whole, pinned = commits[-2:]
+        line = f'model="lab/{name}", trust_remote_code=True, revision="{whole.id}"'
+        assert line in pinned.files["README.md"].decode() and line in pushed[1]
+
+
+@pytest.mark.slow
+def test_a_failed_push_in_the_background_or_at_the_end_is_told_and_the_folder_is_whole(hub, clients, work):
+    commits, strategies = [], {"once": "every_save", "never": "end"}
+
+    def fault(method, path):
+        """The first commit to each repository cannot be made, and none to ann/never."""
+        if method != "POST" or "/commit/" not in path:
+            return None
+        commits.append(path)
+        return "refused" if "never" in path or commits.count(path) == 1 else None
+
+    hub.fault = fault
+    runs = [[f"--output_dir={n}", f"--hub_model_id=ann/{n}", f"--hub_strategy={s}"] for n, s in strategies.items()]
+    statuses, told, done = train(clients, work, *runs, token=ANN)
+    hub.fault = lambda method, path: None
+    assert statuses == [3, 3], done.stderr
+    assert "error: the push of step 2 failed: " in told[0] and "model is whole" not in told[0]
+    (never,) = [line for line in told[1].splitlines() if line.startswith("error: ")]
+    assert "The model is whole in never; to publish it: python -m lstmpool.training.publish never ann/never" in never
+    assert hub.repos["ann/once"].pushed()[-1].title.startswith("Pin") and not hub.repos["ann/never"].pushed()
+    for name in strategies:
+        assert {"model.safetensors", "README.md", "config.json", *CODE} <= {p.name for p in (work / name).iterdir()}
+    clients.publish("never", "ann/never", token=ANN, cwd=work)
+
+
+def test_a_training_that_ends_early_tells_what_was_pushed_and_what_was_not(hub, clients, work):
+    """Ctrl-C in the second epoch: the checkpoint of the first, step 2, was on its way then."""
+    hub.fault = lambda method, path: "refused" if method == "POST" and "/models/ann/lost/commit/" in path else None
+    runs = [[f"--output_dir={name}", f"--hub_model_id=ann/{name}"] for name in ("lost", "kept")]
+    statuses, told, done = train(clients, work, *runs, program=INTERRUPTED + RUN, token=ANN)
+    hub.fault = lambda method, path: None
+    assert statuses == [130, 130], done.stderr
+    assert "error: the push of step 2 failed: " in told[0] and "the push of step" not in told[1]
+    assert done.stdout.count("Pushed: step 2.") == 1
+    assert not hub.repos["ann/lost"].pushed() and len(hub.repos["ann/kept"].pushed()) == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_while_it_is_published_is_published_by_the_same_command(hub, clients, work):
+    run = ["--output_dir=late", "--hub_model_id=ann/late", "--hub_strategy=end", "--save_total_limit=1"]
+    statuses, _, done = train(clients, work, run, run, program=INTERRUPTED_PUSH + RUN, token=ANN)
+    assert statuses == [130, 0], done.stderr
+    assert "It goes on from late/checkpoint-4." in done.stdout and done.stdout.count("epoch 2/") == 1
+    assert [commit.title[:6] for commit in hub.repos["ann/late"].pushed()] == ["Upload", "Pin th"]
+
+
+def test_what_cannot_be_pushed_to_is_told_before_training(hub, clients, work):
+    hub.repos["ann/rows"] = Repo(private=False)
+    hub.repos["ann/rows"].commit("main", {"rows.csv": b"text"}, "rows")
+    names = ["ann/rows", "bob/mine", "nobody"]
+    runs = [[f"--output_dir=not{i}", f"--hub_model_id={name}"] for i, name in enumerate(names)]
+    statuses, told, _ = train(clients, work, *runs, token=ANN)
+    assert statuses == [2, 2, 2]
+    for text, reason in zip(told, ["is taken by something", "answered 403", "names no owner"], strict=True):
+        (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert reason in line
+    assert not [path for path in work.iterdir() if path.name.startswith("not")]

@@ -1,0 +1,139 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.errors import InputError
+from lstmpool.training.loop.trainer import LstmPoolTrainer, check_settings, split_groups
+from lstmpool.training.runs.fit import _begin
+
+from ...conftest import tiny_model
+
+
+def trainer_for(tmp_path, **arguments):
+    args = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, learning_rate=1e-5, weight_decay=0.1, report_to=[], **arguments
+    )
+    return LstmPoolTrainer(tiny_model(layer_norm=True), args)
+
+
+def groups_by_name(trainer):
+    optimizer = trainer.create_optimizer()
+    groups = [(id(p), group) for group in optimizer.param_groups for p in group["params"]]
+    assert len(groups) == len(dict(groups))  # no parameter is in two groups
+    groups = dict(groups)
+    return {name: groups[id(p)] for name, p in trainer.model.named_parameters()}
+
+
+def test_the_new_layers_have_their_own_rate(tmp_path):
+    groups = groups_by_name(trainer_for(tmp_path, head_learning_rate=1e-2))
+    rates = {name: group["lr"] for name, group in groups.items()}
+    for name, rate in rates.items():
+        assert rate == (1e-5 if ".backbone." in name else 1e-2), name
+    assert "lstmpool.pooler.rnn.weight_ih_l0" in rates and "classifier.weight" in rates
+
+
+def test_biases_and_norms_do_not_decay(tmp_path):
+    groups = groups_by_name(trainer_for(tmp_path, head_learning_rate=1e-2))
+    for name, group in groups.items():
+        spared = "bias" in name or "norm" in name.lower()
+        assert group["weight_decay"] == (0.0 if spared else 0.1), name
+
+
+def test_without_a_rate_of_their_own_all_is_as_the_library_does_it(tmp_path):
+    optimizer = trainer_for(tmp_path, head_learning_rate=None).create_optimizer()
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-5, 1e-5]
+
+
+def test_both_rates_follow_the_schedule(tmp_path):
+    trainer = trainer_for(tmp_path, head_learning_rate=1e-2)
+    trainer.create_optimizer_and_scheduler(num_training_steps=4)
+    for _ in range(2):
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert sorted({group["lr"] for group in trainer.optimizer.param_groups}) == [0.5e-5, 0.5e-2]
+
+
+def test_groups_keep_their_other_settings():
+    first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [first, second], "momentum": 0.5}], lr=0.1)
+    split_groups(optimizer, {id(second): 0.3})
+    assert [(g["params"], g["lr"], g["momentum"]) for g in optimizer.param_groups] == [
+        ([first], 0.1, 0.5),
+        ([second], 0.3, 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optim": "lomo"}, "cannot be trained with: You need to install `lomo_optim`"),
+        ({"report_to": ["wandb"]}, "WandbCallback requires wandb"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps"),
+        ({"optim": "grokadamw", "eval_strategy": "epoch"}, "Please install grokadamw"),
+    ],
+)
+def test_settings_that_the_library_refuses_are_told_before_any_weights_are_read(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        check_settings(TrainingArguments(str(tmp_path), use_cpu=True, **({"report_to": []} | options)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optim": "adafactor"},
+        {"label_smoothing_factor": 0.1},
+        {"push_to_hub": True},
+        {"activation_checkpointing": True},
+    ],
+)
+def test_settings_that_can_be_trained_with_pass(tmp_path, options):
+    args = TrainingArguments(str(tmp_path / "new"), use_cpu=True, report_to=[], **options)
+    check_settings(args)
+    assert not (tmp_path / "new").exists()
+    assert all(getattr(args, name) == value for name, value in options.items())  # it works on a copy
+
+
+def test_a_damaged_best_checkpoint_is_told_before_a_run_goes_on(tmp_path):
+    """Also in the middle of training: in the end the last weights would be taken for the best."""
+    last = tmp_path / "checkpoint-16"
+    tiny_model(layer_norm=True).save_pretrained(last)
+    state = {"best_model_checkpoint": str(tmp_path / "checkpoint-8"), "global_step": 16}
+    (last / "trainer_state.json").write_text(json.dumps(state))
+    trainer = trainer_for(tmp_path)
+    trainer.args.load_best_model_at_end, trainer.args.resume_from_checkpoint = True, str(last)
+    job = SimpleNamespace(settings={}, splits={}, model_args=SimpleNamespace(peft=None))
+    for start in (lambda: trainer.train_from(str(last)), lambda: _begin(job, trainer.args, trainer.model)):
+        with pytest.raises(InputError, match="checkpoint-8, is not whole: it has no manifest"):
+            start()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-16"}
+
+
+def test_parameters_without_a_gradient_are_told_with_the_flag_that_allows_them(tmp_path, monkeypatch):
+    said = "Expected to have finished reduction in the prior iteration before starting a new one. This error indicates"
+    for message, kind in ((said, InputError), ("another one", RuntimeError)):
+
+        def train(self, resume_from_checkpoint=None, message=message):
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(LstmPoolTrainer, "train", train)
+        with pytest.raises(kind) as raised:
+            trainer_for(tmp_path).train_from(None)
+        assert ("--ddp_find_unused_parameters True" in str(raised.value)) == (kind is InputError)
+
+
+@pytest.mark.parametrize(("data_seed", "expected"), [(None, 7), (0, 0), (3, 3)])
+def test_rows_grouped_by_length_have_the_order_of_the_seed_for_data(tmp_path, data_seed, expected):
+    options = {"seed": 7, "data_seed": data_seed, "train_sampling_strategy": "group_by_length", "report_to": []}
+    trainer = LstmPoolTrainer(
+        tiny_model(),
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options),
+        train_dataset=Dataset.from_dict({"input_ids": [[1] * (1 + i % 5) for i in range(60)]}),
+    )
+    order = list(trainer._get_train_sampler())
+    other = LengthGroupedSampler(8, lengths=[1 + i % 5 for i in range(60)], generator=torch.manual_seed(expected))
+    assert order == list(other) and sorted(order) == list(range(60))

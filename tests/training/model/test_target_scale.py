@@ -1,0 +1,73 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from lstmpool.training.model.target_scale import TargetScale
+
+
+TARGETS = [[1.0, -300.0], [2.0, 900.0], [3.0, 0.0], [4.0, 7000.0]]
+
+
+@pytest.fixture
+def head():
+    torch.manual_seed(0)
+    return torch.nn.Linear(5, 2)
+
+
+def test_a_scale_is_a_power_of_two_near_the_spread():
+    scale = TargetScale(TARGETS)
+    spread = np.array(TARGETS).std(0)
+    assert np.log2(scale.scale).tolist() == np.round(np.log2(spread)).tolist()
+    assert ((spread / scale.scale > 0.7) & (spread / scale.scale < 1.42)).all()
+    assert TargetScale([5.0, 5.0, 5.0]).scale.tolist() == [1.0]
+    assert TargetScale([-1e30, 1e30]).scale.tolist() == [2.0**60]  # within what float32 can divide and multiply
+
+
+def test_targets_are_divided():
+    scale = TargetScale([0.0, 8.0])
+    assert scale.scale.tolist() == [4.0]
+    assert scale.divide([0.0, 8.0]) == [0.0, 2.0]
+    both = TargetScale([[0.0, 0.0], [8.0, 64.0]])
+    assert both.divide([[8.0, 64.0]]) == [[2.0, 2.0]]
+
+
+def test_a_fresh_head_starts_at_the_mean(head):
+    scale, weights = TargetScale(TARGETS), head.weight.detach().clone()
+    scale.switch_on(head, fresh=True)
+    assert torch.equal(head.weight, weights)  # made for targets of unit spread
+    assert (head.bias.detach().numpy() * scale.scale).tolist() == pytest.approx([2.5, 1900.0])
+
+
+def test_the_state_dict_is_in_real_units_all_the_while(head):
+    original, scale = copy.deepcopy(head.state_dict()), TargetScale(TARGETS)
+    scale.switch_on(head, fresh=False)
+    assert not torch.equal(head.weight, original["weight"])
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(tensor, original[name])  # to the last bit
+    states = torch.randn(7, 5)
+    real = torch.nn.functional.linear(states, original["weight"], original["bias"])
+    torch.testing.assert_close(head(states) * torch.tensor(scale.scale).float(), real)
+
+
+def test_a_state_in_real_units_is_taken_back_to_the_last_bit(head):
+    scale = TargetScale(TARGETS)
+    scale.switch_on(head, fresh=False)
+    trained = {name: tensor.detach().clone() for name, tensor in head.named_parameters()}
+    saved = head.state_dict()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.fill_(99.0)
+    head.load_state_dict(saved)
+    assert all(torch.equal(p, trained[name]) for name, p in head.named_parameters())
+    assert torch.equal(saved["weight"], head.state_dict()["weight"])  # the file's tensors are not written over
+
+
+def test_switching_off_folds_the_scale_into_the_weights(head):
+    original, scale = copy.deepcopy(head.state_dict()), TargetScale(TARGETS)
+    scale.switch_on(head, fresh=False)
+    scale.switch_off(head)
+    assert all(torch.equal(p, original[name]) for name, p in head.named_parameters())
+    head.load_state_dict({name: 3 * tensor for name, tensor in original.items()})
+    assert all(torch.equal(p, 3 * original[name]) for name, p in head.named_parameters())

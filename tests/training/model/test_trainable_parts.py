@@ -1,0 +1,138 @@
+import pytest
+import torch
+
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
+from lstmpool.training.arguments import ModelArguments, TrainingArguments
+from lstmpool.training.errors import InputError
+from lstmpool.training.model.trainable_parts import check_layers, learning_rates, prepare_layers, stack_of
+
+from ...conftest import backbone_config, random_inputs, tiny_config, tiny_model
+
+
+def prepared(model=None, **options):
+    model = model or tiny_model()
+    prepare_layers(model, ModelArguments(**options))
+    return model
+
+
+def frozen(model):
+    return {name.removeprefix("lstmpool.backbone.") for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def test_a_frozen_backbone_is_whole_and_without_dropout():
+    model = tiny_model()
+    for module in model.lstmpool.backbone.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    prepared(model, freeze_backbone=True)
+    assert frozen(model) == {name for name, _ in model.lstmpool.backbone.named_parameters()}
+    inputs = random_inputs()
+    states = [model.train()(**inputs).layer_states for _ in range(2)]
+    assert torch.equal(*states)
+    assert model.lstmpool.pooler.training and model.dropout.training
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "gpt2", "llama", "modernbert"])
+def test_frozen_embeddings_and_layers(family):
+    model = prepared(tiny_model(family), freeze_embeddings=True)
+    embeddings = frozen(model)
+    words = model.get_input_embeddings().weight
+    assert not words.requires_grad and not any(".layer" in name or "layers." in name for name in embeddings)
+    if family in ("bert", "distilbert", "deberta-v2"):
+        assert any("position" in name for name in embeddings) or family == "deberta-v2"
+        assert any("LayerNorm" in name for name in embeddings)
+    prefix, _ = stack_of(model)
+    model = prepared(tiny_model(family), freeze_layers=2)
+    layers = {name for name in frozen(model) if name.startswith(prefix)}
+    assert frozen(model) - layers == embeddings
+    assert {name[len(prefix) + 1 :].split(".")[0] for name in layers} == {"0", "1"}
+    assert all(p.requires_grad for name, p in model.named_parameters() if f"{prefix}.2." in name)
+
+
+def test_training_a_partly_frozen_model_leaves_the_frozen_part_alone():
+    model = prepared(freeze_layers=3).train()
+    model(**random_inputs(), labels=torch.tensor([0, 1, 2])).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (name.removeprefix("lstmpool.backbone.") in frozen(model)), name
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_reinitialised_layers_are_random_and_the_others_as_they_were(tmp_path, family):
+    tiny_model(family).lstmpool.backbone.save_pretrained(tmp_path)
+    model = LstmPoolForSequenceClassification.from_backbone(str(tmp_path), num_labels=3)
+    prefix, stack = stack_of(model)
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.add_(7.0)  # so that even a bias or a norm is not what it began with
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    prepare_layers(model, ModelArguments(reinit_layers=2))
+    for name, parameter in model.named_parameters():
+        fresh = any(f"{prefix}.{layer}." in name for layer in (2, 3))
+        assert torch.equal(parameter, before[name]) != fresh, name
+        if fresh:
+            assert parameter.abs().max() < 2, name  # drawn again, not moved
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"freeze_layers": 5}, "--freeze_layers must lie in 0..4, the layers there are, got 5"),
+        ({"reinit_layers": -1}, "--reinit_layers must lie in 0..4"),
+        ({"freeze_layers": 3, "reinit_layers": 2}, "Freeze fewer layers"),
+        ({"freeze_backbone": True, "reinit_layers": 1}, "Freeze fewer layers"),
+    ],
+)
+def test_layers_that_are_not_there(options, message):
+    with pytest.raises(InputError, match=message):
+        check_layers(ModelArguments(**options), tiny_config())
+
+
+def test_all_layers_may_be_frozen_or_fresh():
+    for options in ({"freeze_layers": 4}, {"reinit_layers": 4}, {"freeze_layers": 3, "reinit_layers": 1}):
+        check_layers(ModelArguments(**options), tiny_config())
+
+
+def rates(model, tmp_path, **options):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=1.0, report_to=[], **options)
+    return {name.removeprefix("lstmpool."): rate for name, rate in learning_rates(model, args).items()}
+
+
+def test_rates_fall_layer_by_layer(tmp_path):
+    found = rates(tiny_model(), tmp_path, layerwise_lr_decay=0.5, head_learning_rate=3.0)
+    for name, rate in found.items():
+        if name.startswith("backbone.encoder.layer."):
+            assert rate == 0.5 ** (3 - int(name.split(".")[3])), name
+        else:
+            assert rate == (0.5**4 if name.startswith("backbone.embeddings.") else 3.0), name
+
+
+def test_what_lies_above_the_layers_goes_as_fast_as_the_highest(tmp_path):
+    found = rates(tiny_model("llama"), tmp_path, layerwise_lr_decay=0.5, head_learning_rate=None)
+    assert found["backbone.norm.weight"] == found["backbone.layers.3.mlp.up_proj.weight"] == 1.0
+    assert found["backbone.embed_tokens.weight"] == 0.5**4
+    assert found["classifier.weight"] == 1.0
+    assert rates(tiny_model(), tmp_path, head_learning_rate=0.0)["classifier.weight"] == 0.0
+
+
+def test_what_is_frozen_has_no_rate_and_layer_10_is_not_layer_1(tmp_path):
+    model = LstmPoolForSequenceClassification(
+        LstmPoolConfig(backbone_config=backbone_config(num_hidden_layers=11), num_labels=2)
+    )
+    found = rates(prepared(model, freeze_embeddings=True), tmp_path, layerwise_lr_decay=0.5)
+    assert found["backbone.encoder.layer.1.output.dense.weight"] == 0.5**9
+    assert found["backbone.encoder.layer.10.output.dense.weight"] == 1.0
+    assert not any("embeddings" in name for name in found)
+
+
+def test_layers_that_cannot_be_told_apart(tmp_path):
+    with pytest.raises(InputError, match="whose 4 layers are one list, found 0 in AlbertModel"):
+        rates(tiny_model("albert"), tmp_path, layerwise_lr_decay=0.5)
+    assert set(rates(tiny_model("albert"), tmp_path, head_learning_rate=None).values()) == {1.0}
+
+
+def test_a_model_cut_below_its_top(tmp_path):
+    model = tiny_model(layers=[1, 3])
+    found = rates(model, tmp_path, layerwise_lr_decay=0.5, head_learning_rate=None)
+    assert found["backbone.encoder.layer.2.output.dense.weight"] == 1.0
+    assert found["backbone.encoder.layer.0.output.dense.weight"] == 0.25

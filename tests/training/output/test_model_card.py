@@ -1,0 +1,100 @@
+import pytest
+import yaml
+
+from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.model.backbone import Backbone
+from lstmpool.training.output.model_card import Run, model_card
+
+from ...conftest import tiny_config
+
+
+TABLE = [["split", "model", "accuracy"], ["test", "lstm over 4 layers", "0.750 [0.700, 0.800]"]]
+TEXTS = {"tokens": {"median": 5.5, "longest": 9}, "truncated": 0.25, "labels": {"no": 3, "yes": 1}}
+DATA = {name: {"source": f"{name}.csv", "rows": 4, **TEXTS} for name in ("train", "validation", "test")}
+
+
+def card(folder, on_hub=True, data=DATA, learned=None, command=(), fields=(), **options):
+    """A card of a made-up run, and its header."""
+    options = {"do_train": True, "eval_strategy": "epoch", "save_strategy": "epoch", **options}
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", **options}
+    args = TrainingArguments(str(folder), use_cpu=True, report_to=[], learning_rate=2e-5, **options)
+    text = model_card(
+        Run(
+            name="mine",
+            config=tiny_config(num_labels=2, id2label={0: "no", 1: "yes"}, **dict(fields)),
+            args=args,
+            backbone=Backbone("--backbone", "/home/me/bert", "owner/bert", on_hub, {}),
+            data=data,
+            max_seq_length=128,
+            best="Epoch 2 was kept.",
+            table=TABLE,
+            learned=learned or {},
+            plots=["confusion_matrix.png"],
+            snippet=["print(1)"],
+            command=list(command),
+        )
+    )
+    return text, yaml.safe_load(text.split("---")[1])
+
+
+def test_the_header_claims_what_is_known(tmp_path):
+    assert card(tmp_path)[1]["base_model"] == "owner/bert"
+    text, header = card(tmp_path, on_hub=False, fields={"problem_type": "regression"})
+    assert "base_model" not in header and header["tags"] == ["lstmpool", "text-regression"]
+    assert "Targets (2): `no`, `yes`" in text and "| loss | mse |" in text
+    assert "| loss |" not in card(tmp_path)[0]
+
+
+def test_it_shows_results_plots_and_data(tmp_path):
+    text = card(tmp_path, data=DATA | {"test": DATA["test"] | {"also_in_train": 2}})[0]
+    for line in (
+        "| test | lstm over 4 layers | 0.750 [0.700, 0.800] |",
+        "![confusion matrix](confusion_matrix.png)",
+        "| train | `train.csv` | 4 | 5.5 | 25.0% |  | no 3, yes 1. |",
+        "| test | `test.csv` | 4 | 5.5 | 25.0% | 2 | no 3, yes 1. |",
+    ):
+        assert line in text.splitlines()
+    assert "Epoch 2 was kept. Validation rows chose the epoch" in text
+    assert "chose the epoch" not in card(tmp_path, data={"train": DATA["train"]})[0]
+    assert "chose the epoch" not in card(tmp_path, load_best_model_at_end=False)[0]
+
+
+def test_what_was_learnt_is_shown_on_rows_that_it_was_not_fitted_on(tmp_path):
+    effect = {"validation": {"before": {"ece": 0.5}, "after": {"ece": 0.1}}}
+    effect["test"] = {"before": {"ece": 0.4}, "after": {"ece": 0.2}}
+    learned = {"temperature": 1.5, "calibration": effect}
+    text = card(tmp_path, learned=learned)[0]
+    assert "temperature of 1.500" in text and "On test:" in text and "| ece | 0.4000 | 0.2000 |" in text
+    unlabelled = DATA | {"test": DATA["test"] | {"labels": None}}
+    text = card(tmp_path, learned=learned, data=unlabelled)[0]
+    assert "On validation:" in text and "| ece | 0.5000 | 0.1000 |" in text
+    thresholds = {"thresholds": {"test": {"at_half": {"f1": 0.5}, "at_thresholds": {"f1": 0.75}}}}
+    assert "bias was moved" not in card(tmp_path, learned=thresholds)[0]  # measured, but not folded
+    text = card(tmp_path, learned=thresholds | {"folded_thresholds": [0.0]})[0]
+    assert "bias was moved" in text and "| f1 | 0.500 | 0.750 |" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "row"),
+    [
+        ({}, "learning rate, new layers | 0.001"),
+        ({"head_learning_rate": None}, "learning rate, new layers | 2e-05"),
+        ({"head_learning_rate": 0.0}, "learning rate, new layers | 0"),
+        ({"layerwise_lr_decay": 0.9}, "rate of a layer, times that above | 0.9"),
+        ({"per_device_train_batch_size": 8, "gradient_accumulation_steps": 3}, "batch | 24"),
+        ({"max_steps": 70}, "epochs | 70 steps"),
+        ({"num_train_epochs": 2.5}, "epochs | 2.5"),
+        ({"bf16": True}, "precision | bf16"),
+        ({"class_weights": "balanced"}, "classes weighted | balanced"),
+        ({"label_smoothing_factor": 0.1}, "label smoothing | 0.1"),
+    ],
+)
+def test_the_settings_are_those_of_the_run(tmp_path, options, row):
+    assert f"| {row} |" in card(tmp_path, **options)[0].splitlines()
+
+
+def test_the_command_names_no_folder_of_the_machine(tmp_path):
+    words = ["my recipe.yaml", "--train_file=/home/me/a.csv", "--test_file", "../me/b.csv", "--init_from=~/c"]
+    text = card(tmp_path, command=words)[0]
+    assert "python train_trainer.py 'my recipe.yaml' --train_file=a.csv --test_file b.csv --init_from=c" in text
+    assert "/home/me" not in text

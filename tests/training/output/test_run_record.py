@@ -1,0 +1,63 @@
+from dataclasses import replace
+
+import pytest
+
+from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from lstmpool.training.data.rows import Split
+from lstmpool.training.errors import InputError
+from lstmpool.training.output.run_record import RunRecord, settings_of
+
+
+def settings(folder, model=None, **training):
+    args = TrainingArguments(**{"output_dir": str(folder), "use_cpu": True, "report_to": [], **training})
+    return settings_of(ModelArguments(backbone="b", **(model or {})), DataArguments(train_file="t.csv"), args)
+
+
+def test_settings_that_decide_what_a_run_comes_to(tmp_path):
+    ours = settings(tmp_path)
+    assert ours == settings(tmp_path / "elsewhere", overwrite=True, disable_tqdm=True, logging_steps=3, run_name="r")
+    assert ours == settings(tmp_path, per_device_eval_batch_size=1, do_predict=True)
+    record = RunRecord(ours, {})
+    assert record.differs(settings(tmp_path)) == ""
+    for other in (
+        settings(tmp_path, seed=3),
+        settings(tmp_path, head_learning_rate=3e-4),
+        settings(tmp_path, model={"layers": [1]}),
+        settings(tmp_path, save_strategy="no"),
+        settings(tmp_path, lr_scheduler_type="cosine"),
+    ):
+        assert record.differs(other)
+    assert record.differs(settings(tmp_path, seed=3)) == "seed 42 there and 3 here"
+
+
+def test_a_record_comes_back_as_it_was_and_one_that_cannot_be_read_is_none(tmp_path):
+    split = Split("t.csv", ["a", "b"], None, [0, 1], [0, 1])
+    record = RunRecord.of(settings(tmp_path), {"train": split}, "out/checkpoint-5")
+    record.write(tmp_path)
+    assert RunRecord.read(tmp_path) == record and not record.finished
+    record.finish(tmp_path)
+    assert RunRecord.read(tmp_path) == replace(record, finished=True)
+    for text in ("", "[]", '{"settings": {}}', "{"):
+        (tmp_path / "run.json").write_text(text)
+        assert RunRecord.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"texts": ["a", "c"]},
+        {"labels": [1, 1]},
+        {"pairs": ["x", "y"]},
+        {"texts": ["b", "a"], "labels": [1, 0]},  # their order decides, too
+        {"texts": ["a"], "labels": [0]},
+    ],
+)
+def test_a_run_is_not_resumed_with_other_rows(tmp_path, other):
+    split = Split("t.csv", ["a", "b"], None, [0, 1], [0, 1])
+    splits = {"train": split, "validation": split, "test": split}
+    RunRecord.of({}, splits).write(tmp_path)
+    RunRecord.of({}, {**splits, "train": replace(split, source="renamed.csv")}).check_rows(tmp_path)
+    RunRecord.of({}, {**splits, "test": replace(split, **other)}).check_rows(tmp_path)  # which no weight depends on
+    for name in ("train", "validation"):
+        with pytest.raises(InputError, match=f"the {name} rows are not those"):
+            RunRecord.of({}, {**splits, name: replace(split, **other)}).check_rows(tmp_path)

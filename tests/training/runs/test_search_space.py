@@ -1,0 +1,86 @@
+import math
+
+import pytest
+
+from lstmpool.training.arguments import ModelArguments, TrainingArguments
+from lstmpool.training.errors import InputError
+from lstmpool.training.runs.search_space import BOUNDS, Values, space_of
+
+
+def space(given, model=None, **flags):
+    flags = {"output_dir": "out", "use_cpu": True, "hp_search": 5, "hp_space": given, **flags}
+    return space_of(ModelArguments(**(model or {})), TrainingArguments(**flags))
+
+
+def test_ranges_and_choices_are_read_from_json():
+    found = space(
+        '{"learning_rate": [1e-5, 1e-4, "log"], "weight_decay": [0, 0.1, "linear"], "lstm_hidden_size": [8, 64]}'
+    )
+    assert found == {
+        "learning_rate": Values(float, 1e-5, 1e-4, True),
+        "weight_decay": Values(float, 0.0, 0.1, False),
+        "lstm_hidden_size": Values(int, choices=(8, 64)),
+    }
+    assert 2e-5 in found["learning_rate"] and 2e-4 not in found["learning_rate"] and None not in found["learning_rate"]
+    assert 64 in found["lstm_hidden_size"] and 32 not in found["lstm_hidden_size"]
+
+
+def test_a_file_of_yaml_whose_small_numbers_are_strings_there(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text("learning_rate: [1e-5, 1e-4, log]\nnum_train_epochs: [2, 3]\n")
+    rates, epochs = Values(float, 1e-5, 1e-4, True), Values(float, choices=(2.0, 3.0))
+    assert space(str(path)) == {"learning_rate": rates, "num_train_epochs": epochs}
+    # as a recipe gives it: what is a dictionary there is JSON here
+    assert space('{"learning_rate": ["1e-5", "1e-4", "log"]}') == {"learning_rate": rates}
+
+
+def test_what_changes_nothing_is_not_searched():
+    assert set(space(None)) == {"learning_rate", "head_learning_rate", "num_train_epochs"} <= BOUNDS.keys()
+    assert set(space(None, {"freeze_backbone": True})) == {"head_learning_rate", "num_train_epochs"}
+    assert set(space(None, max_steps=9)) == {"learning_rate", "head_learning_rate"}
+    assert space(None, hp_search=None) == {}
+
+
+def test_what_the_command_has_set_is_in_the_space_that_is_searched_by_default():
+    found = space(None, num_train_epochs=1, learning_rate=1e-3, head_learning_rate=1e-5)
+    assert found["num_train_epochs"].choices == (1, 2, 3, 4, 6)
+    assert (found["learning_rate"].low, found["learning_rate"].high) == (1e-5, 1e-3)
+    assert (found["head_learning_rate"].low, found["head_learning_rate"].high) == (1e-5, 1e-2)
+    assert space(None, learning_rate=0)["learning_rate"] == Values(float, 1e-5, 2e-4, True)  # no log of it
+
+
+@pytest.mark.parametrize(
+    ("given", "model", "message"),
+    [
+        ('{"learning_rat": [1e-5, 1e-4]}', {}, "'learning_rat' cannot be searched. Did you mean 'learning_rate'"),
+        (
+            '{"learning_rate": [1e-5, 1e-4, "log"]}',
+            {"freeze_backbone": True},
+            "changes nothing with a frozen backbone",
+        ),
+        ('{"layerwise_lr_decay": [0.9, 1]}', {"peft": "lora"}, "changes nothing with a frozen backbone"),
+        ('{"pooler_dropout": [0.1]}', {"init_from": "x"}, "changes nothing with the model of --init_from"),
+        ('{"learning_rate": [1e-4, 1e-5, "log"]}', {}, "must go from a low number above 0 to a higher one"),
+        ('{"learning_rate": [0, 1e-5, "log"]}', {}, "must go from a low number above 0 to a higher one"),
+        ('{"learning_rate": [1e-5, "log"]}', {}, r"must be \[low, high, \"log\"\], .* found \[1e-05, 'log'\]"),
+        ('{"learning_rate": []}', {}, "found \\[\\]"),
+        ('{"learning_rate": 1e-5}', {}, "found 1e-05"),
+        ('{"learning_rate": [-1e-5]}', {}, "must be float of 0 to inf, got -1e-05"),
+        ('{"learning_rate": [NaN]}', {}, "got nan"),
+        ('{"learning_rate": [true]}', {}, "found \\[True\\]"),
+        ('{"lstm_hidden_size": [8.5]}', {}, "must be int of 1 to inf, got 8.5"),
+        ('{"layerwise_lr_decay": [0.5, 1.5, "linear"]}', {}, "must be float of 0.001 to 1, got 1.5"),
+        ('{"learning_rate": [1e-5,', {}, "not valid JSON or YAML"),
+        ("no_such_file.yaml", {}, "expected JSON, .* or a file, cannot read it"),
+        ("{}", {}, "must hold lists by the names of settings"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_refused(given, model, message):
+    with pytest.raises(InputError, match=message):
+        space(given, model)
+
+
+def test_a_space_needs_a_search():
+    with pytest.raises(InputError, match="--hp_space belongs to --hp_search"):
+        space("{}", hp_search=None)
+    assert math.isnan(Values(int, choices=(1,)).low)

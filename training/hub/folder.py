@@ -1,0 +1,197 @@
+"""A folder as it goes to the Hub: which of its files are published, and whether they are fit to be.
+
+Only files that are known are published: a stranger's machine reads them, and what else lies in the folder (such as
+predictions, logs and checkpoints) may be private. Nothing pickled is among them.
+"""
+
+import difflib
+import hashlib
+import inspect
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from lstmpool.configuration_lstmpool import PROBLEM_TYPES, LstmPoolConfig
+from lstmpool.training.output.folder import CODE
+
+
+TOKENIZER = (
+    "added_tokens.json bpe.codes chat_template.jinja dict.txt entity_vocab.json merges.txt normalizer.json "
+    "sentencepiece.bpe.model source.spm special_tokens_map.json spiece.model spm.model target.spm tokenizer.json "
+    "tokenizer.model tokenizer_config.json vocab.json vocab.txt"
+).split()
+# besides, the weights and the images that the model card shows
+PUBLISHED = {"README.md", "LICENSE", "config.json", "metrics.json", *TOKENIZER, *(path.name for path in CODE)}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+IMAGE = re.compile(r"!\[[^\]]*\]\(([\w.-]+\.(?:png|svg|jpg))\)")
+HEADER = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+IGNORED = "/training_args.bin"
+
+
+@dataclass(frozen=True)
+class CodeFile:
+    """One of the code files: its SHA-256, that of the installed release, and the lines in which they differ."""
+
+    name: str
+    sha256: str
+    released: str
+    difference: list[str]
+
+
+def prepare_output_dir(model: PreTrainedModel, folder: str | Path) -> None:
+    """Makes each push of the library's `Trainer` load by itself. To be called before `train()`.
+
+    During training, `Trainer` uploads `args.output_dir`, into which it copies weights and config but not the model's
+    code. This puts the code there, and a `.gitignore` by which the Hub leaves out the pickled `training_args.bin`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for thing in (model, model.config, model.base_model.pooler):
+        path = Path(inspect.getfile(type(thing)))
+        shutil.copyfile(path, folder / path.name)
+    path = folder / ".gitignore"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if IGNORED not in text.splitlines():
+        text += "\n" if text and not text.endswith("\n") else ""
+        path.write_text(f"{text}{IGNORED}\n", encoding="utf-8")
+
+
+def choose_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of what is published of a folder, and of what is left out of it."""
+    card = folder / "README.md"
+    images = set(IMAGE.findall(card.read_text(encoding="utf-8", errors="replace"))) if card.is_file() else set()
+    known = PUBLISHED | images | _weights(folder)
+    names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
+    return [name for name in names if name in known], [name for name in names if name not in known]
+
+
+def check_files(folder: Path) -> list[str]:
+    """What is wrong with a folder that holds what is to be published: one line each, with the remedy."""
+    wrong = []
+    for path in sorted(folder.iterdir()):
+        if _is_pickle(path):
+            wrong.append(f"{path.name} is a pickle or an archive. Remove it.")
+    remedy = "Save the model again with save_pretrained."
+    missing = [path.name for path in CODE if not (folder / path.name).is_file()]
+    wrong += [f"{name}, code of the model, not found. {remedy}" for name in missing]
+    config = read_json(folder / "config.json")
+    if config is None:
+        return [*wrong, "config.json must be there and be JSON. Save the model with save_pretrained."]
+    if config.get("model_type") != LstmPoolConfig.model_type:
+        return [*wrong, f"config.json must say model_type 'lstmpool', found {config.get('model_type')!r}."]
+    return wrong + _check_config(config) + _check_references(folder) + _check_weights(folder) + _check_card(folder)
+
+
+def compare_code(folder: Path) -> list[CodeFile]:
+    """The folder's code files, which must be there, beside those of the installed release."""
+    found = []
+    for released in CODE:
+        path = folder / released.name
+        mine, theirs = path.read_bytes(), released.read_bytes()
+        texts = [data.decode("utf-8", "replace").splitlines() for data in (theirs, mine)]
+        lines = difflib.unified_diff(*texts, f"installed/{path.name}", f"folder/{path.name}", lineterm="", n=1)
+        hashes = [hashlib.sha256(data).hexdigest() for data in (mine, theirs)]
+        found.append(CodeFile(path.name, *hashes, list(lines)))
+    return found
+
+
+def _weights(folder: Path) -> set[str]:
+    """Names of the weights: one file, or an index and the parts that it names."""
+    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else None
+    if (folder / WEIGHTS).is_file() or not index:
+        return {WEIGHTS}
+    return {INDEX, *map(str, index.get("weight_map", {}).values())}
+
+
+def _check_config(config: dict[str, Any]) -> list[str]:
+    wrong, expected = [], LstmPoolConfig().auto_map
+    if config.get("auto_map") != expected:
+        wrong.append(
+            f"config.json must have the auto_map {json.dumps(expected)}, found {json.dumps(config.get('auto_map'))}. "
+            "Save the model again with save_pretrained."
+        )
+    found = config.get("problem_type")
+    if found not in PROBLEM_TYPES:
+        wrong.append(
+            f"config.json must have a problem_type, one of {', '.join(PROBLEM_TYPES)}, found {found!r}. Set "
+            "model.config.problem_type and save again."
+        )
+    names = list((config.get("id2label") or {}).values())
+    if not names or any(re.fullmatch(r"LABEL_\d+", str(name)) for name in names):
+        wrong.append(
+            f"config.json must name its labels in id2label, found {', '.join(map(str, names[:3])) or 'none'}. Set "
+            "model.config.id2label and label2id and save again."
+        )
+    return wrong
+
+
+def _check_references(folder: Path) -> list[str]:
+    """Code that lies in another repository is named `owner/name--module.Class`."""
+    wrong = []
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        if found := re.findall(r'"([\w.-]+/[\w.-]+--[\w.]+)"', text):
+            wrong.append(f"{path.name} points to code in another repository, {found[0]}. Save it with its own code.")
+    return wrong
+
+
+def _check_weights(folder: Path) -> list[str]:
+    names = _weights(folder)
+    if missing := sorted(name for name in names if not (folder / name).is_file()):
+        return [f"the weights must be safetensors; {', '.join(missing)} not found. Save again with save_pretrained."]
+    for name in sorted(names - {INDEX}):
+        try:
+            with safe_open(folder / name, "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            return [f"{name} is not a whole safetensors file: {error}. Save again with save_pretrained."]
+    return []
+
+
+def _check_card(folder: Path) -> list[str]:
+    """The header of the model card, as far as it can be judged here; a push asks the Hub's own validator, too."""
+    path, lines = (
+        folder / "README.md",
+        "\n".join(["---", *(f"{key}: {value}" for key, value in HEADER.items()), "---"]),
+    )
+    if not path.is_file():
+        return [f"README.md, the model card, not found. Write one that begins with {lines!r}."]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        return [f"README.md must be UTF-8, found the byte {error.object[error.start]:#x}. Save it as UTF-8."]
+    match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    try:
+        header = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError as error:
+        return [f"the header of README.md is not valid YAML: {error}"]
+    if not isinstance(header, dict):
+        return [f"README.md must begin with a header such as {lines!r}, found none."]
+    return [
+        f"the header of README.md must have {key}: {value}, found {header.get(key)!r}."
+        for key, value in HEADER.items()
+        if header.get(key) != value
+    ]
+
+
+def _is_pickle(path: Path) -> bool:
+    """By content: torch's archives are zip files, a pickle begins with its protocol; neither is ever a text."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05" and path.suffix != ".safetensors")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

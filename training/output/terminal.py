@@ -1,0 +1,162 @@
+"""What the command says while it runs and when it is done."""
+
+import json
+import math
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProgressCallback, Trainer
+from transformers.trainer_callback import PrinterCallback
+
+from lstmpool.training.tasks.labels import Labels
+
+
+Results = dict[str, dict[str, dict[str, float]]]  # metrics by model and split
+
+
+class Progress(ProgressCallback):
+    """The library's progress bar, with one line an evaluation in place of its dictionaries."""
+
+    def __init__(self, titles: dict[str, str]):
+        super().__init__()
+        self.titles, self.loss = titles, math.nan
+
+    @classmethod
+    def install(cls, trainer: Trainer, titles: dict[str, str]) -> None:
+        """Takes the place of the library's callback. `titles` are the metrics that are shown, by their keys."""
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback((_Lines if trainer.args.disable_tqdm else cls)(titles))
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any):
+        if not state.is_world_process_zero:
+            return
+        if self.prediction_bar is None:  # shown only where it takes long
+            self.prediction_bar = tqdm(total=len(eval_dataloader), leave=False, dynamic_ncols=True, delay=3)
+        self.prediction_bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any):
+        if self.prediction_bar is not None:  # a line written beside a bar would bring it to light
+            self.prediction_bar.close()
+            self.prediction_bar = None
+        self.loss = logs.get("loss", self.loss)
+        evaluated = {title: logs[f"eval_{key}"] for key, title in self.titles.items() if f"eval_{key}" in logs}
+        if evaluated or ("loss" in logs and args.eval_strategy == "no"):
+            shown = {
+                **({} if math.isnan(self.loss) else {"training loss": self.loss}),
+                **{f"validation {title}": value for title, value in evaluated.items()},
+            }
+            words = [f"epoch {logs['epoch']:g}/{args.num_train_epochs:g}", *(f"{k} {v:.4f}" for k, v in shown.items())]
+            tqdm.write("  ".join(words))
+
+
+class _Lines(Progress):
+    """The lines without the bar, for logs that are files."""
+
+    def _no_bar(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    on_train_begin = on_step_end = on_train_end = on_prediction_step = on_evaluate = on_predict = _no_bar
+
+
+def describe_task(labels: Labels) -> str:
+    """What will be learnt, and why it was taken for that."""
+    names = ", ".join(labels.names[:12]) + (" ..." if len(labels.names) > 12 else "")
+    return f"Task: {labels.problem_type}, because {labels.evidence}.\nOutputs: {len(labels.names)}, {names}."
+
+
+def describe_model(model: PreTrainedModel, title: str) -> str:
+    """How much of the model is pretrained and how much is new."""
+    sizes = {name: p.numel() for name, p in model.named_parameters() if ".original_module." not in name}
+    adapters = sum(size for name, size in sizes.items() if ".lora_" in name)
+    pretrained = sum(size for name, size in sizes.items() if ".backbone." in name) - adapters
+    new = sum(sizes.values()) - pretrained - adapters
+    line = (
+        f"Model: {title} ({pretrained / 1e6:.1f} million parameters), layers {model.config.layers}, "
+        f"{model.config.token_pooling} vectors; new: {model.config.layer_pooling} and classifier "
+        f"({new / 1e6:.1f} million)"
+    )
+    trained = f"{adapters + new:,} of {sum(sizes.values()):,} parameters"
+    return f"{line}; adapters: {adapters:,} parameters. Trained: {trained}." if adapters else f"{line}."
+
+
+def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
+    """Which checkpoint was kept, and why."""
+    state, args = trainer.state, trainer.args
+    if not args.do_train:
+        return "The model of --init_from was evaluated, not trained."
+    if not args.load_best_model_at_end or state.best_model_checkpoint is None:  # as where a metric was never a number
+        return f"The model after the last step, {state.global_step}, was kept."
+    metric, steps = args.metric_for_best_model, state.best_global_step
+    epoch = steps * state.epoch / state.global_step
+    return f"Epoch {epoch:.3g} was kept: validation {titles.get(metric, metric)} {state.best_metric:.3f}."
+
+
+def rows_of(
+    results: Results, titles: dict[str, str], headline: str, intervals: dict[str, tuple[float, float]]
+) -> list[list[str]]:
+    """A table with a head: one row for each split and model, one column for each metric in `titles`.
+
+    `intervals` of the first model's `headline`, by split, stand behind its numbers.
+    """
+    first = next(iter(results))
+    splits = list(dict.fromkeys(split for by_split in results.values() for split in by_split))
+    rows = [["split", "model", *titles.values()]]
+    for split in splits:
+        for model, by_split in results.items():
+            cells = {key: _number(by_split[split][key]) for key in titles if split in by_split}
+            if model == first and split in intervals:
+                cells[headline] += " [{:.3f}, {:.3f}]".format(*intervals[split])
+            if cells:
+                rows.append([split, model, *cells.values()])
+    return rows
+
+
+def text_table(rows: list[list[str]]) -> str:
+    """The rows under each other, the first as a head; a split is named once."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines, last = [], None
+    for row in rows:
+        cells = ["" if row[0] == last else row[0], *row[1:]]
+        if row[0] != last and last is not None:
+            lines.append("")
+        last = row[0]
+        padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """The same in Markdown; numbers are set flush right."""
+    rule = ["---" if i < 2 else "---:" for i in range(len(rows[0]))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+
+def loading_lines(model: str, pair: bool, many: bool, revision: str | None = None, adapter: bool = False) -> list[str]:
+    """The three lines that load the result, for a text or a `pair`, and for one answer or `many` a text.
+
+    No row of the data stands in them: a card is published, and rows may be private. A `revision` is what a name on the
+    Hub should be given with: who runs code that comes with a model says which. An `adapter` brings none.
+    """
+    text = '"Your text here."' if not pair else '{"text": "Your text here.", "text_pair": "And the other one."}'
+    top = ", top_k=None" if many else ""
+    pinned = f", revision={json.dumps(revision)}" if revision else ""
+    options = f"trust_remote_code=True{pinned}{top}"
+    if adapter:
+        return [
+            "from transformers import AutoTokenizer, pipeline",
+            "from lstmpool.training.model.adapters import load_adapter",
+            f"name = {json.dumps(model)}",
+            "model, tokenizer = load_adapter(name), AutoTokenizer.from_pretrained(name)",
+            f'classifier = pipeline("text-classification", model=model, tokenizer=tokenizer{top})',
+            f"print(classifier({text}))",
+        ]
+    return [
+        "from transformers import pipeline",
+        f'classifier = pipeline("text-classification", model={json.dumps(model)}, {options})',
+        f"print(classifier({text}))",
+    ]
+
+
+def _number(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
