@@ -1,6 +1,5 @@
 """Predictions for many texts, computed from the longest to the shortest, given in the order that was asked for."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import Trainer
 from lstmpool.training.data.rows import token_counts
 from lstmpool.training.errors import Diverged
 from lstmpool.training.tasks.labels import MULTI, REGRESSION
+from lstmpool.training.writing import writing
 
 
 def by_length(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
@@ -87,9 +87,8 @@ def prediction_table(
 
 def write_table(table: pandas.DataFrame, path: Path) -> None:
     """Writes CSV or Parquet, by the ending, under a temporary name first."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    if path.suffix == ".parquet":
-        table.to_parquet(unfinished, index=False)
-    else:
-        table.to_csv(unfinished, index=False)
-    os.replace(unfinished, path)
+    with writing(path) as unfinished:
+        if path.suffix == ".parquet":
+            table.to_parquet(unfinished, index=False)
+        else:
+            table.to_csv(unfinished, index=False)

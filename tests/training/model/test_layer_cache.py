@@ -1,5 +1,4 @@
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -126,8 +125,8 @@ def test_what_a_killed_run_left_is_written_over(cache, rows, tmp_path):
     cache(tiny_model(), rows)
     whole = files(tmp_path)[0]
     content = whole.read_bytes()
-    whole.rename(f"{whole}.unfinished")
-    Path(f"{whole}.unfinished").write_bytes(b"half" * 10_000)
+    whole.rename(whole.with_name(f".{whole.name}.unfinished"))
+    whole.with_name(f".{whole.name}.unfinished").write_bytes(b"half" * 10_000)
     cache(tiny_model(), rows)
     assert files(tmp_path) == [whole] and whole.read_bytes() == content
 
