@@ -10,10 +10,10 @@ from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.data.rows import Split
 from lstmpool.training.evaluation.calibration import confidences, probability_metrics
 from lstmpool.training.evaluation.predictions import prediction_table, write_table
-from lstmpool.training.output.folder import Writer
 from lstmpool.training.output.plots import confusion_matrix, learning_curve, predicted_against_true, reliability
 from lstmpool.training.tasks.labels import REGRESSION, SINGLE, Labels
 from lstmpool.training.tasks.metrics import TaskMetrics
+from lstmpool.training.writing import Writer
 
 
 @dataclass(frozen=True)

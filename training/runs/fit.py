@@ -34,6 +34,7 @@ from lstmpool.training.model.trainable_parts import learning_rates, prepare_laye
 from lstmpool.training.output.folder import Writer, check_resumed, json_writer, prepare_output, write_output
 from lstmpool.training.output.model_card import Run, model_card
 from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.start import Resume, Start
 from lstmpool.training.output.terminal import (
     Progress,
     describe_best,
@@ -51,12 +52,15 @@ from lstmpool.training.tasks.metrics import TaskMetrics
 def fit(
     job: Job,
     args: TrainingArguments,
+    start: Start,
     callbacks: list[TrainerCallback] | None = None,
     also: Callable[[Evaluation], dict[str, Writer]] = lambda evaluation: {},
     publish: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Trains, evaluates, and writes what came of it to `args.output_dir`, `also` what this gives: writers of more
-    files, by their names. Only once `publish` is over, in the first process, does the run count as finished.
+    """Trains, evaluates, and writes what came of it to `args.output_dir`.
+
+    `start` is how the run begins there, see `choose_start`; `also` gives writers of more files, by their names. Only
+    once `publish` is over, in the first process, does the run count as finished.
 
     Raises:
         InputError: if the model cannot be loaded or resumed, or has diverged.
@@ -66,7 +70,7 @@ def fit(
     set_seed(args.seed)
 
     model, fresh = _load(job, args)  # before an earlier run is replaced: it may be refused, too
-    record = _begin(job, args, model)
+    record = _begin(job, args, start, model)
 
     # Rows as tokens, and what they are like.
     tokens = job.encode()
@@ -88,7 +92,7 @@ def fit(
     # Training; the best epoch is loaded at its end.
     if args.do_train:
         with stop_at_step(trainer):
-            trainer.train_from(args.resume_from_checkpoint)
+            trainer.train_from(str(start.checkpoint) if isinstance(start, Resume) else None)
     if job.model_args.merge:  # now: what is measured is what is saved
         model = trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
 
@@ -114,7 +118,7 @@ def fit(
     if args.process_index == 0:
         publish()
         record.finish(Path(args.output_dir))
-        trainer.remove_last_checkpoint()
+        trainer.kept.finish(trainer.state)
     return evaluation
 
 
@@ -135,22 +139,22 @@ def _load(job: Job, args: TrainingArguments) -> tuple[PreTrainedModel, bool]:
     return model, fresh
 
 
-def _begin(job: Job, args: TrainingArguments, model: PreTrainedModel) -> RunRecord:
+def _begin(job: Job, args: TrainingArguments, start: Start, model: PreTrainedModel) -> RunRecord:
     """Makes the output folder ready for the run, whose record is returned.
 
     Raises:
         InputError: if the checkpoint to resume from is of another model, or of other rows, or the best one is damaged.
     """
-    record = RunRecord.of(job.settings, job.splits, args.resumed_from)
-    if args.resume_from_checkpoint:
+    record = RunRecord.of(job.settings, job.splits, start.resumed_from if isinstance(start, Resume) else "")
+    if isinstance(start, Resume):
         adapter = model.active_peft_config.to_dict() if job.model_args.peft else None
-        check_resumed(args.resume_from_checkpoint, model.config, adapter)
+        check_resumed(str(start.checkpoint), model.config, adapter)
         record.check_rows(Path(args.output_dir))
         if args.load_best_model_at_end:
-            find_best(Path(args.resume_from_checkpoint), Path(args.output_dir))
+            find_best(start.checkpoint, Path(args.output_dir))
     args.distributed_state.wait_for_everyone()  # until each has looked at what the folder holds
     if args.process_index == 0:
-        prepare_output(args, record)
+        prepare_output(Path(args.output_dir), start, record, with_code=args.do_train)
     args.distributed_state.wait_for_everyone()
     return record
 

@@ -21,30 +21,39 @@ from lstmpool.training.data.fold_assignment import assign_folds
 from lstmpool.training.errors import InputError
 from lstmpool.training.evaluation.predictions import prediction_table, write_table
 from lstmpool.training.evaluation.results import Evaluation
-from lstmpool.training.output.folder import Writer, check_output, json_writer, prepare_output, write_output
+from lstmpool.training.output.folder import json_writer, prepare_output, write_output
 from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.start import Start, choose_start
 from lstmpool.training.output.terminal import rows_of, text_table
 from lstmpool.training.runs.fit import fit
 from lstmpool.training.runs.job import Job
 from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE, Labels
+from lstmpool.training.writing import Writer
 
 
 LOGITS = "logits.npz"  # of a fold: what its model says of the rows that it was trained without, and of the test rows
 ALL = "out of fold"
 
 
-def check_folds_output(args: TrainingArguments, settings: dict[str, Any], init_from: str | None = None) -> None:
-    """What `check_output` is for one run. Raises InputError if the folder is taken, or there are several processes."""
+def choose_folds_start(
+    args: TrainingArguments, settings: dict[str, Any], init_from: str | None = None
+) -> Start | None:
+    """What `choose_start` is for one run; None if the folder's cross-validation goes on, fold by fold.
+
+    Raises:
+        InputError: if the folder is taken, or there are several processes.
+    """
     if args.world_size > 1:
         raise InputError(f"--cv_folds runs in one process, found {args.world_size}. Start it with python alone.")
     if _goes_on(Path(args.output_dir), settings):
         print(f"{args.output_dir} holds this cross-validation, which was cut off. It goes on.")
-    else:
-        check_output(args, settings, init_from)
+        return None
+    return choose_start(args.output_dir, settings, args.resume_from_checkpoint, args.overwrite, init_from)
 
 
-def cross_validate(job: Job, args: TrainingArguments) -> Evaluation:
-    """Runs the folds that are not finished in `args.output_dir`, and writes there what all come to.
+def cross_validate(job: Job, args: TrainingArguments, start: Start | None) -> Evaluation:
+    """Runs the folds that are not finished in `args.output_dir`, and writes there what all come to. `start` is what
+    `choose_folds_start` has said.
 
     Raises:
         InputError: before any training, if there are too few rows for the folds, or the folder holds those of others.
@@ -57,13 +66,12 @@ def cross_validate(job: Job, args: TrainingArguments) -> Evaluation:
     of_folds = {fold: _args_of(args, folder / f"fold-{fold}") for fold in jobs}
     for fold, own in of_folds.items():
         if RunRecord.read(Path(own.output_dir)) is None:  # now, and not when the folds before it are trained
-            check_output(own, jobs[fold].settings)
-    if _goes_on(folder, job.settings):
+            _start_of(own, jobs[fold])
+    if start is None:
         _check_rows(folder, record, jobs)
     else:
-        without_model = copy.copy(args)
-        without_model.do_train = False  # the models, and so the code, are in the folders of the folds
-        prepare_output(without_model, record)
+        # The models, and so the code, are in the folders of the folds.
+        prepare_output(folder, start, record, with_code=False)
 
     for fold, of_fold in jobs.items():
         rows = f"{len(of_fold.splits['train'])} rows train, {len(of_fold.splits['validation'])} are held out"
@@ -72,8 +80,8 @@ def cross_validate(job: Job, args: TrainingArguments) -> Evaluation:
             continue
         print(f"\nFold {fold} of {folds}, {rows}:", flush=True)
         own = of_folds[fold]
-        check_output(own, of_fold.settings)
-        fit(replace(of_fold, tokens=_tokens_of(job, assigned, fold)), own, also=_logits_writer)
+        start_of_fold = _start_of(own, of_fold)
+        fit(replace(of_fold, tokens=_tokens_of(job, assigned, fold)), own, start_of_fold, also=_logits_writer)
         gc.collect()  # the model and its trainer refer to each other, and would stay on the device beside the next one
 
     evaluation = _evaluate(job, folder, assigned)
@@ -104,6 +112,10 @@ def _args_of(args: TrainingArguments, folder: Path) -> TrainingArguments:
     own = copy.copy(args)
     own.output_dir, own.overwrite = str(folder), args.overwrite and RunRecord.read(folder) is None
     return own
+
+
+def _start_of(args: TrainingArguments, job: Job) -> Start:
+    return choose_start(args.output_dir, job.settings, args.resume_from_checkpoint, args.overwrite)
 
 
 def _goes_on(folder: Path, settings: dict[str, Any]) -> bool:

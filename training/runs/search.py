@@ -33,11 +33,12 @@ from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import Diverged, InputError
 from lstmpool.training.evaluation.predictions import write_table
 from lstmpool.training.evaluation.results import Evaluation
-from lstmpool.training.output.folder import Writer, check_output
 from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.start import Fresh, Resume, Start, choose_start
 from lstmpool.training.runs.fit import fit
 from lstmpool.training.runs.job import Job
 from lstmpool.training.runs.search_space import OF_MODEL, Space, Values
+from lstmpool.training.writing import Writer
 
 
 STUDIES = Path(HF_HOME) / "lstmpool_studies"  # not in the layer cache, which may be deleted
@@ -77,11 +78,12 @@ def unsearched(settings: dict[str, Any], space: Space) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Search:
-    """The trials of one study."""
+    """The trials of one study. `start`: how the training proper begins."""
 
     job: Job
     args: TrainingArguments
     space: Space
+    start: Start = Fresh()
 
     def run(self) -> tuple[Job, TrainingArguments]:
         """Runs the trials that are left of `args.hp_search`; returns what the training proper is to do, with the best.
@@ -121,7 +123,7 @@ class Search:
             self._say(study, best)
         job, args = self._with(best)
         args.hp_search = len(done)  # for the card; there may have been more than asked for now
-        earlier = RunRecord.read(Path(args.output_dir)) if args.resume_from_checkpoint else None
+        earlier = RunRecord.read(Path(args.output_dir)) if isinstance(self.start, Resume) else None
         if earlier is not None and (differs := earlier.differs(job.settings)):
             raise InputError(
                 f"--output_dir {args.output_dir} holds a run that was cut off, with what was the best before more "
@@ -213,8 +215,7 @@ class Search:
             folder.mkdir(exist_ok=True)
             try:
                 with open(f"{folder}.log", "a") as log, redirect_stdout(log):
-                    check_output(args, job.settings)
-                    fit(job, args)
+                    fit(job, args, choose_start(folder, job.settings))
             except Diverged:
                 return math.nan, DIVERGED
             except torch.OutOfMemoryError:

@@ -173,7 +173,7 @@ def again(finished, work, tmp_path, monkeypatch):
     folder, fitted = tmp_path / "again", []
     shutil.copytree(finished[0], folder)
 
-    def fit(job, args, also):
+    def fit(job, args, start, also):
         fitted.append(args.output_dir)
         if args.output_dir.endswith("fold-2"):
             raise Killed

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas
@@ -19,6 +20,7 @@ from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import Diverged, InputError
 from lstmpool.training.model.layer_cache import CACHE
 from lstmpool.training.output.run_record import RunRecord, settings_of
+from lstmpool.training.output.start import Resume
 from lstmpool.training.runs import search as hp_search
 from lstmpool.training.runs.job import Job
 from lstmpool.training.runs.search import Search, check_search, unsearched
@@ -59,7 +61,7 @@ def trained(monkeypatch):
     """In the place of a run: its metric is best at a head's rate of 1e-3. Keeps what each trial was given."""
     seen = SimpleNamespace(trials=[], kill_at=None, diverges=(), too_large=(), left=[], alive=[])
 
-    def fit(job, args):
+    def fit(job, args, start):
         number = len(seen.trials)
         seen.alive.append([left for left in seen.left if left() is not None])
         seen.trials.append((job, args))
@@ -266,9 +268,9 @@ def test_a_final_run_with_an_earlier_best_does_not_go_on(work, studies, trained,
     RunRecord.of(job.settings, job.splits).write(tmp_path / "final")
     assert not RunRecord.read(tmp_path / "final").differs(unsearched(first.job.settings, first.space))
     more = search(work, 6, f"--output_dir={tmp_path / 'final'}", "--head_learning_rate=9e-3")
-    more.args.resume_from_checkpoint = str(tmp_path / "final" / "checkpoint-1")  # as `check_output` sets it
+    goes_on = replace(more, start=Resume(tmp_path / "final" / "checkpoint-1"))
     with pytest.raises(InputError, match="with what was the best before more trials"):
-        more.run()
+        goes_on.run()
 
 
 def test_what_cannot_search_is_refused(work, monkeypatch):
