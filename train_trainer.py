@@ -26,6 +26,7 @@ a push failed, the status is 3, and the folder is whole.
 import contextlib
 import os
 import sys
+from dataclasses import replace
 
 import datasets
 import torch.distributed as dist
@@ -38,13 +39,13 @@ from lstmpool.training.hub.repository import PushError
 from lstmpool.training.hub.saves import HubRun
 from lstmpool.training.loop.interruption import interruptible
 from lstmpool.training.loop.trainer import check_settings
-from lstmpool.training.output.folder import check_output
 from lstmpool.training.output.run_record import settings_of
+from lstmpool.training.output.start import choose_start
 from lstmpool.training.output.terminal import describe_task
-from lstmpool.training.runs.fit import fit
-from lstmpool.training.runs.folds import check_folds_output, cross_validate
-from lstmpool.training.runs.job import Job
-from lstmpool.training.runs.search import Search, check_search, unsearched
+from lstmpool.training.runs.fit import Extras, fit
+from lstmpool.training.runs.folds import choose_start_of_folds, cross_validate
+from lstmpool.training.runs.job import read_job
+from lstmpool.training.runs.search import Search, check_goes_on, check_search, unsearched
 from lstmpool.training.runs.search_space import space_of
 
 
@@ -88,25 +89,28 @@ def run(
     settings = settings_of(model_args, data_args, args)
     check_search(args)
     space = space_of(model_args, args)
-    check = check_folds_output if data_args.cv_folds else check_output
-    check(args, unsearched(settings, space), model_args.init_from)
+    known = unsearched(settings, space)
+    if data_args.cv_folds:
+        start = choose_start_of_folds(args, known, model_args.init_from)
+    else:
+        start = choose_start(args.output_dir, known, args.resume_from_checkpoint, args.overwrite, model_args.init_from)
     check_settings(args)
     hub = HubRun(args) if args.push_to_hub and args.process_index == 0 else None
-    args.push_to_hub = False  # the library would push, too
-    job = Job.read(model_args, data_args, args, places, settings, command)
-    callbacks = hub.open() if hub else []
-    print(describe_task(job.labels), flush=True)
+    job = read_job(model_args, data_args, args, places, settings, command)
+    extras = Extras(hub.open(), publish=hub.publish) if hub else Extras()
+    print(describe_task(job.task), flush=True)
 
     if data_args.cv_folds:
-        cross_validate(job, args)
+        cross_validate(job, args, start)
         return
-    publish = hub.publish if hub else lambda: None
+    tokens = job.encode()
     try:
         if space:
-            search = Search(job, args, space)
-            fit(*search.run(), callbacks, search.table, publish)
-        else:
-            fit(job, args, callbacks, publish=publish)
+            search = Search(job, args, space, tokens)
+            job, args = search.run()
+            check_goes_on(start, args, job.settings)
+            extras = replace(extras, files=search.table)
+        fit(job, args, start, tokens, extras)
     finally:
         if hub:
             hub.wait()

@@ -23,10 +23,16 @@ import torch
 from lstmpool import train_trainer
 from lstmpool.benchmarks.finetune_tables import SAME, heat_map, tables
 from lstmpool.benchmarks.results import Row, append_rows, fill_page, holds, parser_of, read_rows, versions
-from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE
+from lstmpool.training.tasks.multi_label import MultiLabel
+from lstmpool.training.tasks.regression import Regression
+from lstmpool.training.tasks.single_label import SingleLabel
 
 
-METRIC = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "pearson"}  # more is better in all three
+METRIC = {  # more is better in all three
+    SingleLabel.problem_type: "accuracy",
+    MultiLabel.problem_type: "f1_micro",
+    Regression.problem_type: "pearson",
+}
 COLUMNS = (
     "set backbone seed learning_rate head_learning_rate train_rows validation_rows epochs batch_size precision metric "
     "value seconds versions"

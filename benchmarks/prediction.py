@@ -30,7 +30,7 @@ from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.arguments import ModelArguments, TrainingArguments
 from lstmpool.training.data.files import read_table
 from lstmpool.training.data.rows import Split
-from lstmpool.training.evaluation.predictions import predict_logits
+from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.model.backbone import Backbone, quiet_loading
 

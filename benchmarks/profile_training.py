@@ -63,8 +63,8 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "checkpoints": [(Trainer, "_save_checkpoint"), (Trainer, "_load_best_model")],
     "final predictions": [(fit, "predict_logits")],
     "metrics, plots, card, folder": [
-        (fit, "Evaluation"),
-        (Evaluation, "plots"),
+        (Evaluation, "of"),
+        (fit, "plots_of"),
         (fit, "model_card"),
         (fit, "write_output"),
     ],

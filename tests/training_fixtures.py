@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from lstmpool.training.tasks.task import Task
+
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "alpha beta gamma delta one two three four red blue green dog cat bird sun moon".split()
@@ -44,3 +46,8 @@ def run_python(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, *words], cwd=cwd, env=settings, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def task_of(kind: type[Task], outputs: int = 3) -> Task:
+    """A task with outputs a, b, c ..."""
+    return kind([chr(ord("a") + i) for i in range(outputs)])

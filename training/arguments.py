@@ -295,7 +295,6 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "Replace the run that output_dir holds, unless it is this one, cut off: that goes on."},
     )
     hub_private_repo: bool = False  # the library's own, as a flag that can stand alone
-    resumed_from: str = field(default="", init=False)  # what --resume_from_checkpoint named, see `check_output`
 
     def check_adapters(self, model: ModelArguments, given: set[str]) -> None:
         """Refuses what cannot be had with adapters, or needs them. `given`: the names of the flags that were set.

@@ -24,7 +24,7 @@ from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingA
 from lstmpool.training.data.fold_assignment import check_flags
 from lstmpool.training.data.sources import SPLITS, named_splits
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.tasks.metrics import AUTO
+from lstmpool.training.tasks.task import AUTO
 
 
 # What a fine-tune wants, where it differs from the library's defaults.

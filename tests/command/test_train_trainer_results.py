@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, pipeline
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.train_trainer import main
 from lstmpool.training.evaluation.calibration import probability_metrics
-from lstmpool.training.tasks.labels import SINGLE
+from lstmpool.training.tasks.single_label import SingleLabel
 
 from ..training_fixtures import save_backbone, sentences, write_csv
 
@@ -202,7 +202,7 @@ def test_a_temperature_is_in_the_saved_weights(work, monkeypatch):
     measured = {name: before["results"]["test"][name] for name in ("log_loss", "brier", "ece")}
     assert effect["test"]["before"] == pytest.approx(measured, rel=1e-4)
     labels = (rows["label"] == "other").to_numpy().astype(int)
-    wanted = probability_metrics(loaded_logits(folder, rows["text"]), labels, SINGLE)
+    wanted = probability_metrics(loaded_logits(folder, rows["text"]), labels, SingleLabel.problem_type)
     assert effect["test"]["after"] == pytest.approx(wanted, rel=1e-3, abs=1e-4)
     assert (folder / "reliability.png").is_file() and "temperature" in (folder / "README.md").read_text()
 
@@ -311,7 +311,7 @@ def test_a_model_that_was_only_calibrated_says_so(work, monkeypatch):
 
 
 def test_a_frozen_backbone_is_saved_as_it_was_and_its_states_are_cached(work, monkeypatch):
-    monkeypatch.setattr("lstmpool.training.layer_cache.CACHE", work / "cache")
+    monkeypatch.setattr("lstmpool.training.model.layer_cache.CACHE", work / "cache")
     folder, _ = run(work, monkeypatch, "frozen", "--freeze_backbone", "--baselines")
     assert len(list((work / "cache").glob("*.arrow"))) == 3  # of train, validation and test
     other, _ = run(work, monkeypatch, "uncached", "--freeze_backbone", "--baselines", "--layer_cache=no")

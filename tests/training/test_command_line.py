@@ -6,7 +6,11 @@ from datasets import Dataset, DatasetDict
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.command_line import make_parser, parse_arguments
 from lstmpool.training.errors import InputError
-from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE
+
+
+SINGLE = "single_label_classification"
+MULTI = "multi_label_classification"
+REGRESSION = "regression"
 
 
 NEEDED = ["--train_file", "train.csv", "--output_dir", "out"]
@@ -224,11 +228,23 @@ def test_no_flag_is_of_type_bool():
     ("options", "task", "message"),
     [
         ({"label_smoothing_factor": 0.1}, REGRESSION, "--label_smoothing_factor is for one label a text"),
-        ({"label_smoothing_factor": 0.1}, MULTI, "this task is multi_label_classification. Leave it out"),
+        (
+            {"label_smoothing_factor": 0.1},
+            MULTI,
+            "this task is multi_label_classification. Leave it out",
+        ),
         ({"class_weights": "balanced"}, MULTI, "for several, see --tune_thresholds"),
         ({"calibrate": "temperature", "do_eval": True}, REGRESSION, "--calibrate is for classification"),
-        ({"calibrate": "temperature"}, SINGLE, "--calibrate is fitted on validation rows, found none"),
-        ({"tune_thresholds": True, "do_eval": True}, SINGLE, "--tune_thresholds is for several labels a text"),
+        (
+            {"calibrate": "temperature"},
+            SINGLE,
+            "--calibrate is fitted on validation rows, found none",
+        ),
+        (
+            {"tune_thresholds": True, "do_eval": True},
+            SINGLE,
+            "--tune_thresholds is for several labels a text",
+        ),
         ({"regression_loss": "smooth_l1"}, SINGLE, "--regression_loss is for a regression"),
         ({"baselines": True}, SINGLE, "--baselines are fitted on training rows, found none"),
         ({"layerwise_lr_decay": 1.5}, SINGLE, "--layerwise_lr_decay must lie in 0..1"),
@@ -244,7 +260,10 @@ def test_what_a_task_cannot_use_is_refused(tmp_path, options, task, message):
 
 def test_every_task_can_use_its_own_flags(tmp_path):
     for task, options in (
-        (SINGLE, {"label_smoothing_factor": 0.1, "class_weights": "balanced", "calibrate": "temperature"}),
+        (
+            SINGLE,
+            {"label_smoothing_factor": 0.1, "class_weights": "balanced", "calibrate": "temperature"},
+        ),
         (MULTI, {"calibrate": "temperature", "tune_thresholds": True}),
         (REGRESSION, {"regression_loss": "smooth_l1", "layerwise_lr_decay": 0.9}),
     ):

@@ -6,7 +6,6 @@ validation asks for nothing that training could not know.
 
 import random
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pandas
@@ -15,15 +14,10 @@ from scipy.sparse.csgraph import connected_components
 
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
-from lstmpool.training.tasks.labels import MULTI, SINGLE
+from lstmpool.training.tasks.task import Task
 
 
-BINS = 10  # strata of a regression, with equally many rows each
-
-
-def hold_out(
-    train: Split, problem_type: str, share: float, seed: int, limit: int | None = None
-) -> tuple[Split, Split]:
+def hold_out(train: Split, task: Task, share: float, seed: int, limit: int | None = None) -> tuple[Split, Split]:
     """`train` without the rows held out, and those: every stratum gives `share` of its units (see `units_of`), to
     within one; about `limit` rows are enough.
 
@@ -36,7 +30,7 @@ def hold_out(
     rows_of: dict[int, list[int]] = {}
     for row, unit in enumerate(units_of(train)):
         rows_of.setdefault(unit, []).append(row)
-    strata = strata_of(train.labels, problem_type)
+    strata = task.strata(train.labels)
     texts_in = Counter(strata[rows[0]] for rows in rows_of.values())
     groups = [rows for rows in rows_of.values() if texts_in[strata[rows[0]]] > 1]
     random.Random(seed).shuffle(groups)
@@ -63,16 +57,3 @@ def units_of(rows: Split) -> list[int]:
     groups = pandas.factorize(np.array(rows.groups, dtype=object))[0] + len(rows)  # nodes after those of the texts
     links = coo_array((np.ones(len(rows)), (texts, groups)), shape=(2 * len(rows), 2 * len(rows)))
     return pandas.factorize(connected_components(links, directed=False)[1][texts])[0].tolist()
-
-
-def strata_of(labels: list[Any], problem_type: str, bins: int = BINS) -> list[int]:
-    """What a row must be spread by: its class, its rarest label, or the bin of the targets that it lies in."""
-    if problem_type == SINGLE:
-        return labels
-    table = np.array(labels, dtype=float).reshape(len(labels), -1)  # (N, C)
-    if problem_type == MULTI:
-        rarity = np.where(table > 0, table.sum(0), np.inf)  # (N, C)
-        return np.where(table.any(1), rarity.argmin(1), -1).tolist()
-    spread = table.std(0)
-    level = ((table - table.mean(0)) / np.where(spread > 0, spread, 1)).mean(1)  # (N,)
-    return (level.argsort(kind="stable").argsort(kind="stable") * bins // len(labels)).tolist()

@@ -1,7 +1,6 @@
 """The rows: read, checked before any model is loaded, and turned into tokens and numeric labels."""
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.arguments import DataArguments
+from lstmpool.training.data.order import token_counts
 from lstmpool.training.data.sources import read_rows
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.tasks.labels import REGRESSION, Labels
+from lstmpool.training.tasks.inference import infer_task, task_of_model
+from lstmpool.training.tasks.regression import Regression
+from lstmpool.training.tasks.task import Task
 
 
 LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
@@ -74,16 +76,9 @@ class Split:
         return rows.remove_columns("was_cut"), cut
 
 
-def token_counts(columns: Mapping[str, Any]) -> list[int]:
-    """The tokens of each row that are no padding; a tokenizer without a mask is taken by its word."""
-    if "attention_mask" in columns:
-        return [sum(mask) for mask in columns["attention_mask"]]
-    return [len(ids) for ids in columns["input_ids"]]
-
-
 def read_splits(
     args: DataArguments, places: dict[str, str], problem_type: str | None, finished: LstmPoolConfig | None = None
-) -> tuple[dict[str, Split], Labels]:
+) -> tuple[dict[str, Split], Task]:
     """The splits in `places` (see `named_splits`), and the task that the labels set.
 
     Args:
@@ -106,30 +101,33 @@ def read_splits(
             groups = _groups(table, args.group_column, source)
         raw[name] = (source, texts, ids, *_label_values(table, label_columns, may_lack=name == "test"))
 
-    labels = _labels(raw, problem_type, finished)
+    task = _task(raw, problem_type, finished)
     splits = {}
     for name, (source, texts, ids, values, _) in raw.items():
         pairs = texts[1] if len(texts) == 2 else None
-        encoded = labels.encode(values, source) if values else None
+        encoded = task.encode(values, source) if values else None
         split = Split(source, texts[0], pairs, encoded, ids, groups if name == "train" else None)
         splits[name] = split.take(_chosen(len(split), getattr(args, LIMITS[name]), args.shuffle_seed, LIMITS[name]))
     if len({split.pairs is None for split in splits.values()}) > 1:
         raise InputError("expected all files to have the same text columns. Name them with --text_column_names.")
-    return splits, labels
+    return splits, task
 
 
-def _labels(raw: dict[str, tuple], problem_type: str | None, finished: LstmPoolConfig | None) -> Labels:
+def _task(raw: dict[str, tuple], problem_type: str | None, finished: LstmPoolConfig | None) -> Task:
     if "train" not in raw:
-        return Labels.of_model(finished, next((values for _, _, _, values, _ in raw.values() if values), {}))
+        labelled = (values for _, _, _, values, _ in raw.values() if values)
+        return task_of_model(finished, next(labelled, {}))
     values, known = raw["train"][3:]
     if finished is None:
-        return Labels.infer(values, problem_type, known)
-    kept = Labels.of_model(finished, values)
-    labels = replace(Labels.infer(values, finished.problem_type, known), evidence=kept.evidence)
-    found, there = set(labels.names), set(kept.names)
-    if labels.problem_type == REGRESSION or len(values) > 1:  # outputs are columns: all of them, or one of any name
-        return replace(labels, names=kept.names) if found == there or len(found) == len(there) == 1 else labels
-    return replace(labels, names=kept.names) if found <= there else labels
+        return infer_task(values, problem_type, known)
+    kept = task_of_model(finished, values)
+    task = replace(infer_task(values, finished.problem_type, known), evidence=kept.evidence)
+    found, there = set(task.names), set(kept.names)
+    if isinstance(task, Regression) or len(values) > 1:  # outputs are columns: all of them, or one of any name
+        still_fits = found == there or len(found) == len(there) == 1
+    else:
+        still_fits = found <= there
+    return replace(task, names=kept.names) if still_fits else task
 
 
 def _joined(texts: list[list[str]], delimiter: str | None) -> list[list[str]]:

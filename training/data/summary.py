@@ -1,20 +1,20 @@
 """What the rows are like: how many, how balanced, how long, and whether training has seen some of the others."""
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from lstmpool.training.data.rows import Split, token_counts
-from lstmpool.training.tasks.labels import MULTI, REGRESSION, Labels
+from lstmpool.training.data.order import token_counts
+from lstmpool.training.data.rows import Split
+from lstmpool.training.tasks.task import Task
 
 
 SHOWN = 12  # label names in a line
 
 
 def describe_data(
-    splits: dict[str, Split], rows: dict[str, Dataset], cut: dict[str, float], labels: Labels
+    splits: dict[str, Split], rows: dict[str, Dataset], cut: dict[str, float], task: Task
 ) -> dict[str, dict[str, Any]]:
     """The numbers of each split, for the report, the model card and metrics.json.
 
@@ -22,7 +22,7 @@ def describe_data(
         splits: the rows as read.
         rows: the same as tokens.
         cut: the share of texts in each that were cut.
-        labels: the task.
+        task: what the labels mean.
     """
     seen = set(splits["train"].inputs()) if "train" in splits else set()
     numbers = {}
@@ -31,7 +31,7 @@ def describe_data(
         numbers[name] = {
             "source": split.source,
             "rows": len(split),
-            "labels": None if split.labels is None else _balance(split.labels, labels),
+            "labels": None if split.labels is None else task.describe_labels(split.labels),
             "tokens": {"median": float(np.median(lengths)), "longest": max(lengths)},
             "truncated": cut[name],
         }
@@ -60,15 +60,3 @@ def balance_words(balance: dict[str, Any] | None) -> str:
         for name, of in balance.items()
     ]
     return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more." if len(words) > SHOWN else ".")
-
-
-def _balance(values: list[Any], labels: Labels) -> dict[str, Any]:
-    if labels.problem_type == REGRESSION:
-        table = np.array(values, dtype=float).reshape(len(values), -1)  # (N, C)
-        pairs = zip(labels.names, table.mean(0), table.std(0), strict=True)
-        return {name: {"mean": float(mean), "std": float(std)} for name, mean, std in pairs}
-    if labels.problem_type == MULTI:
-        counts = dict(enumerate(np.array(values).sum(0)))
-    else:
-        counts = Counter(values)
-    return {name: int(counts[i]) for i, name in enumerate(labels.names)}

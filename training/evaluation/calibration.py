@@ -7,57 +7,34 @@ Both are learnt on validation and folded into the last linear layer, so that wha
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, softmax
 from torch import nn
 
-from lstmpool.training.tasks.labels import SINGLE
+from lstmpool.training.tasks.task import Classification
 
 
 BINS = 15  # of the expected calibration error and of the reliability diagram
 TEMPERATURES = (0.02, 50.0)
 
 
-def probability_metrics(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> dict[str, float]:
-    """Log-loss, Brier score and expected calibration error of logits (N, C); lower is better.
-
-    For one label a text, log-loss and Brier score are means over rows, the latter of the sum over classes. For several
-    they are means over all N x C decisions.
-    """
-    if problem_type == SINGLE:
-        wanted = np.eye(logits.shape[1])[labels]  # (N, C)
-        brier = ((softmax(logits, axis=1) - wanted) ** 2).sum(1).mean()
-    else:
-        brier = ((expit(logits) - labels) ** 2).mean()
-    confidence, correct = confidences(logits, labels, problem_type)
+def probability_metrics(task: Classification, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Log-loss, Brier score and expected calibration error of `logits` (N, C); lower is better."""
+    confidence, correct = task.confidences(logits, labels)
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = [abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in range(BINS)]
     return {
-        "log_loss": log_loss(logits, labels, problem_type),
-        "brier": float(brier),
+        "log_loss": task.log_loss(logits, labels),
+        "brier": task.brier(logits, labels),
         "ece": float(sum(gaps) / len(confidence)),
     }
 
 
-def log_loss(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
-    """The mean of -log p of what is true."""
-    if problem_type == SINGLE:
-        return float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
-    return float((np.logaddexp(0, logits) - logits * labels).mean())
-
-
-def confidences(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> tuple[np.ndarray, np.ndarray]:
-    """The probability (M,) of what is claimed, and whether it is so: of a row's likeliest class, or of every label."""
-    if problem_type == SINGLE:
-        return softmax(logits, axis=1).max(1), (logits.argmax(1) == labels).astype(float)
-    return expit(logits).ravel(), np.asarray(labels, dtype=float).ravel()
-
-
-def fit_temperature(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
+def fit_temperature(task: Classification, logits: np.ndarray, labels: np.ndarray) -> float:
     """The T for which logits / T (N, C) have the least log-loss; above 1 where the model is too sure of itself."""
-    low, high = np.log(TEMPERATURES)
-    found = minimize_scalar(
-        lambda log_t: log_loss(logits / np.exp(log_t), labels, problem_type), bounds=(low, high), method="bounded"
-    )
+
+    def loss_at(log_temperature: float) -> float:
+        return task.log_loss(logits / np.exp(log_temperature), labels)
+
+    found = minimize_scalar(loss_at, bounds=np.log(TEMPERATURES), method="bounded")
     return float(np.exp(found.x))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.evaluation.calibration import (
     fit_temperature,
     fold_temperature,
@@ -19,61 +18,46 @@ from lstmpool.training.evaluation.calibration import (
     tune_thresholds,
 )
 from lstmpool.training.model.target_scale import TargetScale
-from lstmpool.training.tasks.labels import MULTI
-from lstmpool.training.tasks.metrics import TaskMetrics
+from lstmpool.training.tasks.task import Task
 
 
 Arrays = dict[str, np.ndarray]  # by split
+Learned = tuple[Arrays, dict[str, Any]]  # the logits (N, C) that the head gives from now on, and what was learnt
 
 
-def fold_into(
-    head: nn.Linear,
-    args: TrainingArguments,
-    problem_type: str,
-    logits: Arrays,
-    targets: Arrays,
-    metrics: TaskMetrics,
-    scale: TargetScale | None,
-) -> tuple[Arrays, dict[str, Any]]:
-    """Changes `head` in place; returns the logits (N, C) that the model gives from now on, and what was learnt.
+def fold_scale(head: nn.Linear, scale: TargetScale, logits: Arrays) -> Learned:
+    """From now on `head` gives regression targets in their own units."""
+    scale.switch_off(head)
+    scaled = {split: values * scale.scale for split, values in logits.items()}
+    return scaled, {"target_scale": scale.scale.tolist()}
 
-    Args:
-        logits: what the model gave for each split, (N, C).
-        targets: the labels of the splits that have them.
-        scale: what regression targets were divided by in training, if they were.
-    """
-    learned: dict[str, Any] = {}
-    if scale is not None:
-        scale.switch_off(head)
-        logits = {name: values * scale.scale for name, values in logits.items()}
-        learned["target_scale"] = scale.scale.tolist()
-    if args.calibrate:
-        temperature = fit_temperature(logits["validation"], targets["validation"], problem_type)
-        fold_temperature(head, temperature)
-        before, logits = logits, {name: values / temperature for name, values in logits.items()}
-        learned["temperature"] = temperature
-        learned["calibration"] = {
-            name: {
-                "before": probability_metrics(before[name], targets[name], problem_type),
-                "after": probability_metrics(logits[name], targets[name], problem_type),
-            }
-            for name in targets
+
+def calibrate(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays) -> Learned:
+    """Fits a temperature on validation, and divides `head` by it. `targets` are the labels of those splits that have
+    any."""
+    temperature = fit_temperature(task, logits["validation"], targets["validation"])
+    fold_temperature(head, temperature)
+    calibrated = {split: values / temperature for split, values in logits.items()}
+    effect = {}
+    for split, labels in targets.items():
+        effect[split] = {
+            "before": probability_metrics(task, logits[split], labels),
+            "after": probability_metrics(task, calibrated[split], labels),
         }
-    if problem_type == MULTI and "validation" in targets:
-        thresholds = tune_thresholds(logits["validation"], targets["validation"])
-        shifted = {name: values - thresholds for name, values in logits.items()}
-        learned["thresholds"] = {
-            "probabilities": (1 / (1 + np.exp(-thresholds))).tolist(),
-            **{
-                name: {
-                    "at_half": metrics.compute(metrics.decide(logits[name]), targets[name]),
-                    "at_thresholds": metrics.compute(metrics.decide(shifted[name]), targets[name]),
-                }
-                for name in targets
-            },
+    return calibrated, {"temperature": temperature, "calibration": effect}
+
+
+def find_thresholds(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays, fold: bool) -> Learned:
+    """Looks for each label's best threshold on validation, and moves it to 0 in `head` if `fold` says so."""
+    thresholds = tune_thresholds(logits["validation"], targets["validation"])
+    shifted = {split: values - thresholds for split, values in logits.items()}
+    found: dict[str, Any] = {"probabilities": (1 / (1 + np.exp(-thresholds))).tolist()}
+    for split, labels in targets.items():
+        found[split] = {
+            "at_half": task.score(task.decide(logits[split]), labels),
+            "at_thresholds": task.score(task.decide(shifted[split]), labels),
         }
-        if args.tune_thresholds:
-            fold_thresholds(head, thresholds)
-            learned["folded_thresholds"] = thresholds.tolist()  # as logits
-            logits = shifted
-    return logits, learned
+    if not fold:
+        return logits, {"thresholds": found}
+    fold_thresholds(head, thresholds)
+    return shifted, {"thresholds": found, "folded_thresholds": thresholds.tolist()}  # the latter as logits

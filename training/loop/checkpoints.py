@@ -1,22 +1,81 @@
-"""Checkpoints that are whole: one counts only if its manifest, written last, lists its files and their sizes."""
+"""How checkpoints are kept: which are whole, in which order one is saved, and which are removed.
+
+A checkpoint counts only if its manifest, written last, lists its files and their sizes.
+"""
 
 import json
-import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import TrainerState
+from transformers.trainer_utils import rotate_checkpoints
+
 from lstmpool.training.errors import InputError
+from lstmpool.training.writing import write_text
 
 
 MANIFEST = "manifest.json"
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on disk, and what keeps it from being whole; `damage` is empty where it is."""
+
+    path: Path
+    damage: str = ""
+
+
+class Kept:
+    """Keeps a run's newest checkpoint, its best one, and as many older ones as the limit allows.
+
+    The library's own limit does not serve: it removes older checkpoints before the new one has its manifest, and the
+    last one before the run has written its folder. A kill then would leave nothing to go on from.
+
+    Args:
+        folder: of the run.
+        limit (`int`, *optional*): how many checkpoints are kept, the best one included. None keeps all.
+        ends_with_best: whether the run ends with the weights of its best checkpoint.
+    """
+
+    def __init__(self, folder: Path, limit: int | None, ends_with_best: bool):
+        self.folder = folder
+        self.limit = limit
+        self.ends_with_best = ends_with_best
+
+    def before_save(self, state: TrainerState) -> None:
+        """Makes room for the checkpoint of this step, which another course of the run may have saved before."""
+        checkpoint = self._of(state)
+        if not checkpoint.exists():
+            return
+        if damage(checkpoint):
+            shutil.rmtree(checkpoint)  # a save that was cut off has left it
+        else:
+            (checkpoint / MANIFEST).unlink()  # its files are replaced one by one
+
+    def after_save(self, state: TrainerState) -> None:
+        """Declares the checkpoint of this step whole; only then removes older ones."""
+        write_manifest(self._of(state))
+        rotate_checkpoints(str(self.folder), self.limit, state.best_model_checkpoint)
+
+    def finish(self, state: TrainerState) -> None:
+        """With a limit of 1, removes the last checkpoint, so that the best one alone is left. To be called when all
+        else is written: until then, a run that is cut off goes on from the last one."""
+        best = state.best_model_checkpoint if self.ends_with_best else None
+        last = self._of(state)
+        if self.limit == 1 and best and Path(best).name != last.name:
+            shutil.rmtree(last, ignore_errors=True)
+
+    def _of(self, state: TrainerState) -> Path:
+        return self.folder / f"checkpoint-{state.global_step}"
+
+
 def write_manifest(checkpoint: Path) -> None:
-    """To be called when all files of the checkpoint are written. Its own name appears in one move."""
+    """Lists the files of a checkpoint, which must all be written."""
     files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != MANIFEST)
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-    unfinished = checkpoint / f".{MANIFEST}.unfinished"
-    unfinished.write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, checkpoint / MANIFEST)
+    write_text(checkpoint / MANIFEST, json.dumps({"files": sizes}, indent=1) + "\n")
 
 
 def damage(checkpoint: Path) -> str:
@@ -42,40 +101,17 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[11:]), reverse=True)
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a folder; those after it, which are not, are named in print."""
-    for checkpoint in checkpoints_in(folder):
-        wrong = damage(checkpoint)
-        if not wrong:
-            return checkpoint
-        print(f"{checkpoint} is left out: {wrong}.")
+def saved_in(folder: Path) -> tuple[Saved, ...]:
+    """The checkpoints in a folder, the newest first, each with what is wrong with it."""
+    return tuple(Saved(path, damage(path)) for path in checkpoints_in(folder))
+
+
+def newest_whole(saved: Iterable[Saved]) -> Saved | None:
+    """The first whole one of these, which are given from the newest to the oldest. None if there is none."""
+    for each in saved:
+        if not each.damage:
+            return each
     return None
-
-
-def is_last(named: str) -> bool:
-    """Whether `--resume_from_checkpoint` names no path, but the newest checkpoint."""
-    return named.lower() in ("last", "true")
-
-
-def find_checkpoint(folder: Path, named: str) -> Path:
-    """The checkpoint that `--resume_from_checkpoint` names: a path, or "last" for the newest whole one in `folder`.
-
-    Raises:
-        InputError: if it is none, or not whole; the newest one that is, and how to resume from it, are named.
-    """
-    flag = "--resume_from_checkpoint"
-    if is_last(named):
-        if (newest := newest_whole(folder)) is not None:
-            return newest
-        raise InputError(f"{flag} {named}: {folder} holds no whole checkpoint-* folder. Leave it out.")
-    checkpoint = Path(named)
-    if not checkpoint.is_dir():
-        raise InputError(f"{flag} {named} must be a checkpoint-* folder, found none.")
-    if wrong := damage(checkpoint):
-        newest = newest_whole(checkpoint.parent)
-        remedy = f"The newest whole one is {newest}: {flag} {newest}" if newest else "There is no whole one beside it."
-        raise InputError(f"{flag} {named} is not whole: {wrong}. {remedy}")
-    return checkpoint
 
 
 def find_best(checkpoint: Path, output: Path) -> Path | None:

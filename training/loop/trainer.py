@@ -1,22 +1,21 @@
 """The Trainer, with a learning rate of its own for each part of the model, and runs that can be cut off anywhere."""
 
-import copy
-import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import rotate_checkpoints
 
 from lstmpool.training.arguments import TrainingArguments
-from lstmpool.training.data.rows import token_counts
+from lstmpool.training.data.order import token_counts
 from lstmpool.training.errors import InputError
-from lstmpool.training.loop.checkpoints import MANIFEST, damage, find_best, write_manifest
+from lstmpool.training.loop.checkpoints import Kept, find_best
+from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.trainable_parts import learning_rates
 
 
@@ -38,12 +37,15 @@ def check_settings(args: TrainingArguments) -> None:
     Raises:
         InputError: for settings that it refuses, such as an optimizer or a log whose package is not installed.
     """
-    args = copy.copy(args)
-    args.push_to_hub = False  # a trainer makes its repository, and its folder, at once
-    args.label_smoothing_factor = 0.0  # and asks a model's config for its task
     try:
-        with tempfile.TemporaryDirectory() as args.output_dir:
-            trainer = Trainer(torch.nn.Linear(1, 1), args, eval_dataset=[0])
+        with tempfile.TemporaryDirectory() as folder:
+            own = changed(
+                args,
+                output_dir=folder,
+                push_to_hub=False,  # a trainer makes its repository, and its folder, at once
+                label_smoothing_factor=0.0,  # and asks a model's config for its task
+            )
+            trainer = Trainer(torch.nn.Linear(1, 1), own, eval_dataset=[0])
         trainer.create_optimizer_and_scheduler(num_training_steps=10)
     except Exception as error:  # of every kind, by the setting
         raise InputError(f"these settings cannot be trained with: {error}") from None
@@ -67,7 +69,11 @@ class LstmPoolTrainer(Trainer):
     """The library's Trainer, whose optimizer has a group for each rate (see `learning_rates`), and which goes on from
     a checkpoint to the same weights, bit for bit, as if it had never stopped."""
 
-    limit: int | None = None  # of checkpoints, while `train_from` trains
+    def __init__(self, model: PreTrainedModel, args: TrainingArguments, **options: Any):
+        """`options` are those of the library's Trainer."""
+        self.kept = Kept(Path(args.output_dir), args.save_total_limit, args.load_best_model_at_end)
+        # `kept` does what the library would do too early
+        super().__init__(model, changed(args, save_total_limit=None), **options)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
@@ -89,8 +95,6 @@ class LstmPoolTrainer(Trainer):
         kept = checkpoint and self.args.load_best_model_at_end
         best = find_best(Path(checkpoint), Path(self.args.output_dir)) if kept else None
         if state is None or not self._is_over(state):
-            # the library would remove older checkpoints before a new one is whole, and the last one at the end
-            self.limit, self.args.save_total_limit = self.args.save_total_limit, None
             try:
                 self.train(resume_from_checkpoint=checkpoint)
             except RuntimeError as error:
@@ -100,29 +104,12 @@ class LstmPoolTrainer(Trainer):
                     "several processes expect a gradient of every parameter, and found some of this backbone that get "
                     "none. Add --ddp_find_unused_parameters True."
                 ) from None
-            finally:
-                self.args.save_total_limit = self.limit
             return
         self.state = state
         self._load_from_checkpoint(checkpoint)
         if best:
             state.best_model_checkpoint = str(best)
             self._load_best_model()
-
-    def remove_last_checkpoint(self) -> None:
-        """With `save_total_limit` 1 the best checkpoint alone is left. To be called when all else is written: until
-        then, a run that is cut off goes on from the last one."""
-        best, last = (
-            self.state.best_model_checkpoint,
-            Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"),
-        )
-        if (
-            self.args.save_total_limit == 1
-            and self.args.load_best_model_at_end
-            and best
-            and last.name != Path(best).name
-        ):
-            shutil.rmtree(last, ignore_errors=True)
 
     def _is_over(self, state: TrainerState) -> bool:
         """The library would train one more epoch after an early stop, and one more step after `max_steps`."""
@@ -142,16 +129,11 @@ class LstmPoolTrainer(Trainer):
         return _LengthGroupedSampler(together, token_counts(rows[:]), seed)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
-        """Older checkpoints are removed once this one is whole, and not before."""
-        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        if self.args.should_save and folder.exists():
-            if damage(folder):
-                shutil.rmtree(folder)  # a save that was cut off has left it
-            else:
-                (folder / MANIFEST).unlink()  # its files are replaced one by one
+        """Saves as the library does, between what `kept` does before and after, while the other processes wait."""
+        if self.args.should_save:
+            self.kept.before_save(self.state)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_manifest(folder)
-            rotate_checkpoints(self.args.output_dir, self.limit, self.state.best_model_checkpoint)
+            self.kept.after_save(self.state)

@@ -7,7 +7,6 @@ digest of all that it depends on. No file is ever removed.
 """
 
 import hashlib
-import os
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,8 +23,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.data.data_collator import DataCollator
 
+from lstmpool.training.data.order import by_length
 from lstmpool.training.errors import InputError
-from lstmpool.training.evaluation.predictions import by_length
+from lstmpool.training.writing import writing
 
 
 CACHE = Path(HF_HOME) / "lstmpool"  # beside the library's own caches, and so never in an output folder
@@ -108,15 +108,12 @@ def _write(
     dtype: str,
     title: str,
 ) -> None:
-    """Fills the file under a temporary name and moves it into place; the caller holds its lock. What a kill has left
-    is removed first."""
+    """Fills the file, which takes its place once it is whole. The caller holds its lock."""
     base, width = model.base_model.eval(), len(model.config.layers) * model.config.hidden_size
     kind = pyarrow.list_(pyarrow.from_numpy_dtype(DTYPES[dtype]), width)
     schema = pyarrow.schema({"layer_states": kind})
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    _check_room(path.parent, len(tokens) * width * np.dtype(DTYPES[dtype]).itemsize, dtype, title)
-    try:
+    with writing(path) as unfinished:  # which removes what a kill has left, so that its room counts as free
+        _check_room(path.parent, len(tokens) * width * np.dtype(DTYPES[dtype]).itemsize, dtype, title)
         with pyarrow.OSFile(str(unfinished), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
             for start in tqdm(range(0, len(tokens), batch_size), desc=f"layer states of {title}", leave=False):
                 rows = [tokens[i] for i in range(start, min(start + batch_size, len(tokens)))]
@@ -125,9 +122,6 @@ def _write(
                 flat = _cast(states.float().cpu().numpy().ravel(), dtype)
                 column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), width)
                 writer.write_batch(pyarrow.record_batch([column], schema=schema))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _check_room(folder: Path, needed: int, dtype: str, title: str) -> None:

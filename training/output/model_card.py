@@ -18,14 +18,7 @@ from lstmpool.training.arguments import ModelArguments, TrainingArguments
 from lstmpool.training.data.summary import balance_words
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output.terminal import markdown_table
-from lstmpool.training.tasks.labels import REGRESSION
-
-
-TASKS = {
-    "single_label_classification": "one label a text",
-    "multi_label_classification": "any number of labels a text",
-    "regression": "regression",
-}
+from lstmpool.training.tasks.inference import TASKS
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ def model_card(run: Run) -> str:
     header = {
         "library_name": "peft" if _is_adapter(run) else "transformers",
         "pipeline_tag": "text-classification",
-        "tags": ["lstmpool", "text-regression" if run.config.problem_type == REGRESSION else "text-classification"],
+        "tags": ["lstmpool", TASKS[run.config.problem_type].hub_tag],
     }
     if run.backbone.on_hub:
         header["base_model"] = run.backbone.title
@@ -101,10 +94,10 @@ def _what(run: Run) -> str:
         direction = "bidirectional" if config.lstm_bidirectional else "one-way"
         pooling = f"a {direction} {pooling.upper()} ({config.lstm_hidden_size} units a direction)"
     names = ", ".join(f"`{name}`" for name in config.id2label.values())
-    outputs = "Target" if config.problem_type == REGRESSION else "Label"
+    outputs = TASKS[config.problem_type].output_title
     layers = ", ".join(map(str, config.layers))
     return (
-        f"Text classification ({TASKS[config.problem_type]}): `{run.backbone.title}` "
+        f"Text classification ({TASKS[config.problem_type].title}): `{run.backbone.title}` "
         f"({config.backbone_config.model_type}), fine-tuned with lstmpool. The {config.token_pooling} vectors of its "
         f"layers {layers} are read by {pooling}.\n\n{outputs}s ({config.num_labels}): {names}"
     )
@@ -195,7 +188,7 @@ def _settings(run: Run) -> str:
         "gradient norm, at most": f"{args.max_grad_norm:g}",
         **({"classes weighted": args.class_weights} if args.class_weights else {}),
         **({"label smoothing": f"{args.label_smoothing_factor:g}"} if args.label_smoothing_factor else {}),
-        **({"loss": args.regression_loss} if run.config.problem_type == REGRESSION else {}),
+        **({"loss": args.regression_loss} if TASKS[run.config.problem_type].has_numbers else {}),
         "pooler dropout": f"{run.config.pooler_dropout:g}",
         "tokens, at most": str(run.max_seq_length),
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",

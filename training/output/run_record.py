@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-import os
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
+from lstmpool.training.writing import write_text
 
 
 NAME = "run.json"
@@ -34,12 +35,22 @@ def settings_of(model: ModelArguments, data: DataArguments, training: TrainingAr
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The settings of a run, a digest of the rows of each split, and the checkpoint that it was begun from, if any."""
+    """What a run was asked for, and how far it came.
+
+    Args:
+        settings: those that decide what it comes to.
+        rows: a digest of the rows of each split.
+        finished: whether all is written.
+        resumed_from: the checkpoint that it was begun from, if any.
+        files (`list[str]`, *optional*): names of the files that it has written into its folder, or was about to. None
+            in the record of an older release, which does not say.
+    """
 
     settings: dict[str, Any]
     rows: dict[str, str]
     finished: bool = False
     resumed_from: str = ""
+    files: list[str] | None = None
 
     @classmethod
     def of(cls, settings: dict[str, Any], splits: dict[str, Split], resumed_from: str = "") -> "RunRecord":
@@ -47,20 +58,23 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord | None":
-        """The record in `folder`, or None where there is none that can be read."""
+        """The record in `folder`, or None where there is none that can be read. Keys that this release does not know
+        are ignored, and those that an older one did not write have their defaults."""
         try:
-            return cls(**json.loads((folder / NAME).read_text(encoding="utf-8")))
+            found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+            record = cls(**{of.name: found[of.name] for of in fields(cls) if of.name in found})
         except (OSError, ValueError, TypeError):
             return None
+        return replace(record, files=_plain_names(record.files))
 
     def write(self, folder: Path) -> None:
-        unfinished = folder / f".{NAME}.unfinished"
-        unfinished.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, folder / NAME)
+        write_text(folder / NAME, json.dumps(asdict(self), indent=1) + "\n")
 
     def finish(self, folder: Path) -> None:
-        """To be called when all else is written."""
-        replace(self, finished=True).write(folder)
+        """To be called when all else is written. The list of files stays as it is in `folder`."""
+        earlier = RunRecord.read(folder)
+        files = self.files if earlier is None else earlier.files
+        replace(self, files=files, finished=True).write(folder)
 
     def differs(self, settings: dict[str, Any]) -> str:
         """The settings that are not those of the record, in words; nothing where they are the same."""
@@ -77,6 +91,21 @@ class RunRecord:
                     f"the {name} rows are not those that the run in {folder} was given. Resume with the same files, "
                     "or begin anew in another folder."
                 )
+
+
+def list_files(folder: Path, names: Iterable[str]) -> None:
+    """Adds files to the list that the record in `folder` keeps. To be called before they are put there: a kill between
+    the two leaves files that are listed and not there, and none that is there and not listed."""
+    record = RunRecord.read(folder)
+    if record is not None and record.files is not None:
+        replace(record, files=sorted({*record.files, *names})).write(folder)
+
+
+def _plain_names(names: Any) -> list[str] | None:
+    """Without what would lead out of the folder, since files under these names are removed."""
+    if not isinstance(names, list):
+        return None
+    return [name for name in names if isinstance(name, str) and name == Path(name).name]
 
 
 def _digest(split: Split) -> str:

@@ -5,75 +5,80 @@ by all of them, whose probabilities, or numbers, are averaged. A fold that is fi
 same command goes on where it was cut off. All folds share one set of tokens and, with a frozen backbone, one cache.
 """
 
-import copy
 import gc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas
-from scipy.special import log_expit, log_softmax, logsumexp
 
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.data.fold_assignment import assign_folds
 from lstmpool.training.errors import InputError
-from lstmpool.training.evaluation.predictions import prediction_table, write_table
 from lstmpool.training.evaluation.results import Evaluation
-from lstmpool.training.output.folder import Writer, check_output, json_writer, prepare_output, write_output
+from lstmpool.training.loop.trainer_arguments import changed
+from lstmpool.training.output.artifacts import Writers, predictions_of
+from lstmpool.training.output.folder import json_writer, prepare_output, write_output
 from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.start import Start, choose_start
+from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.output.terminal import rows_of, text_table
-from lstmpool.training.runs.fit import fit
-from lstmpool.training.runs.job import Job
-from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE, Labels
+from lstmpool.training.runs.fit import Extras, fit
+from lstmpool.training.runs.job import Job, Tokens
 
 
 LOGITS = "logits.npz"  # of a fold: what its model says of the rows that it was trained without, and of the test rows
 ALL = "out of fold"
 
 
-def check_folds_output(args: TrainingArguments, settings: dict[str, Any], init_from: str | None = None) -> None:
-    """What `check_output` is for one run. Raises InputError if the folder is taken, or there are several processes."""
+def choose_start_of_folds(args: TrainingArguments, settings: dict, init_from: str | None = None) -> Start | None:
+    """What `choose_start` is for one run; None where this very cross-validation was cut off, and goes on.
+
+    Raises:
+        InputError: if the folder is taken.
+    """
     if args.world_size > 1:
         raise InputError(f"--cv_folds runs in one process, found {args.world_size}. Start it with python alone.")
     if _goes_on(Path(args.output_dir), settings):
         print(f"{args.output_dir} holds this cross-validation, which was cut off. It goes on.")
-    else:
-        check_output(args, settings, init_from)
+        return None
+    return choose_start(args.output_dir, settings, args.resume_from_checkpoint, args.overwrite, init_from)
 
 
-def cross_validate(job: Job, args: TrainingArguments) -> Evaluation:
+def cross_validate(job: Job, args: TrainingArguments, start: Start | None) -> Evaluation:
     """Runs the folds that are not finished in `args.output_dir`, and writes there what all come to.
+
+    Args:
+        start: of `choose_start_of_folds`.
 
     Raises:
         InputError: before any training, if there are too few rows for the folds, or the folder holds those of others.
         Interrupted: after a signal, as in `fit`.
     """
     folder, record = Path(args.output_dir), RunRecord.of(job.settings, job.splits)
-    train, folds = job.splits["train"], job.data_args.cv_folds
-    assigned = assign_folds(train, job.labels, folds, job.data_args.shuffle_seed)
-    jobs = {fold: _job_of(job, assigned, fold) for fold in range(1, folds + 1)}
-    of_folds = {fold: _args_of(args, folder / f"fold-{fold}") for fold in jobs}
-    for fold, own in of_folds.items():
-        if RunRecord.read(Path(own.output_dir)) is None:  # now, and not when the folds before it are trained
-            check_output(own, jobs[fold].settings)
-    if _goes_on(folder, job.settings):
+    assigned = assign_folds(job.splits["train"], job.task, job.data_args.cv_folds, job.data_args.shuffle_seed)
+    jobs = {fold: _job_of(job, assigned, fold) for fold in range(1, job.data_args.cv_folds + 1)}
+    for fold, of_fold in jobs.items():
+        if RunRecord.read(folder / f"fold-{fold}") is None:  # now, and not when the folds before it are trained
+            _start_of_fold(of_fold, _args_of(args, fold))
+    if start is None:
         _check_rows(folder, record, jobs)
     else:
-        without_model = copy.copy(args)
-        without_model.do_train = False  # the models, and so the code, are in the folders of the folds
-        prepare_output(without_model, record)
+        prepare_output(
+            folder, start, record, with_code=False
+        )  # the models, and so the code, are in the folds' folders
 
+    all_tokens = job.encode()  # once for all folds
     for fold, of_fold in jobs.items():
         rows = f"{len(of_fold.splits['train'])} rows train, {len(of_fold.splits['validation'])} are held out"
         if _is_finished(folder / f"fold-{fold}"):
-            print(f"\nFold {fold} of {folds}, {rows}: finished before.", flush=True)
+            print(f"\nFold {fold} of {len(jobs)}, {rows}: finished before.", flush=True)
             continue
-        print(f"\nFold {fold} of {folds}, {rows}:", flush=True)
-        own = of_folds[fold]
-        check_output(own, of_fold.settings)
-        fit(replace(of_fold, tokens=_tokens_of(job, assigned, fold)), own, also=_logits_writer)
+        print(f"\nFold {fold} of {len(jobs)}, {rows}:", flush=True)
+        own = _args_of(args, fold)
+        tokens = _tokens_of(all_tokens, assigned, fold)
+        fit(of_fold, own, _start_of_fold(of_fold, own), tokens, Extras(files=_logits_writer))
         gc.collect()  # the model and its trainer refer to each other, and would stay on the device beside the next one
 
     evaluation = _evaluate(job, folder, assigned)
@@ -81,32 +86,22 @@ def cross_validate(job: Job, args: TrainingArguments) -> Evaluation:
     record.finish(folder)
     print(
         f"{folder} holds the predictions of every row by the model that was trained without it (oof.parquet), and "
-        f"these numbers (metrics.json); fold-1 to fold-{folds} in it hold a model each."
+        f"these numbers (metrics.json); fold-1 to fold-{len(jobs)} in it hold a model each."
     )
     return evaluation
 
 
-def mean_logits(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """The logits (N, C) of the mean probabilities that `logits` (K, N, C) come to; in a regression, their mean."""
-    if problem_type == REGRESSION:
-        return logits.mean(0)
-
-    def log_mean(log_probabilities: np.ndarray) -> np.ndarray:
-        return logsumexp(log_probabilities, axis=0) - np.log(len(log_probabilities))
-
-    if problem_type == SINGLE:
-        return log_mean(log_softmax(logits, axis=-1))
-    return log_mean(log_expit(logits)) - log_mean(log_expit(-logits))
-
-
-def _args_of(args: TrainingArguments, folder: Path) -> TrainingArguments:
+def _args_of(args: TrainingArguments, fold: int) -> TrainingArguments:
     """Of the run of a fold. It replaces what has no record, which a kill may leave, but never a fold of ours."""
-    own = copy.copy(args)
-    own.output_dir, own.overwrite = str(folder), args.overwrite and RunRecord.read(folder) is None
-    return own
+    folder = Path(args.output_dir, f"fold-{fold}")
+    return changed(args, output_dir=str(folder), overwrite=args.overwrite and RunRecord.read(folder) is None)
 
 
-def _goes_on(folder: Path, settings: dict[str, Any]) -> bool:
+def _start_of_fold(job: Job, args: TrainingArguments) -> Start:
+    return choose_start(args.output_dir, job.settings, None, args.overwrite)
+
+
+def _goes_on(folder: Path, settings: dict) -> bool:
     earlier = RunRecord.read(folder)
     return earlier is not None and not earlier.finished and not earlier.differs(settings)
 
@@ -141,57 +136,69 @@ def _job_of(job: Job, assigned: np.ndarray, fold: int) -> Job:
     return replace(job, splits=splits, settings={**job.settings, "fold": fold})
 
 
-def _tokens_of(job: Job, assigned: np.ndarray, fold: int) -> dict[str, Any]:
-    tokens = job.encode()  # all rows, once
-    return {
-        **tokens,
-        "train": replace(tokens["train"], chosen=np.flatnonzero(assigned != fold).tolist()),
-        "validation": replace(tokens["train"], chosen=np.flatnonzero(assigned == fold).tolist()),
-    }
+def _tokens_of(tokens: dict[str, Tokens], assigned: np.ndarray, fold: int) -> dict[str, Tokens]:
+    """The tokens of a fold's run, which are some of those of all rows."""
+    of_fold = dict(tokens)
+    of_fold["train"] = replace(tokens["train"], chosen=np.flatnonzero(assigned != fold).tolist())
+    of_fold["validation"] = replace(tokens["train"], chosen=np.flatnonzero(assigned == fold).tolist())
+    return of_fold
 
 
-def _logits_writer(evaluation: Evaluation) -> dict[str, Writer]:
+def _logits_writer(evaluation: Evaluation) -> Writers:
     logits = {name: values for name, values in evaluation.logits.items() if name != "train"}
     return {LOGITS: lambda path: np.savez(path, **logits)}
 
 
 def _evaluate(job: Job, folder: Path, assigned: np.ndarray) -> Evaluation:
     """Of each fold's rows, of all rows, and of the test rows."""
-    labels, targets = job.labels, {ALL: np.array(job.splits["train"].labels)}
-    out_of_fold, of_test, logits = np.empty((len(assigned), len(labels.names))), [], {}
+    task, train = job.task, job.splits["train"]
+    labels = np.array(train.labels)
+    out_of_fold = np.empty((len(train), len(task.names)))
+    logits, targets, of_test = {}, {}, []
     for fold in range(1, job.data_args.cv_folds + 1):
+        held = assigned == fold
         with np.load(folder / f"fold-{fold}" / LOGITS) as saved:
-            logits[f"fold {fold}"] = out_of_fold[assigned == fold] = saved["validation"]
-            of_test += [saved["test"]] if "test" in saved else []
-        targets[f"fold {fold}"] = targets[ALL][assigned == fold]
-    logits[ALL] = out_of_fold
+            out_of_fold[held] = saved["validation"]
+            if "test" in saved:
+                of_test.append(saved["test"])
+        logits[f"fold {fold}"], targets[f"fold {fold}"] = out_of_fold[held], labels[held]
+    logits[ALL], targets[ALL] = out_of_fold, labels
     if of_test:
-        logits["test"] = mean_logits(np.stack(of_test), labels.problem_type)
+        logits["test"] = task.mean_logits(np.stack(of_test))
         if job.splits["test"].labels is not None:
             targets["test"] = np.array(job.splits["test"].labels)
-    return Evaluation(job.metrics, labels, logits, targets, learned={})
+    return Evaluation.of(task, logits, targets, learned={})
 
 
 def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: np.ndarray) -> None:
     """Fills the folder, and prints the table of results."""
-    metrics, results, folds = job.metrics, evaluation.results, job.data_args.cv_folds
-    names = [f"fold {fold}" for fold in range(1, folds + 1)]
+    results = evaluation.results
+    names = [f"fold {fold}" for fold in range(1, job.data_args.cv_folds + 1)]
     by_fold = pandas.DataFrame([results[name] for name in names])
-    mean, sd = by_fold.mean(skipna=False).to_dict(), by_fold.std(skipna=False).to_dict()  # of a sample, n - 1
-    numbers = {"problem_type": job.labels.problem_type, "cv_folds": folds, "mean": mean, "sd": sd}
+    mean = by_fold.mean(skipna=False).to_dict()
+    deviation = by_fold.std(skipna=False).to_dict()  # of a sample: n - 1
     recorded = evaluation.record()
-    numbers |= {"results": recorded["results"], "intervals": recorded["intervals"]}
+    numbers = {
+        "problem_type": job.task.problem_type,
+        "cv_folds": len(names),
+        "mean": mean,
+        "sd": deviation,
+        "results": recorded["results"],
+        "intervals": recorded["intervals"],
+    }
     table = _oof_table(job, args, evaluation.logits[ALL], assigned)
     files = {"metrics.json": json_writer(numbers), "oof.parquet": partial(write_table, table)}
-    files |= evaluation.predictions(job.splits.get("test"), args)
+    files |= predictions_of(evaluation, job.splits.get("test"), args.predictions_format, args.predictions_with_text)
     write_output(Path(args.output_dir), None, job.tokenizer, files)
 
     shown = {name: {"validation": results[name]} for name in names}
-    shown |= {"mean over folds": {"validation": mean}, "sd over folds": {"validation": sd}}
-    rows = rows_of(shown, metrics.titles, metrics.headline, {})
+    shown["mean over folds"] = {"validation": mean}
+    shown["sd over folds"] = {"validation": deviation}
+    titles, headline = job.task.titles, job.task.headline
+    rows = rows_of(shown, titles, headline, {})
     for name, what in ((ALL, "all rows at once"), ("test", "mean of the folds' predictions")):
         if name in results:
-            rows += rows_of({what: {name: results[name]}}, metrics.titles, metrics.headline, evaluation.intervals)[1:]
+            rows += rows_of({what: {name: results[name]}}, titles, headline, evaluation.intervals)[1:]
     print(f"\n{text_table(rows)}\n")
     if args.load_best_model_at_end:
         print(
@@ -202,18 +209,6 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
 
 def _oof_table(job: Job, args: TrainingArguments, logits: np.ndarray, assigned: np.ndarray) -> pandas.DataFrame:
     """A row for each training row, in their order: what `prediction_table` gives, the fold and the label."""
-    train, labels = job.splits["train"], job.labels
-    texts = {"text": train.texts} | ({"text_pair": train.pairs} if train.pairs else {})
-    shown = texts if args.predictions_with_text else None
-    table = prediction_table(logits, train.ids, labels.names, labels.problem_type, shown)
-    return table.assign(fold=assigned, **_label_columns(labels, train.labels))
-
-
-def _label_columns(labels: Labels, targets: list[Any]) -> dict[str, Any]:
-    if labels.problem_type == SINGLE:
-        return {"label": [labels.names[target] for target in targets]}
-    table = np.array(targets, dtype=float).reshape(len(targets), -1)  # (N, C)
-    if labels.problem_type == MULTI:
-        return {"label": ["|".join(np.array(labels.names)[row > 0]) for row in table]}
-    several = len(labels.names) > 1
-    return {f"label_{name}" if several else "label": table[:, i] for i, name in enumerate(labels.names)}
+    train = job.splits["train"]
+    table = prediction_table(job.task, logits, train, args.predictions_with_text)
+    return table.assign(fold=assigned, **job.task.label_columns(train.labels))

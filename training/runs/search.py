@@ -10,7 +10,6 @@ Reference: TPE, the tree-structured Parzen estimator (Bergstra et al., Algorithm
 2011), as in optuna; the first ten trials are random, but for the very first, which has the settings of the command.
 """
 
-import copy
 import gc
 import hashlib
 import importlib.util
@@ -31,12 +30,14 @@ from huggingface_hub.constants import HF_HOME
 
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import Diverged, InputError
-from lstmpool.training.evaluation.predictions import write_table
 from lstmpool.training.evaluation.results import Evaluation
-from lstmpool.training.output.folder import Writer, check_output
+from lstmpool.training.loop.trainer_arguments import changed
+from lstmpool.training.output.artifacts import Writers
 from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.start import Resume, Start, choose_start
+from lstmpool.training.output.tables import write_table
 from lstmpool.training.runs.fit import fit
-from lstmpool.training.runs.job import Job
+from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.runs.search_space import OF_MODEL, Space, Values
 
 
@@ -82,6 +83,7 @@ class Search:
     job: Job
     args: TrainingArguments
     space: Space
+    tokens: dict[str, Tokens]
 
     def run(self) -> tuple[Job, TrainingArguments]:
         """Runs the trials that are left of `args.hp_search`; returns what the training proper is to do, with the best.
@@ -93,14 +95,14 @@ class Search:
         """
         import optuna
 
-        if self.args.metric_for_best_model == "loss":
+        if self.job.best.metric == "loss":
             raise InputError("--hp_search needs a metric of the task to judge by, got --metric_for_best_model loss.")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._lock():
             study = optuna.create_study(
                 storage=f"sqlite:///{self.folder / 'study.db'}",
                 study_name=self.folder.name,
-                direction="maximize" if self.args.greater_is_better else "minimize",
+                direction="maximize" if self.job.best.greater_is_better else "minimize",
                 load_if_exists=True,
             )
             self._repeat_cut_off(study)
@@ -120,16 +122,9 @@ class Search:
             best = {name: self.space[name].kind(value) for name, value in study.best_params.items()}
             self._say(study, best)
         job, args = self._with(best)
-        args.hp_search = len(done)  # for the card; there may have been more than asked for now
-        earlier = RunRecord.read(Path(args.output_dir)) if args.resume_from_checkpoint else None
-        if earlier is not None and (differs := earlier.differs(job.settings)):
-            raise InputError(
-                f"--output_dir {args.output_dir} holds a run that was cut off, with what was the best before more "
-                f"trials ({differs}). Choose another folder, or remove that one."
-            )
-        return job, args
+        return job, changed(args, hp_search=len(done))  # for the card; there may have been more than asked for now
 
-    def table(self, evaluation: Evaluation) -> dict[str, Writer]:
+    def table(self, evaluation: Evaluation) -> Writers:
         """What writes the table of trials, by its file's name."""
         return {TABLE: partial(shutil.copyfile, self.folder / TABLE)}
 
@@ -187,13 +182,13 @@ class Search:
 
         trial = study.ask()
         values = {name: _suggest(trial, name, of) for name, of in self.space.items()}
-        folder, began, metric = self._folder_of(trial), time.monotonic(), self.args.metric_for_best_model
+        folder, began, metric = self._folder_of(trial), time.monotonic(), self.job.best.metric
         print(f"trial {number} of {self.args.hp_search}: {_words(values)}", end=" ", flush=True)
         value, end = self._value(folder, values)
         trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
         if math.isfinite(value):
             study.tell(trial, value)
-            print(f"-> validation {self.job.metrics.titles.get(metric, metric)} {value:.4f}", flush=True)
+            print(f"-> validation {self.job.task.titles.get(metric, metric)} {value:.4f}", flush=True)
         else:
             trial.set_user_attr("end", end)
             study.tell(trial, state=TrialState.PRUNED)  # which the sampler takes for worse than every number
@@ -203,18 +198,23 @@ class Search:
         """What the run with these values comes to, which is read from its folder if it was finished; or NaN, and how
         it has ended."""
         job, args = self._with(values)
-        args.output_dir, args.hp_search, args.resume_from_checkpoint = str(folder), None, None
-        args.do_predict = args.overwrite = args.baselines = args.tune_thresholds = False
-        args.calibrate = None
-        tokens = self.job.encode()  # once for all trials
         job = _without_test(job)
-        job = replace(job, tokens={name: tokens[name] for name in job.splits})
+        args = changed(
+            args,
+            output_dir=str(folder),
+            hp_search=None,
+            do_predict=False,
+            overwrite=False,
+            baselines=False,
+            calibrate=None,
+            tune_thresholds=False,
+        )
+        tokens = {name: self.tokens[name] for name in job.splits}
         if not (record := RunRecord.read(folder)) or not record.finished or record.differs(job.settings):
             folder.mkdir(exist_ok=True)
             try:
                 with open(f"{folder}.log", "a") as log, redirect_stdout(log):
-                    check_output(args, job.settings)
-                    fit(job, args)
+                    fit(job, args, choose_start(folder, job.settings), tokens)
             except Diverged:
                 return math.nan, DIVERGED
             except torch.OutOfMemoryError:
@@ -222,17 +222,20 @@ class Search:
             finally:
                 gc.collect()  # the model and its trainer refer to each other, and would stay on the device
         results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["results"]["validation"]
-        value = results[args.metric_for_best_model]
+        value = results[job.best.metric]
         return (math.nan, DIVERGED) if value is None else (value, "")
 
     def _with(self, values: dict[str, Any]) -> tuple[Job, TrainingArguments]:
         """The run with these values, for which they count as its settings."""
-        args, of_model = copy.copy(self.args), {name: values[name] for name in OF_MODEL if name in values}
-        for name in values.keys() - of_model.keys():
-            setattr(args, name, values[name])
-        model_args = replace(self.job.model_args, **of_model)
-        fields, settings = self.job.fields | of_model, self.job.settings | values
-        return replace(self.job, model_args=model_args, fields=fields, settings=settings), args
+        of_model = {name: value for name, value in values.items() if name in OF_MODEL}
+        of_training = {name: value for name, value in values.items() if name not in OF_MODEL}
+        job = replace(
+            self.job,
+            model_args=replace(self.job.model_args, **of_model),
+            fields=self.job.fields | of_model,
+            settings=self.job.settings | values,
+        )
+        return job, changed(self.args, **of_training)
 
     def _folder_of(self, trial: Any) -> Path:
         return self.folder / trial.user_attrs.get("folder", f"trial-{trial.number}")
@@ -244,12 +247,14 @@ class Search:
 
     def _say(self, study: Any, best: dict[str, Any]) -> None:
         """Prints the best, and keeps the table of all trials that count, the best first."""
-        metric, titles = self.args.metric_for_best_model, self.job.metrics.titles
+        metric, titles = self.job.best.metric, self.job.task.titles
         rows = [
             {"trial": t.number, metric: t.value, **t.params, "seconds": t.user_attrs.get("seconds"), "end": _end(t)}
             for t in self._done(study)
         ]
-        table = pandas.DataFrame(rows).sort_values(metric, ascending=not self.args.greater_is_better, kind="stable")
+        table = pandas.DataFrame(rows).sort_values(
+            metric, ascending=not self.job.best.greater_is_better, kind="stable"
+        )
         write_table(table, self.folder / TABLE)
         print(
             f"\n{table.to_string(index=False, na_rep='-')}\n\n"
@@ -257,6 +262,16 @@ class Search:
             "somewhat too good, as the best of several always is. As flags, for a run without the search:\n"
             f"{' '.join(f'--{name} {value!r}' for name, value in best.items())}\n",
             flush=True,
+        )
+
+
+def check_goes_on(start: Start, args: TrainingArguments, settings: dict[str, Any]) -> None:
+    """Raises InputError if the run that would go on was begun with what was the best before more trials."""
+    earlier = RunRecord.read(Path(args.output_dir)) if isinstance(start, Resume) else None
+    if earlier is not None and (differs := earlier.differs(settings)):
+        raise InputError(
+            f"--output_dir {args.output_dir} holds a run that was cut off, with what was the best before more trials "
+            f"({differs}). Choose another folder, or remove that one."
         )
 
 

@@ -7,7 +7,11 @@ import pytest
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
-from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE
+from lstmpool.training.tasks.multi_label import MultiLabel
+from lstmpool.training.tasks.regression import Regression
+from lstmpool.training.tasks.single_label import SingleLabel
+
+from ...training_fixtures import task_of
 
 
 def split(labels, texts=None):
@@ -17,7 +21,7 @@ def split(labels, texts=None):
 
 def test_every_class_gives_its_share():
     labels = [0] * 700 + [1] * 200 + [2] * 100
-    train, held = hold_out(split(labels), SINGLE, 0.1, seed=0)
+    train, held = hold_out(split(labels), task_of(SingleLabel), 0.1, seed=0)
     assert len(train) + len(held) == 1000 and not set(train.ids) & set(held.ids)
     counts = Counter(held.labels)
     assert [counts[i] for i in range(3)] == pytest.approx([70, 20, 10], abs=1)
@@ -27,25 +31,30 @@ def test_every_class_gives_its_share():
 
 def test_the_rows_depend_on_the_seed_alone():
     labels = [0, 1] * 100
-    assert hold_out(split(labels), SINGLE, 0.2, seed=1) == hold_out(split(labels), SINGLE, 0.2, seed=1)
-    assert hold_out(split(labels), SINGLE, 0.2, seed=1)[1].ids != hold_out(split(labels), SINGLE, 0.2, seed=2)[1].ids
+    assert hold_out(split(labels), task_of(SingleLabel), 0.2, seed=1) == hold_out(
+        split(labels), task_of(SingleLabel), 0.2, seed=1
+    )
+    assert (
+        hold_out(split(labels), task_of(SingleLabel), 0.2, seed=1)[1].ids
+        != hold_out(split(labels), task_of(SingleLabel), 0.2, seed=2)[1].ids
+    )
 
 
 def test_no_text_is_on_both_sides():
     texts = [f"text {i % 40}" for i in range(200)]
-    train, held = hold_out(split([i % 2 for i in range(200)], texts), SINGLE, 0.25, seed=0)
+    train, held = hold_out(split([i % 2 for i in range(200)], texts), task_of(SingleLabel), 0.25, seed=0)
     assert held.texts and not set(train.texts) & set(held.texts)
 
 
 def test_a_class_of_one_text_stays_in_training():
     for before in range(4):  # wherever in the order of the strata it lies
-        _, held = hold_out(split([0] * before + [1] + [2] * 20), SINGLE, 0.5, seed=0)
+        _, held = hold_out(split([0] * before + [1] + [2] * 20), task_of(SingleLabel), 0.5, seed=0)
         assert 1 not in held.labels
 
 
 def test_a_rare_label_is_spread_by_itself():
     labels = [[1.0, float(i % 10 == 0)] for i in range(200)]
-    held = np.array(hold_out(split(labels), MULTI, 0.1, seed=0)[1].labels)
+    held = np.array(hold_out(split(labels), task_of(MultiLabel), 0.1, seed=0)[1].labels)
     assert held[:, 1].sum() == pytest.approx(2, abs=1) and len(held) == pytest.approx(20, abs=1)
 
 
@@ -53,40 +62,40 @@ def test_rows_are_spread_by_their_rarest_label_or_by_having_none():
     kinds = [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     labels = [kinds[min(i % 8, 3)] for i in range(160)]  # 20, 20, 20 and 100 rows
     for seed in range(10):
-        held = Counter(map(tuple, hold_out(split(labels), MULTI, 0.2, seed)[1].labels))
+        held = Counter(map(tuple, hold_out(split(labels), task_of(MultiLabel), 0.2, seed)[1].labels))
         assert [held[tuple(kind)] for kind in kinds] == pytest.approx([4, 4, 4, 20], abs=1)
 
 
 def test_pairs_are_the_same_only_with_both_texts():
     rows = Split("train.csv", ["one question"] * 20, [f"answer {i}" for i in range(20)], [0, 1] * 10, list(range(20)))
-    train, held = hold_out(rows, SINGLE, 0.2, seed=0)
+    train, held = hold_out(rows, task_of(SingleLabel), 0.2, seed=0)
     assert len(held) == 4 and not set(train.pairs) & set(held.pairs)
 
 
 @pytest.mark.parametrize("targets", [1, 2])
 def test_numbers_are_spread_over_their_range(targets):
     values = np.random.default_rng(0).normal(size=(500, targets)) ** 3 * [1, 100][:targets]
-    train, held = hold_out(split((values if targets > 1 else values[:, 0]).tolist()), REGRESSION, 0.1, seed=0)
+    train, held = hold_out(split((values if targets > 1 else values[:, 0]).tolist()), task_of(Regression), 0.1, seed=0)
     level = (values / values.std(0)).mean(1)
     bounds = np.quantile(level, np.linspace(0, 1, 11))
     assert np.histogram(level[held.ids], bounds)[0] == pytest.approx(np.full(10, 5), abs=1)
 
 
 def test_a_limit_leaves_the_other_rows_to_training():
-    train, held = hold_out(split([0, 1] * 500), SINGLE, 0.1, seed=0, limit=20)
+    train, held = hold_out(split([0, 1] * 500), task_of(SingleLabel), 0.1, seed=0, limit=20)
     assert (len(train), len(held)) == (980, 20)
-    assert len(hold_out(split([0, 1] * 500), SINGLE, 0.1, seed=0, limit=1000)[1]) == 100
+    assert len(hold_out(split([0, 1] * 500), task_of(SingleLabel), 0.1, seed=0, limit=1000)[1]) == 100
 
 
 @pytest.mark.parametrize("share", [0.01, 0.99, 1.5])
 def test_too_few_rows(share):
     with pytest.raises(InputError, match="--validation_size"):
-        hold_out(split([0, 1] * 5), SINGLE, share, seed=0)
+        hold_out(split([0, 1] * 5), task_of(SingleLabel), share, seed=0)
 
 
 def test_no_group_is_on_both_sides():
     groups = [f"group {i % 40}" for i in range(200)]
     rows = replace(split([i % 2 for i in range(200)]), groups=groups)
-    train, held = hold_out(rows, SINGLE, 0.25, seed=0)
+    train, held = hold_out(rows, task_of(SingleLabel), 0.25, seed=0)
     assert held.groups and not set(train.groups) & set(held.groups)
     assert held.groups == [groups[i] for i in held.ids]

@@ -2,7 +2,9 @@ from datasets import Dataset
 
 from lstmpool.training.data.rows import Split
 from lstmpool.training.data.summary import balance_words, data_lines, describe_data
-from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE, Labels
+from lstmpool.training.tasks.multi_label import MultiLabel
+from lstmpool.training.tasks.regression import Regression
+from lstmpool.training.tasks.single_label import SingleLabel
 
 
 def rows(*lengths):
@@ -15,7 +17,7 @@ def split(texts, labels, pairs=None):
 
 def test_what_is_said_of_the_rows():
     splits = {"train": split(["a", "b", "c"], [0, 0, 1]), "test": split(["b", "d"], None)}
-    labels = Labels(SINGLE, ["no", "yes"], "")
+    labels = SingleLabel(["no", "yes"])
     numbers = describe_data(splits, {"train": rows(2, 4, 8), "test": rows(3, 3)}, {"train": 0.25, "test": 0.0}, labels)
     assert numbers["train"] == {
         "source": "file.csv",
@@ -36,18 +38,15 @@ def test_what_is_said_of_the_rows():
 def test_a_pair_is_the_same_only_with_both_its_texts():
     splits = {"train": split(["a", "b"], [0, 1], ["x", "y"]), "test": split(["a", "b"], [0, 1], ["y", "y"])}
     of = dict.fromkeys(splits, rows(1, 1))
-    assert (
-        describe_data(splits, of, dict.fromkeys(splits, 0.0), Labels(SINGLE, ["n", "y"], ""))["test"]["also_in_train"]
-        == 1
-    )
+    assert describe_data(splits, of, dict.fromkeys(splits, 0.0), SingleLabel(["n", "y"]))["test"]["also_in_train"] == 1
 
 
 def test_numbers_and_several_labels():
     of, cut = {"train": rows(1, 1)}, {"train": 0.0}
-    numbers = describe_data({"train": split(["a", "b"], [1.0, 3.0])}, of, cut, Labels(REGRESSION, ["stars"], ""))
+    numbers = describe_data({"train": split(["a", "b"], [1.0, 3.0])}, of, cut, Regression(["stars"]))
     assert numbers["train"]["labels"] == {"stars": {"mean": 2.0, "std": 1.0}}
     assert "stars 2 ± 1" in data_lines(numbers, 8)[0]
-    many = Labels(MULTI, [f"l{i}" for i in range(20)], "")
+    many = MultiLabel([f"l{i}" for i in range(20)])
     labels = [[1.0] + [0.0] * 19, [1.0] * 20]
     numbers = describe_data({"train": split(["a", "b"], labels)}, of, cut, many)
     assert numbers["train"]["labels"] == {"l0": 2} | {f"l{i}": 1 for i in range(1, 20)}

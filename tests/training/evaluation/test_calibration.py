@@ -6,14 +6,16 @@ import torch
 from scipy.special import expit
 
 from lstmpool.training.evaluation.calibration import (
-    confidences,
     fit_temperature,
     fold_temperature,
     fold_thresholds,
     probability_metrics,
     tune_thresholds,
 )
-from lstmpool.training.tasks.labels import MULTI, SINGLE
+from lstmpool.training.tasks.multi_label import MultiLabel
+from lstmpool.training.tasks.single_label import SingleLabel
+
+from ...training_fixtures import task_of
 
 
 def head(c=3):
@@ -28,7 +30,7 @@ def logit(p):
 def test_probabilities_of_one_label_by_hand():
     # row 0: (0.8, 0.2), right; row 1: (0.6, 0.4), wrong
     logits = np.log([[0.8, 0.2], [0.6, 0.4]])
-    measured = probability_metrics(logits, np.array([0, 1]), SINGLE)
+    measured = probability_metrics(task_of(SingleLabel), logits, np.array([0, 1]))
     assert measured["log_loss"] == pytest.approx(-(math.log(0.8) + math.log(0.4)) / 2)
     assert measured["brier"] == pytest.approx((2 * 0.2**2 + 2 * 0.6**2) / 2)
     assert measured["ece"] == pytest.approx((abs(0.8 - 1) + abs(0.6 - 0)) / 2)  # each is alone in its bin
@@ -36,7 +38,7 @@ def test_probabilities_of_one_label_by_hand():
 
 def test_probabilities_of_several_labels_by_hand():
     logits = np.array([[logit(0.9), logit(0.3)]])
-    measured = probability_metrics(logits, np.array([[1.0, 1.0]]), MULTI)
+    measured = probability_metrics(task_of(MultiLabel), logits, np.array([[1.0, 1.0]]))
     assert measured["log_loss"] == pytest.approx(-(math.log(0.9) + math.log(0.3)) / 2)
     assert measured["brier"] == pytest.approx((0.1**2 + 0.7**2) / 2)
     assert measured["ece"] == pytest.approx((0.1 + 0.7) / 2)
@@ -45,31 +47,33 @@ def test_probabilities_of_several_labels_by_hand():
 def test_claims_in_one_bin_may_make_up_for_one_another():
     # four claims of 0.75, three of them true
     logits = np.log([[0.75, 0.25]] * 4)
-    assert probability_metrics(logits, np.array([0, 0, 1, 0]), SINGLE)["ece"] == pytest.approx(0)
-    assert probability_metrics(np.array([[200.0, -200.0]]), np.array([0]), SINGLE)["ece"] == 0  # a confidence of 1
-    assert probability_metrics(np.array([[200.0, -200.0]]), np.array([1]), SINGLE)["ece"] == 1
+    assert probability_metrics(task_of(SingleLabel), logits, np.array([0, 0, 1, 0]))["ece"] == pytest.approx(0)
+    assert (
+        probability_metrics(task_of(SingleLabel), np.array([[200.0, -200.0]]), np.array([0]))["ece"] == 0
+    )  # a confidence of 1
+    assert probability_metrics(task_of(SingleLabel), np.array([[200.0, -200.0]]), np.array([1]))["ece"] == 1
 
 
 def test_confidences():
-    of, correct = confidences(np.log([[0.8, 0.2], [0.4, 0.6]]), np.array([1, 1]), SINGLE)
+    of, correct = task_of(SingleLabel).confidences(np.log([[0.8, 0.2], [0.4, 0.6]]), np.array([1, 1]))
     assert of == pytest.approx([0.8, 0.6]) and correct.tolist() == [0, 1]
-    of, correct = confidences(np.array([[0.0, logit(0.9)]]), np.array([[0.0, 1.0]]), MULTI)
+    of, correct = task_of(MultiLabel).confidences(np.array([[0.0, logit(0.9)]]), np.array([[0.0, 1.0]]))
     assert of == pytest.approx([0.5, 0.9]) and correct.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("task", [SINGLE, MULTI])
+@pytest.mark.parametrize("task", [task_of(SingleLabel), task_of(MultiLabel)])
 @pytest.mark.parametrize("too_sure", [3.0, 0.5])
 def test_the_temperature_is_found(task, too_sure):
     generator = np.random.default_rng(0)
     honest = generator.normal(size=(20_000, 3)) * 2
-    if task == MULTI:
+    if isinstance(task, MultiLabel):
         labels = (generator.random(honest.shape) < expit(honest)).astype(float)
     else:  # the label with the highest of logit + Gumbel noise has the softmax's probabilities
         labels = (honest + generator.gumbel(size=honest.shape)).argmax(1)
-    temperature = fit_temperature(honest * too_sure, labels, task)
+    temperature = fit_temperature(task, honest * too_sure, labels)
     assert temperature == pytest.approx(too_sure, rel=0.05)
-    before = probability_metrics(honest * too_sure, labels, task)
-    after = probability_metrics(honest * too_sure / temperature, labels, task)
+    before = probability_metrics(task, honest * too_sure, labels)
+    after = probability_metrics(task, honest * too_sure / temperature, labels)
     assert all(after[name] < before[name] for name in ("log_loss", "brier", "ece"))
 
 

@@ -2,9 +2,10 @@ import json
 import os
 
 import pytest
+from transformers import TrainerState
 
 from lstmpool.training.errors import InputError
-from lstmpool.training.loop.checkpoints import damage, find_best, find_checkpoint, newest_whole, write_manifest
+from lstmpool.training.loop.checkpoints import Kept, Saved, damage, find_best, newest_whole, saved_in, write_manifest
 
 
 @pytest.fixture
@@ -21,12 +22,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_checkpoint_counts_if_its_manifest_does(folder, capsys):
+def test_a_checkpoint_counts_if_its_manifest_does(folder):
     assert damage(folder / "checkpoint-10") == ""
     assert "the save was cut off" in damage(folder / "checkpoint-12")
-    assert newest_whole(folder) == folder / "checkpoint-10"  # not 9, which is later in the alphabet
-    assert capsys.readouterr().out.startswith(f"{folder / 'checkpoint-12'} is left out: it has no manifest.json")
-    assert find_checkpoint(folder, "last") == folder / "checkpoint-10"
+    saved = saved_in(folder)
+    assert [each.path.name for each in saved] == ["checkpoint-12", "checkpoint-10", "checkpoint-9"]
+    assert saved[0].damage.startswith("it has no manifest.json") and saved[1].damage == ""
+    assert newest_whole(saved) == Saved(folder / "checkpoint-10")  # not 9, which is later in the alphabet
+    assert newest_whole(saved[:1]) is None
 
 
 @pytest.mark.parametrize(
@@ -34,26 +37,91 @@ def test_a_checkpoint_counts_if_its_manifest_does(folder, capsys):
     [
         ("optimizer.pt", b"123", "optimizer.pt has 3 bytes, expected 5"),
         ("shards/weights", None, "shards/weights is missing"),
-        ("manifest.json", b'{"files": {"optimizer.pt"', "manifest.json cannot be read"),
-        ("manifest.json", b"[]", "manifest.json cannot be read"),
+        ("manifest.json", b'{"files": {"optimizer.pt"', "its manifest.json cannot be read"),
+        ("manifest.json", b"[]", "its manifest.json cannot be read"),
     ],
 )
-def test_a_damaged_checkpoint_is_named_with_the_newest_whole_one(folder, name, content, words):
+def test_a_damaged_checkpoint_does_not_count(folder, name, content, words):
     path = folder / "checkpoint-10" / name
     os.remove(path) if content is None else path.write_bytes(content)
-    whole = folder / "checkpoint-9"
-    assert newest_whole(folder) == whole
-    with pytest.raises(InputError, match=f"{words}.*newest whole one is {whole}: --resume_from_checkpoint {whole}"):
-        find_checkpoint(folder, str(folder / "checkpoint-10"))
+    assert damage(folder / "checkpoint-10") == words
+    assert newest_whole(saved_in(folder)) == Saved(folder / "checkpoint-9")
 
 
-def test_where_none_is_whole(folder, tmp_path):
-    for step in (9, 10):
-        os.remove(folder / f"checkpoint-{step}" / "optimizer.pt")
-    with pytest.raises(InputError, match="holds no whole checkpoint"):
-        find_checkpoint(folder, "last")
-    with pytest.raises(InputError, match="optimizer.pt is missing. There is no whole one"):
-        find_checkpoint(folder, str(folder / "checkpoint-9"))
+def state_of(step, best=None):
+    return TrainerState(global_step=step, best_model_checkpoint=best and str(best))
+
+
+def save(kept, state):
+    """As the Trainer does it."""
+    kept.before_save(state)
+    checkpoint = kept.folder / f"checkpoint-{state.global_step}"
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "optimizer.pt").write_bytes(b"new")
+    kept.after_save(state)
+
+
+def steps_in(folder):
+    return sorted(int(path.name[11:]) for path in folder.glob("checkpoint-*[0-9]"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [(None, 2, [2, 4, 6, 8]), (3, 6, [4, 6, 8]), (2, 2, [2, 8]), (1, 2, [2, 8]), (1, 8, [8]), (1, None, [8])],
+)
+def test_the_newest_and_the_best_are_kept_and_older_ones_up_to_the_limit(tmp_path, limit, best, left):
+    kept = Kept(tmp_path, limit, ends_with_best=True)
+    for step in (2, 4, 6, 8):
+        save(kept, state_of(step, best and tmp_path / f"checkpoint-{best}"))
+    assert steps_in(tmp_path) == left
+
+
+def test_older_ones_are_removed_once_the_new_one_is_whole(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*args):
+        raise Killed
+
+    kept = Kept(tmp_path, 1, ends_with_best=True)
+    save(kept, state_of(2))
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "replace", kill)  # before the manifest has its name
+        save(kept, state_of(4))
+    assert steps_in(tmp_path) == [2, 4] and newest_whole(saved_in(tmp_path)).path.name == "checkpoint-2"
+    save(kept, state_of(4))
+    assert steps_in(tmp_path) == [4] and damage(tmp_path / "checkpoint-4") == ""
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_checkpoint_that_is_saved_again_is_not_whole_meanwhile(tmp_path, whole):
+    kept = Kept(tmp_path, None, ends_with_best=True)
+    save(kept, state_of(2))
+    checkpoint = tmp_path / "checkpoint-2"
+    if not whole:
+        (checkpoint / "optimizer.pt").write_bytes(b"cut off")
+    kept.before_save(state_of(2))
+    assert not (checkpoint / "manifest.json").exists()
+    assert checkpoint.exists() == whole  # what a cut-off save has left is removed
+
+
+@pytest.mark.parametrize(
+    ("limit", "ends_with_best", "best", "left"),
+    [
+        (1, True, 2, [2]),
+        (1, True, 4, [2, 4]),  # the last one is the best
+        (1, True, None, [2, 4]),
+        (1, False, 2, [2, 4]),  # the weights in the end are those of the last one
+        (2, True, 2, [2, 4]),
+        (None, True, 2, [2, 4]),
+    ],
+)
+def test_a_limit_of_one_leaves_the_best_alone_in_the_end(tmp_path, limit, ends_with_best, best, left):
+    kept, state = Kept(tmp_path, limit, ends_with_best), state_of(4, best and tmp_path / f"checkpoint-{best}")
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    kept.finish(state)
+    assert steps_in(tmp_path) == left
 
 
 def write_state(checkpoint, best):

@@ -9,7 +9,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.trainer import LstmPoolTrainer, check_settings, split_groups
-from lstmpool.training.runs.fit import _begin
+from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.start import Resume
+from lstmpool.training.runs.fit import Extras, State, _prepare_folder
 
 from ...conftest import tiny_model
 
@@ -105,9 +107,11 @@ def test_a_damaged_best_checkpoint_is_told_before_a_run_goes_on(tmp_path):
     state = {"best_model_checkpoint": str(tmp_path / "checkpoint-8"), "global_step": 16}
     (last / "trainer_state.json").write_text(json.dumps(state))
     trainer = trainer_for(tmp_path)
-    trainer.args.load_best_model_at_end, trainer.args.resume_from_checkpoint = True, str(last)
+    trainer.args.load_best_model_at_end = True
     job = SimpleNamespace(settings={}, splits={}, model_args=SimpleNamespace(peft=None))
-    for start in (lambda: trainer.train_from(str(last)), lambda: _begin(job, trainer.args, trainer.model)):
+    state = State(job, trainer.args, Resume(last), Extras(), tokens={})
+    state.model, state.record = trainer.model, RunRecord({}, {})
+    for start in (lambda: trainer.train_from(str(last)), lambda: _prepare_folder(state)):
         with pytest.raises(InputError, match="checkpoint-8, is not whole: it has no manifest"):
             start()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-16"}

@@ -1,5 +1,4 @@
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,7 +70,7 @@ def test_the_next_run_reads_what_is_there(cache, rows, tmp_path, monkeypatch):
     first = cache(tiny_model(), rows)
     written = files(tmp_path)
     assert len(written) == 1
-    monkeypatch.setattr("lstmpool.training.layer_cache._write", None)  # it must not run again
+    monkeypatch.setattr("lstmpool.training.model.layer_cache._write", None)  # it must not run again
     again = cache(tiny_model(), rows.remove_columns("labels"))
     assert np.array_equal(first["layer_states"][:], again["layer_states"][:])
 
@@ -126,8 +125,8 @@ def test_what_a_killed_run_left_is_written_over(cache, rows, tmp_path):
     cache(tiny_model(), rows)
     whole = files(tmp_path)[0]
     content = whole.read_bytes()
-    whole.rename(f"{whole}.unfinished")
-    Path(f"{whole}.unfinished").write_bytes(b"half" * 10_000)
+    whole.rename(whole.with_name(f".{whole.name}.unfinished"))
+    whole.with_name(f".{whole.name}.unfinished").write_bytes(b"half" * 10_000)
     cache(tiny_model(), rows)
     assert files(tmp_path) == [whole] and whole.read_bytes() == content
 
@@ -137,7 +136,7 @@ def test_who_comes_second_waits_and_computes_nothing(cache, rows, tmp_path, monk
     whole = files(tmp_path)[0]
     content = whole.read_bytes()
     whole.unlink()
-    monkeypatch.setattr("lstmpool.training.layer_cache._write", lambda path, *rest: written.append(path))
+    monkeypatch.setattr("lstmpool.training.model.layer_cache._write", lambda path, *rest: written.append(path))
     with ThreadPoolExecutor() as pool, FileLock(f"{whole}.lock"):  # a lock is its holder's, not the process's
         second = pool.submit(cache, tiny_model(), rows)
         with pytest.raises(TimeoutError):
@@ -149,7 +148,7 @@ def test_who_comes_second_waits_and_computes_nothing(cache, rows, tmp_path, monk
 
 def test_what_is_there_is_read_without_the_right_to_write(cache, rows, monkeypatch):
     cache(tiny_model(), rows)
-    monkeypatch.setattr("lstmpool.training.layer_cache.FileLock", None)
+    monkeypatch.setattr("lstmpool.training.model.layer_cache.FileLock", None)
     assert len(cache(tiny_model(), rows)) == 7
 
 

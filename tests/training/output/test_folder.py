@@ -1,15 +1,16 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModel, AutoTokenizer
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.checkpoints import write_manifest
-from lstmpool.training.output.folder import check_output, json_writer, prepare_output, write_output
+from lstmpool.training.output.folder import json_writer, prepare_output, write_output
 from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.start import Fresh, Replace, Resume, choose_start
 
 from ...conftest import tiny_model
 from ...training_fixtures import save_backbone
@@ -18,8 +19,13 @@ from ...training_fixtures import save_backbone
 CODE = {"configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
 
 
-def arguments(folder, **options):
-    return TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[], **{"do_train": True, **options})
+def begin(folder, settings=None, resume=None, overwrite=False, with_code=True):
+    """As a run does it; returns how it began."""
+    settings = settings or {}
+    start = choose_start(folder, settings, resume, overwrite)
+    resumed_from = start.resumed_from if isinstance(start, Resume) else ""
+    prepare_output(folder, start, RunRecord.of(settings, {}, resumed_from), with_code)
+    return start
 
 
 @pytest.fixture
@@ -38,17 +44,16 @@ def finished(tmp_path):
 
 
 def test_the_code_is_there_before_training(tmp_path):
-    args = arguments(tmp_path / "new" / "out")
-    check_output(args, {})
-    prepare_output(args, RunRecord({}, {}))
-    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == {"run.json", *CODE}
-    check_output(args, {})  # a run that was stopped before its first checkpoint can be started again
+    folder = tmp_path / "new" / "out"
+    assert begin(folder) == Fresh()
+    assert {path.name for path in folder.iterdir()} == {"run.json", *CODE}
+    begin(folder)  # a run that was stopped before its first checkpoint can be started again
 
 
 def test_a_run_is_not_overwritten_unasked(finished):
     before = sorted(path.name for path in finished.rglob("*"))
     with pytest.raises(InputError, match="holds a run already .*--resume_from_checkpoint last.*--overwrite"):
-        check_output(arguments(finished), {})
+        choose_start(finished, {})
     assert sorted(path.name for path in finished.rglob("*")) == before
 
 
@@ -58,45 +63,46 @@ def test_parts_of_a_run_are_not_overwritten_unasked(finished, kept):
     if kept == "checkpoint-5":
         (finished / "model.safetensors").unlink()
     with pytest.raises(InputError, match="holds a run already"):
-        check_output(arguments(finished), {})
+        choose_start(finished, {})
 
 
 def test_the_table_of_an_earlier_evaluation_is_not_overwritten_unasked(tmp_path):
     (tmp_path / "test_predictions.csv").write_text("id")
     with pytest.raises(InputError, match="holds a run already .test_predictions.csv."):
-        check_output(arguments(tmp_path), {})
-    check_output(arguments(tmp_path, overwrite=True), {})
+        choose_start(tmp_path, {})
+    choose_start(tmp_path, {}, overwrite=True)
 
 
 def test_a_file_of_the_users_is_not_taken_for_a_part_of_a_run(tmp_path):
     (tmp_path / "README.md").write_text("mine")  # as in a project's own folder
     with pytest.raises(InputError, match="holds .*README.md"):
-        check_output(arguments(tmp_path), {})
+        choose_start(tmp_path, {})
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_the_model_to_start_from_is_not_overwritten(finished, tmp_path):
     for start in (finished, finished / "checkpoint-5"):
         with pytest.raises(InputError, match="holds the model of --init_from. Choose another folder"):
-            check_output(arguments(finished, overwrite=True), {}, str(start))
-    check_output(arguments(tmp_path / "new"), {}, str(finished))
+            choose_start(finished, {}, overwrite=True, init_from=str(start))
+    choose_start(tmp_path / "new", {}, init_from=str(finished))
 
 
 def test_a_folder_without_training_gets_no_code(tmp_path):
-    prepare_output(arguments(tmp_path / "new", do_train=False), RunRecord({}, {}))
+    begin(tmp_path / "new", with_code=False)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"run.json"}
 
 
 def test_overwriting_removes_the_run_and_nothing_else(finished):
-    args = arguments(finished, overwrite=True)
-    check_output(args, {})
-    prepare_output(args, RunRecord({}, {}))
+    begin(finished, overwrite=True)
     assert {path.name for path in finished.iterdir()} == CODE | {"run.json", "notes.txt"}
 
 
+@pytest.mark.parametrize("lists", [True, False])  # its files in its record, or not, as older ones
 @pytest.mark.parametrize("top", [True, False])  # a finished run, or one that was cut off
 @pytest.mark.parametrize("removed", [*range(12), 99])
-def test_an_overwrite_that_was_killed_while_it_removes_the_run_is_done_again(finished, monkeypatch, removed, top):
+def test_an_overwrite_that_was_killed_while_it_removes_the_run_is_done_again(
+    finished, monkeypatch, removed, top, lists
+):
     class Killed(BaseException):
         pass
 
@@ -106,45 +112,41 @@ def test_an_overwrite_that_was_killed_while_it_removes_the_run_is_done_again(fin
             raise Killed
         of_library(*args, **kwargs)
 
-    RunRecord({"seed": 1}, {}, finished=top).write(finished)
+    files = sorted(path.name for path in finished.iterdir() if path.is_file() and path.name != "notes.txt")
+    RunRecord({"seed": 1}, {}, finished=top, files=files if lists else None).write(finished)
     tiny_model().save_pretrained(finished / "checkpoint-5")
     for name in ("config.json", "model.safetensors") if not top else ():
         (finished / name).unlink()
-    args, of_library, calls = arguments(finished, overwrite=True), os.unlink, []
+    of_library, calls = os.unlink, []
     monkeypatch.setattr(os, "unlink", unlink)
-    check_output(args, {"seed": 2})
     files = sum(path.is_file() for path in finished.rglob("*")) - 1  # not the user's
     try:
-        prepare_output(args, RunRecord({"seed": 2}, {}))
+        begin(finished, {"seed": 2}, overwrite=True)
     except Killed:
         assert removed < files
     monkeypatch.undo()
-    check_output(args, {"seed": 2})
-    prepare_output(args, RunRecord({"seed": 2}, {}))
+    begin(finished, {"seed": 2}, overwrite=True)
     assert {path.name for path in finished.iterdir()} == CODE | {"run.json", "notes.txt"}
 
 
 def test_another_kind_of_model_is_never_overwritten(tmp_path):
     folder = save_backbone(tmp_path / "bert")
     with pytest.raises(InputError, match="another kind of model"):
-        check_output(arguments(folder, overwrite=True), {})
+        choose_start(folder, {}, overwrite=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="found a file"):
-        check_output(arguments(tmp_path / "file"), {})
+        choose_start(tmp_path / "file", {})
     with pytest.raises(InputError, match="cannot be written"):
-        prepare_output(arguments(tmp_path / "file" / "out"), RunRecord({}, {}))
+        prepare_output(tmp_path / "file" / "out", Fresh(), RunRecord({}, {}), with_code=True)
 
 
 def test_resuming_needs_a_checkpoint(finished, tmp_path):
-    args = arguments(finished, resume_from_checkpoint="last")
-    check_output(args, {})
-    prepare_output(args, RunRecord({}, {}))
-    assert args.resume_from_checkpoint == str(finished / "checkpoint-5")
+    assert begin(finished, resume="last").checkpoint == finished / "checkpoint-5"
     assert (finished / "checkpoint-5").is_dir()
     with pytest.raises(InputError, match="holds no whole checkpoint"):
-        check_output(arguments(tmp_path / "new", resume_from_checkpoint="last"), {})
+        choose_start(tmp_path / "new", {}, "last")
     with pytest.raises(InputError, match="must be a checkpoint-. folder, found none"):
-        check_output(arguments(finished, resume_from_checkpoint=str(tmp_path / "no")), {})
+        choose_start(finished, {}, str(tmp_path / "no"))
 
 
 def test_nothing_is_moved_into_place_before_all_is_written(tmp_path):
@@ -155,7 +157,7 @@ def test_nothing_is_moved_into_place_before_all_is_written(tmp_path):
             raise OSError("disk full")
 
     folder = tmp_path / "out"
-    prepare_output(arguments(folder), RunRecord({}, {}))
+    begin(folder)
     with pytest.raises(OSError, match="disk full"):
         write_output(folder, tiny_model(), Broken(), {"README.md": lambda path: path.write_text("card")})
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {"run.json", *CODE}
@@ -209,34 +211,28 @@ def test_metrics_are_valid_json(tmp_path):
 def test_a_run_that_was_cut_off_goes_on_with_the_same_settings_alone(finished, capsys):
     RunRecord({"learning_rate": 1e-3, "seed": 1}, {}).write(finished)
     for overwrite in (False, True):  # the command that was cut off may have had it
-        args = arguments(finished, overwrite=overwrite)
-        check_output(args, {"learning_rate": 1e-3, "seed": 1, "new in this version": 2})
-        assert args.resume_from_checkpoint == str(finished / "checkpoint-5")
+        settings = {"learning_rate": 1e-3, "seed": 1, "new in this version": 2}
+        start = choose_start(finished, settings, overwrite=overwrite)
+        assert start.checkpoint == finished / "checkpoint-5"
         assert "It goes on from" in capsys.readouterr().out
     with pytest.raises(InputError, match="learning_rate 0.001 there and 0.002 here.*--overwrite"):
-        check_output(arguments(finished), {"learning_rate": 2e-3, "seed": 1})
-    args = arguments(finished, overwrite=True)
-    check_output(args, {"learning_rate": 2e-3, "seed": 1})
-    assert args.resume_from_checkpoint is None
+        choose_start(finished, {"learning_rate": 2e-3, "seed": 1})
+    assert isinstance(choose_start(finished, {"learning_rate": 2e-3, "seed": 1}, overwrite=True), Replace)
 
     (finished / "checkpoint-5" / "trainer_state.json").write_text("{ cut")
-    args = arguments(finished)
-    check_output(args, {"learning_rate": 1e-3, "seed": 1})
-    assert args.resume_from_checkpoint is None
+    assert isinstance(choose_start(finished, {"learning_rate": 1e-3, "seed": 1}), Replace)
     told = capsys.readouterr().out
     assert "checkpoint-5 is left out: trainer_state.json has 5 bytes, expected 2" in told and "begins anew" in told
 
     RunRecord({"learning_rate": 1e-3, "seed": 1}, {}).finish(finished)
     with pytest.raises(InputError, match="holds a run already"):
-        check_output(arguments(finished), {"learning_rate": 1e-3, "seed": 1})
+        choose_start(finished, {"learning_rate": 1e-3, "seed": 1})
 
 
 def test_a_run_that_was_begun_from_a_checkpoint_goes_on_from_its_own_last_one(finished, tmp_path, monkeypatch):
-    def begun(folder, start, **settings):
-        args = arguments(folder, resume_from_checkpoint=start, **settings)
-        check_output(args, {"seed": 1})
-        prepare_output(args, RunRecord.of({"seed": 1}, {}, args.resumed_from))
-        return args.resume_from_checkpoint
+    def begun(folder, resume):
+        start = begin(folder, {"seed": 1}, resume)
+        return str(start.checkpoint) if isinstance(start, Resume) else None
 
     monkeypatch.chdir(tmp_path)
     outside, again = tmp_path / "again", str(finished / "checkpoint-5")
@@ -263,17 +259,94 @@ def test_later_checkpoints_are_replaced_when_told_to_and_what_is_the_users_stays
         (finished / name).mkdir()
         (finished / name / "trainer_state.json").write_text("{}")
         write_manifest(finished / name)
-    from_the_first = {"resume_from_checkpoint": str(finished / "checkpoint-5")}
+    first = str(finished / "checkpoint-5")
     with pytest.raises(InputError, match="checkpoint-9 comes after it, and would be replaced.*--overwrite"):
-        check_output(arguments(finished, **from_the_first), {})
-    args = arguments(finished, **from_the_first, overwrite=True)
-    check_output(args, {})
-    prepare_output(args, RunRecord({}, {}))
+        choose_start(finished, {}, first)
+    begin(finished, resume=first, overwrite=True)
     assert {path.name for path in finished.glob("checkpoint-*")} == {"checkpoint-5", "checkpoint-best"}
 
     tiny_model().save_pretrained(tmp_path / "taken")
     with pytest.raises(InputError, match="holds a run already .config.json, .*Choose another folder, or replace it"):
-        check_output(arguments(tmp_path / "taken", **from_the_first), {})
-    check_output(arguments(tmp_path / "free", **from_the_first), {})
-    prepare_output(arguments(finished, overwrite=True), RunRecord({}, {}))
+        choose_start(tmp_path / "taken", {}, first)
+    choose_start(tmp_path / "free", {}, first)
+    RunRecord({}, {}).finish(finished)
+    begin(finished, overwrite=True)
     assert {path.name for path in finished.glob("checkpoint-*")} == {"checkpoint-best"}
+
+
+def of_a_run(folder, settings, **files):
+    """The names of the files of a run that writes a model and `files`, and finishes."""
+    begin(folder, settings)
+    tokenizer = SimpleNamespace(init_kwargs={}, save_pretrained=lambda staging: (staging / "vocab.txt").touch())
+    writers = {name: lambda path: path.write_text("new") for name in files.values()}
+    write_output(folder, tiny_model(), tokenizer, writers)
+    RunRecord(settings, {}).finish(folder)
+    return RunRecord.read(folder).files
+
+
+def test_the_record_lists_the_files_of_the_run(tmp_path):
+    listed = of_a_run(tmp_path, {"seed": 1}, export="model.onnx")
+    assert listed == sorted({path.name for path in tmp_path.iterdir()})
+    assert {"run.json", "model.onnx", "vocab.txt", "model.safetensors", "config.json", *CODE} == set(listed)
+
+
+def test_overwriting_removes_what_the_record_lists_and_nothing_else(tmp_path):
+    of_a_run(tmp_path, {"seed": 1}, export="model.onnx")
+    mine = {"reliability.png", "extra.safetensors"}  # which a run of an older release may have written
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="holds a run already"):
+        choose_start(tmp_path, {"seed": 2})
+    begin(tmp_path, {"seed": 2}, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", *CODE, *mine}
+
+
+def test_a_record_that_lists_files_of_other_folders_removes_none_of_them(tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("mine")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    names = ["../outside.txt", str(outside), "metrics.json", 3, ".", "..", ""]
+    RunRecord({"seed": 1}, {}, finished=True, files=names).write(folder)
+    (folder / "metrics.json").write_text("{}")
+    begin(folder, {"seed": 2}, overwrite=True)
+    assert outside.read_text() == "mine"
+    assert {path.name for path in folder.iterdir()} == {"run.json", *CODE}
+
+
+@pytest.mark.parametrize("moved", range(6))
+def test_a_kill_while_files_are_moved_leaves_none_that_is_not_listed(tmp_path, monkeypatch, moved):
+    class Killed(BaseException):
+        pass
+
+    def replace(source, target):
+        if source.parent.name == ".unfinished":
+            calls.append(source)
+        if len(calls) > moved:
+            raise Killed
+        of_library(source, target)
+
+    calls, of_library = [], os.replace
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "replace", replace)
+        of_a_run(tmp_path, {"seed": 1}, export="model.onnx", card="README.md", numbers="numbers.json")
+    there = {path.name for path in tmp_path.iterdir()} - {".unfinished"}
+    assert there <= set(RunRecord.read(tmp_path).files)
+    begin(tmp_path, {"seed": 2}, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} - {".unfinished"} == {"run.json", *CODE}
+
+
+def test_a_run_that_goes_on_keeps_the_list(tmp_path):
+    begin(tmp_path, {"seed": 1})
+    write_output(tmp_path, None, None, {"model.onnx": lambda path: path.write_text("half of a run")})
+    (tmp_path / "checkpoint-5").mkdir()
+    write_manifest(tmp_path / "checkpoint-5")
+    assert isinstance(begin(tmp_path, {"seed": 1}), Resume)
+    assert RunRecord.read(tmp_path).files == sorted({"model.onnx", "run.json", *CODE})
+
+
+def test_a_run_of_an_older_release_that_goes_on_is_given_a_list(finished):
+    RunRecord({"seed": 1}, {}).write(finished)
+    assert isinstance(begin(finished, {"seed": 1}), Resume)
+    listed = set(RunRecord.read(finished).files)
+    assert {"config.json", "model.safetensors", "reliability.png", "run.json"} < listed and "notes.txt" not in listed

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
-from lstmpool.training.output.run_record import RunRecord, settings_of
+from lstmpool.training.output.run_record import RunRecord, list_files, settings_of
 
 
 def settings(folder, model=None, **training):
@@ -40,6 +41,32 @@ def test_a_record_comes_back_as_it_was_and_one_that_cannot_be_read_is_none(tmp_p
     for text in ("", "[]", '{"settings": {}}', "{"):
         (tmp_path / "run.json").write_text(text)
         assert RunRecord.read(tmp_path) is None
+
+
+def test_records_of_older_and_of_newer_releases_are_read(tmp_path):
+    older = {"settings": {"seed": 1}, "rows": {}}
+    (tmp_path / "run.json").write_text(json.dumps(older))
+    assert RunRecord.read(tmp_path) == RunRecord({"seed": 1}, {}, finished=False, resumed_from="", files=None)
+    newer = {**older, "finished": True, "files": ["a", "b"], "locked_by": 7}
+    (tmp_path / "run.json").write_text(json.dumps(newer))
+    assert RunRecord.read(tmp_path) == RunRecord({"seed": 1}, {}, finished=True, files=["a", "b"])
+
+
+def test_files_that_are_listed_stay_listed_when_the_run_is_finished(tmp_path):
+    record = RunRecord({}, {}, files=["run.json"])
+    record.write(tmp_path)
+    list_files(tmp_path, ["model.onnx", "run.json"])
+    assert RunRecord.read(tmp_path) == replace(record, files=["model.onnx", "run.json"])
+    record.finish(tmp_path)
+    assert RunRecord.read(tmp_path) == replace(record, files=["model.onnx", "run.json"], finished=True)
+
+
+def test_nothing_is_listed_in_a_record_without_a_list_or_in_a_folder_without_a_record(tmp_path):
+    list_files(tmp_path, ["model.onnx"])
+    assert list(tmp_path.iterdir()) == []
+    RunRecord({}, {}).write(tmp_path)
+    list_files(tmp_path, ["model.onnx"])
+    assert RunRecord.read(tmp_path).files is None  # else it would seem that the run has written nothing else
 
 
 @pytest.mark.parametrize(

@@ -19,28 +19,9 @@ from lstmpool.train_trainer import main
 from lstmpool.training.model import layer_cache
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.runs import folds
-from lstmpool.training.runs.folds import _label_columns, mean_logits
-from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE, Labels
 
 from ... import kills
 from ...training_fixtures import save_backbone, sentences, write_csv
-
-
-def test_probabilities_are_averaged_not_logits():
-    logits = np.log([[[1.0, 3.0]], [[1.0, 1.0]]])  # of 2 folds: 1/4 and 3/4, 1/2 and 1/2
-    assert softmax(mean_logits(logits, SINGLE), axis=1) == pytest.approx(np.array([[3 / 8, 5 / 8]]))
-    # 3/4 and 1/2 of one label; two folds that are as sure as can be, of opposite things, and of the same
-    logits = np.array([[[np.log(3.0), 800.0, 800.0]], [[0.0, -800.0, 800.0]]])
-    assert mean_logits(logits, MULTI) == pytest.approx(np.array([[np.log(5 / 3), 0.0, 800.0]]))
-    assert mean_logits(np.array([[[1.0]], [[4.0]]]), REGRESSION) == pytest.approx(np.array([[2.5]]))
-
-
-def test_labels_are_told_as_they_were_read():
-    assert _label_columns(Labels(SINGLE, ["no", "yes"], ""), [1, 0]) == {"label": ["yes", "no"]}
-    assert _label_columns(Labels(MULTI, ["a", "b"], ""), [[1.0, 1.0], [0.0, 0.0]]) == {"label": ["a|b", ""]}
-    assert _label_columns(Labels(REGRESSION, ["score"], ""), [0.5, 2.0])["label"].tolist() == [0.5, 2.0]
-    several = _label_columns(Labels(REGRESSION, ["x", "y"], ""), [[0.5, 1.0], [2.0, 3.0]])
-    assert {name: of.tolist() for name, of in several.items()} == {"label_x": [0.5, 2.0], "label_y": [1.0, 3.0]}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +154,7 @@ def again(finished, work, tmp_path, monkeypatch):
     folder, fitted = tmp_path / "again", []
     shutil.copytree(finished[0], folder)
 
-    def fit(job, args, also):
+    def fit(job, args, start, tokens, extras):
         fitted.append(args.output_dir)
         if args.output_dir.endswith("fold-2"):
             raise Killed

@@ -19,9 +19,10 @@ from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import Diverged, InputError
 from lstmpool.training.model.layer_cache import CACHE
 from lstmpool.training.output.run_record import RunRecord, settings_of
+from lstmpool.training.output.start import Resume
 from lstmpool.training.runs import search as hp_search
-from lstmpool.training.runs.job import Job
-from lstmpool.training.runs.search import Search, check_search, unsearched
+from lstmpool.training.runs.job import read_job
+from lstmpool.training.runs.search import Search, check_goes_on, check_search, unsearched
 from lstmpool.training.runs.search_space import space_of
 
 from ... import kills
@@ -47,7 +48,8 @@ def search(work, trials, *words, output="out"):
     words = [*kills.command(work, [f"--hp_search={trials}", *words], output)]
     model_args, data_args, args, places = parse_arguments(words, "")
     settings = settings_of(model_args, data_args, args)
-    return Search(Job.read(model_args, data_args, args, places, settings, words), args, space_of(model_args, args))
+    job = read_job(model_args, data_args, args, places, settings, words)
+    return Search(job, args, space_of(model_args, args), job.encode())
 
 
 class Killed(BaseException):
@@ -59,7 +61,7 @@ def trained(monkeypatch):
     """In the place of a run: its metric is best at a head's rate of 1e-3. Keeps what each trial was given."""
     seen = SimpleNamespace(trials=[], kill_at=None, diverges=(), too_large=(), left=[], alive=[])
 
-    def fit(job, args):
+    def fit(job, args, start, tokens):
         number = len(seen.trials)
         seen.alive.append([left for left in seen.left if left() is not None])
         seen.trials.append((job, args))
@@ -266,9 +268,10 @@ def test_a_final_run_with_an_earlier_best_does_not_go_on(work, studies, trained,
     RunRecord.of(job.settings, job.splits).write(tmp_path / "final")
     assert not RunRecord.read(tmp_path / "final").differs(unsearched(first.job.settings, first.space))
     more = search(work, 6, f"--output_dir={tmp_path / 'final'}", "--head_learning_rate=9e-3")
-    more.args.resume_from_checkpoint = str(tmp_path / "final" / "checkpoint-1")  # as `check_output` sets it
+    job, args = more.run()
+    start = Resume(tmp_path / "final" / "checkpoint-1")
     with pytest.raises(InputError, match="with what was the best before more trials"):
-        more.run()
+        check_goes_on(start, args, job.settings)
 
 
 def test_what_cannot_search_is_refused(work, monkeypatch):

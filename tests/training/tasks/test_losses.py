@@ -1,5 +1,4 @@
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,15 +7,19 @@ from datasets import Dataset
 
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
-from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE
-from lstmpool.training.tasks.losses import balanced_weights, make_loss
+from lstmpool.training.tasks.losses import MeanLoss, balanced_weights
+from lstmpool.training.tasks.multi_label import MultiLabel
+from lstmpool.training.tasks.regression import Regression
+from lstmpool.training.tasks.single_label import SingleLabel
+from lstmpool.training.tasks.task import LossSettings
 
 from ...conftest import random_inputs, tiny_model
+from ...training_fixtures import task_of
 
 
-def loss_for(task=SINGLE, labels=(0, 0, 0, 1), num_labels=2, **options):
-    settings = {"class_weights": None, "label_smoothing_factor": 0.0, "regression_loss": "mse"} | options
-    return make_loss(SimpleNamespace(**settings), task, list(labels), num_labels)
+def loss_for(kind=SingleLabel, labels=(0, 0, 0, 1), num_labels=2, **options):
+    loss = task_of(kind, num_labels).loss(LossSettings(**options), list(labels))
+    return MeanLoss(loss) if loss else None
 
 
 def call(loss, logits, labels, **options):
@@ -25,7 +28,7 @@ def call(loss, logits, labels, **options):
 
 def test_plain_losses_are_the_models_own():
     assert loss_for(labels=(), class_weights="balanced") is None  # without training rows there is nothing to weigh
-    assert loss_for() is None and loss_for(MULTI) is None and loss_for(REGRESSION) is None
+    assert loss_for() is None and loss_for(MultiLabel) is None and loss_for(Regression) is None
 
 
 def test_balanced_weights_by_hand():
@@ -50,22 +53,22 @@ def test_smoothing_is_that_of_torch():
 
 
 def test_smooth_l1():
-    loss = loss_for(REGRESSION, regression_loss="smooth_l1")
+    loss = loss_for(Regression, regression_loss="smooth_l1")
     assert call(loss, [[0.5], [3.0]], [0.0, 0.0]) == pytest.approx((0.5 * 0.5**2 + (3 - 0.5)) / 2)
     assert call(loss, [[0.5, 3.0]], [[0.0, 0.0]]) == pytest.approx((0.5 * 0.5**2 + (3 - 0.5)) / 2)
 
 
 @pytest.mark.parametrize(
-    ("task", "options"),
-    [(SINGLE, {"class_weights": "balanced"}), (REGRESSION, {"regression_loss": "smooth_l1"})],
+    ("kind", "options"),
+    [(SingleLabel, {"class_weights": "balanced"}), (Regression, {"regression_loss": "smooth_l1"})],
 )
-def test_accumulated_batches_give_the_loss_and_step_of_one(tmp_path, task, options):
+def test_accumulated_batches_give_the_loss_and_step_of_one(tmp_path, kind, options):
     """Of unequal batches, too: eight rows in one, or in three, three and two."""
     inputs = {name: value.tolist() for name, value in random_inputs(8).items()}
-    labels = [0, 0, 0, 0, 1, 1, 2, 2] if task == SINGLE else [0.0, 1, 2, 3, 4, 5, 6, 70]
+    labels = [0, 0, 0, 0, 1, 1, 2, 2] if kind is SingleLabel else [0.0, 1, 2, 3, 4, 5, 6, 70]
     rows, steps = Dataset.from_dict({**inputs, "labels": labels}).with_format("torch"), []
     for batch, accumulated in ((8, 1), (3, 3)):
-        model = tiny_model(num_labels=3 if task == SINGLE else 1, problem_type=task)
+        model = tiny_model(num_labels=3 if kind is SingleLabel else 1, problem_type=kind.problem_type)
         args = TrainingArguments(
             str(tmp_path),
             use_cpu=True,
@@ -81,7 +84,7 @@ def test_accumulated_batches_give_the_loss_and_step_of_one(tmp_path, task, optio
             disable_tqdm=True,
             **options,
         )
-        loss = make_loss(args, task, labels, 3)
+        loss = loss_for(kind, labels, 3, **options)
         trainer = LstmPoolTrainer(model, args, train_dataset=rows, compute_loss_func=loss)
         before = model.classifier.weight.detach().clone()
         steps.append((trainer.train().training_loss, model.classifier.weight.detach() - before))

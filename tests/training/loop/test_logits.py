@@ -1,16 +1,15 @@
 import math
 
 import numpy as np
-import pandas
 import pytest
 import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, TrainingArguments
 
+from lstmpool.training.data.order import by_length
 from lstmpool.training.errors import InputError
-from lstmpool.training.evaluation.predictions import by_length, predict_logits, prediction_table, write_table
+from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.trainer import LstmPoolTrainer
-from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE
 
 from ...conftest import tiny_model
 
@@ -69,38 +68,3 @@ def test_rows_are_sorted_by_their_own_tokens_not_by_padding():
     ordered, order = by_length(Dataset.from_list(rows))
     assert order.tolist() == [1, 3, 0, 2]
     assert [sum(mask) for mask in ordered["attention_mask"]] == [4, 4, 2, 1]
-
-
-def test_one_label_a_text():
-    table = prediction_table(np.log([[0.9, 0.1], [0.3, 0.7]]), ["p", "q"], ["no", "yes"], SINGLE)
-    assert list(table.columns) == ["id", "score_no", "score_yes", "prediction"]
-    assert table["id"].tolist() == ["p", "q"] and table["prediction"].tolist() == ["no", "yes"]
-    assert table["score_yes"].tolist() == pytest.approx([0.1, 0.7])
-
-
-def test_several_labels_a_text():
-    logits = np.array([[np.log(3), -1.0, 0.2], [-1.0, -1.0, -1.0]])
-    texts = {"text": ["x", "y"]}
-    table = prediction_table(logits, [0, 1], ["a", "b", "c"], MULTI, texts)
-    assert list(table.columns) == ["id", "text", "score_a", "score_b", "score_c", "prediction"]
-    assert table["prediction"].tolist() == ["a|c", ""]
-    assert table["score_a"][0] == pytest.approx(0.75)
-
-
-def test_numbers():
-    assert prediction_table(np.array([[1.5]]), [7], ["stars"], REGRESSION).to_dict("list") == {
-        "id": [7],
-        "prediction": [1.5],
-    }
-    several = prediction_table(np.array([[1.0, 2.0]]), [7], ["grammar", "tone"], REGRESSION)
-    assert several.to_dict("list") == {"id": [7], "prediction_grammar": [1.0], "prediction_tone": [2.0]}
-
-
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_a_table_is_written_whole(tmp_path, ending):
-    table = prediction_table(np.array([[0.0, 1.0]]), ["a,b"], ["no", "yes"], SINGLE, {"text": ['say "no"\nor not']})
-    path = tmp_path / f"table.{ending}"
-    write_table(table, path)
-    again = pandas.read_csv(path) if ending == "csv" else pandas.read_parquet(path)
-    pandas.testing.assert_frame_equal(again, table)
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -1,36 +1,39 @@
 import pytest
 
 from lstmpool.training.errors import InputError
-from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE, Labels
+from lstmpool.training.tasks.inference import infer_task, task_of_model
+from lstmpool.training.tasks.multi_label import MultiLabel
+from lstmpool.training.tasks.regression import Regression
+from lstmpool.training.tasks.single_label import SingleLabel
 
 from ...conftest import tiny_config
 
 
 def infer(*values, problem_type=None, known=None):
-    return Labels.infer({"label": list(values)}, problem_type, known)
+    return infer_task({"label": list(values)}, problem_type, known)
 
 
 @pytest.mark.parametrize(
-    ("values", "problem_type", "names"),
+    ("values", "kind", "names"),
     [
-        (["no", "yes", "no"], SINGLE, ["no", "yes"]),
-        ([10, 2, 1], SINGLE, ["1", "2", "10"]),
-        (["10", "2", "-1"], SINGLE, ["-1", "2", "10"]),
-        ([True, False], SINGLE, ["False", "True"]),
-        (["1", "2", "x"], SINGLE, ["1", "2", "x"]),
-        (["1.5", "2"], REGRESSION, ["label"]),
-        ([1.0, 2.0], REGRESSION, ["label"]),
-        ([["b"], [], ["a", "b"]], MULTI, ["a", "b"]),
-        (["b|a", "b"], MULTI, ["a", "b"]),
-        (["very good", "bad"], SINGLE, ["bad", "very good"]),
-        (["--1", "3"], SINGLE, ["3", "--1"]),
-        (["9" * 5000, "3"], SINGLE, ["3", "9" * 5000]),
+        (["no", "yes", "no"], SingleLabel, ["no", "yes"]),
+        ([10, 2, 1], SingleLabel, ["1", "2", "10"]),
+        (["10", "2", "-1"], SingleLabel, ["-1", "2", "10"]),
+        ([True, False], SingleLabel, ["False", "True"]),
+        (["1", "2", "x"], SingleLabel, ["1", "2", "x"]),
+        (["1.5", "2"], Regression, ["label"]),
+        ([1.0, 2.0], Regression, ["label"]),
+        ([["b"], [], ["a", "b"]], MultiLabel, ["a", "b"]),
+        (["b|a", "b"], MultiLabel, ["a", "b"]),
+        (["very good", "bad"], SingleLabel, ["bad", "very good"]),
+        (["--1", "3"], SingleLabel, ["3", "--1"]),
+        (["9" * 5000, "3"], SingleLabel, ["3", "9" * 5000]),
     ],
 )
-def test_the_task_is_read_off_the_labels(values, problem_type, names):
-    labels = infer(*values)
-    assert (labels.problem_type, labels.names) == (problem_type, names)
-    assert "label" in labels.evidence
+def test_the_task_is_read_off_the_labels(values, kind, names):
+    task = infer(*values)
+    assert (type(task), task.names) == (kind, names)
+    assert "label" in task.evidence
 
 
 def test_names_do_not_depend_on_the_order_of_the_rows():
@@ -42,21 +45,21 @@ def test_names_do_not_depend_on_the_order_of_the_rows():
 
 def test_names_that_the_data_set_declares_keep_their_order():
     assert infer("neg", "pos", known=["pos", "neg", "mixed"]).names == ["pos", "neg", "mixed"]
-    assert infer("0.5", "1.5", known=["1.5", "0.5"]).problem_type == SINGLE
+    assert type(infer("0.5", "1.5", known=["1.5", "0.5"])) is SingleLabel
 
 
 def test_the_user_may_name_the_task():
-    assert infer(0, 1, 5, problem_type=REGRESSION).encode({"label": [0, "5"]}, "file") == [0.0, 5.0]
-    multi = infer("b a", "", "c", problem_type=MULTI)
+    assert infer(0, 1, 5, problem_type=Regression.problem_type).encode({"label": [0, "5"]}, "file") == [0.0, 5.0]
+    multi = infer("b a", "", "c", problem_type=MultiLabel.problem_type)
     assert multi.names == ["a", "b", "c"]
     assert multi.encode({"label": ["c a", ""]}, "file") == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
 
 
 def test_several_columns_are_targets_of_one_regression():
     columns = {"grammar": ["3", "2.5"], "cohesion": ["1", "4"]}
-    labels = Labels.infer(columns)
-    assert (labels.problem_type, labels.names) == (REGRESSION, ["grammar", "cohesion"])
-    assert labels.encode(columns, "file") == [[3.0, 1.0], [2.5, 4.0]]
+    task = infer_task(columns)
+    assert (type(task), task.names) == (Regression, ["grammar", "cohesion"])
+    assert task.encode(columns, "file") == [[3.0, 1.0], [2.5, 4.0]]
 
 
 def test_labels_become_numbers():
@@ -85,15 +88,15 @@ def test_labels_that_fit_no_task():
     with pytest.raises(InputError, match="at least two labels .* only 'x'"):
         infer("x", "x")
     with pytest.raises(InputError, match="training row 1: expected one label, found the list"):
-        infer(["a"], problem_type=SINGLE)
+        infer(["a"], problem_type=SingleLabel.problem_type)
     with pytest.raises(InputError, match="one label column for single_label"):
-        Labels.infer({"a": ["x"], "b": ["y"]}, SINGLE)
+        infer_task({"a": ["x"], "b": ["y"]}, SingleLabel.problem_type)
     with pytest.raises(InputError, match="training row 2.*missing"):
         infer("x", None, "y")
 
 
 def test_several_labels_in_one_string_are_separated_alike_in_all_rows():
-    multi = infer("New York|x", "New York", "", problem_type=MULTI)
+    multi = infer("New York|x", "New York", "", problem_type=MultiLabel.problem_type)
     assert multi.names == ["New York", "x"]
     assert multi.encode({"label": ["x|New York", "New York"]}, "file") == [[1.0, 1.0], [1.0, 0.0]]
 
@@ -119,41 +122,41 @@ def test_lists_of_the_numbers_of_labels_are_names():
 @pytest.mark.parametrize("cell", ["x, y", '["x", "y"]'])
 def test_lists_written_as_text_are_refused(cell):
     with pytest.raises(InputError, match="row 2: expected names separated by spaces or by |"):
-        infer("x", cell, problem_type=MULTI)
+        infer("x", cell, problem_type=MultiLabel.problem_type)
 
 
 def test_a_column_called_labels_holds_several_in_one_string():
-    labels = Labels.infer({"labels": ["joy love", "", "anger"]})
-    assert (labels.problem_type, labels.names) == (MULTI, ["anger", "joy", "love"])
-    assert "separated by spaces, such as 'joy love'" in labels.evidence
+    task = infer_task({"labels": ["joy love", "", "anger"]})
+    assert (type(task), task.names) == (MultiLabel, ["anger", "joy", "love"])
+    assert "separated by spaces, such as 'joy love'" in task.evidence
     for empty in ("", None):  # an empty cell of a CSV, as the two common readers give it
-        assert labels.encode({"labels": ["love joy", empty]}, "file") == [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
-    assert Labels.infer({"labels": ["joy", "anger"]}).problem_type == SINGLE
-    assert Labels.infer({"labels": ["joy love", None]}).names == ["joy", "love"]
+        assert task.encode({"labels": ["love joy", empty]}, "file") == [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    assert type(infer_task({"labels": ["joy", "anger"]})) is SingleLabel
+    assert infer_task({"labels": ["joy love", None]}).names == ["joy", "love"]
 
 
 def test_columns_of_zeros_and_ones_are_labels_each():
     columns = {"toxic": ["0", "1", "1"], "threat": ["0", "0", "1"]}
-    labels = Labels.infer(columns)
-    assert (labels.problem_type, labels.names) == (MULTI, ["toxic", "threat"])
-    assert labels.encode(columns, "file") == [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
-    assert Labels.infer({"a": [0, 1], "b": [0, 2]}).problem_type == REGRESSION
+    task = infer_task(columns)
+    assert (type(task), task.names) == (MultiLabel, ["toxic", "threat"])
+    assert task.encode(columns, "file") == [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
+    assert type(infer_task({"a": [0, 1], "b": [0, 2]})) is Regression
     with pytest.raises(InputError, match="column 'threat', row 2: expected 0 or 1, as in training, found 0.5"):
-        labels.encode({"toxic": ["0", "1"], "threat": ["1", "0.5"]}, "file")
-    assert Labels.infer(columns, problem_type=REGRESSION).problem_type == REGRESSION
+        task.encode({"toxic": ["0", "1"], "threat": ["1", "0.5"]}, "file")
+    assert type(infer_task(columns, problem_type=Regression.problem_type)) is Regression
     with pytest.raises(InputError, match="several of zeros and ones for multi_label_classification, found a, b"):
-        Labels.infer({"a": ["x"], "b": ["y"]}, problem_type=MULTI)
+        infer_task({"a": ["x"], "b": ["y"]}, problem_type=MultiLabel.problem_type)
 
 
 def test_a_finished_model_says_what_its_columns_are():
-    numbers = tiny_config(num_labels=2, id2label={0: "grammar", 1: "cohesion"}, problem_type=REGRESSION)
+    numbers = tiny_config(num_labels=2, id2label={0: "grammar", 1: "cohesion"}, problem_type=Regression.problem_type)
     columns = {"cohesion": ["2"], "grammar": ["1"]}  # in whichever order they are named
-    assert Labels.of_model(numbers, columns).encode(columns, "file") == [[1.0, 2.0]]
+    assert task_of_model(numbers, columns).encode(columns, "file") == [[1.0, 2.0]]
     for wrong in ({"grammar": ["1"]}, {"g": ["1"], "c": ["2"]}):
         with pytest.raises(InputError, match="file: expected the label columns grammar, cohesion, found g"):
-            Labels.of_model(numbers, wrong).encode(wrong, "file")
-    one = tiny_config(num_labels=1, id2label={0: "stars"}, problem_type=REGRESSION)
-    assert Labels.of_model(one, {"score": ["1"]}).encode({"score": ["1"]}, "file") == [1.0]
+            task_of_model(numbers, wrong).encode(wrong, "file")
+    one = tiny_config(num_labels=1, id2label={0: "stars"}, problem_type=Regression.problem_type)
+    assert task_of_model(one, {"score": ["1"]}).encode({"score": ["1"]}, "file") == [1.0]
     classes = tiny_config(num_labels=2, id2label={0: "x", 1: "y"})
     with pytest.raises(InputError, match="expected the label columns x, y, found a, b"):
-        Labels.of_model(classes, {"a": [0], "b": [1]}).encode({"a": [0], "b": [1]}, "file")
+        task_of_model(classes, {"a": [0], "b": [1]}).encode({"a": [0], "b": [1]}, "file")

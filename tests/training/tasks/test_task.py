@@ -1,0 +1,52 @@
+"""What differs between the tasks, by hand."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from lstmpool.training.tasks.inference import TASKS
+from lstmpool.training.tasks.multi_label import MultiLabel
+from lstmpool.training.tasks.regression import Regression
+from lstmpool.training.tasks.single_label import SingleLabel
+
+from ...training_fixtures import task_of
+
+
+def test_probabilities_are_averaged_not_logits():
+    logits = np.log([[[1.0, 3.0]], [[1.0, 1.0]]])  # of 2 folds: 1/4 and 3/4, 1/2 and 1/2
+    mean = task_of(SingleLabel, 2).mean_logits(logits)
+    assert softmax(mean, axis=1) == pytest.approx(np.array([[3 / 8, 5 / 8]]))
+    # 3/4 and 1/2 of one label; two folds that are as sure as can be, of opposite things, and of the same
+    logits = np.array([[[np.log(3.0), 800.0, 800.0]], [[0.0, -800.0, 800.0]]])
+    assert task_of(MultiLabel).mean_logits(logits) == pytest.approx(np.array([[np.log(5 / 3), 0.0, 800.0]]))
+    assert task_of(Regression, 1).mean_logits(np.array([[[1.0]], [[4.0]]])) == pytest.approx(np.array([[2.5]]))
+
+
+def test_labels_are_told_as_they_were_read():
+    assert SingleLabel(["no", "yes"]).label_columns([1, 0]) == {"label": ["yes", "no"]}
+    assert MultiLabel(["a", "b"]).label_columns([[1.0, 1.0], [0.0, 0.0]]) == {"label": ["a|b", ""]}
+    assert Regression(["score"]).label_columns([0.5, 2.0])["label"].tolist() == [0.5, 2.0]
+    several = Regression(["x", "y"]).label_columns([[0.5, 1.0], [2.0, 3.0]])
+    assert {name: of.tolist() for name, of in several.items()} == {"label_x": [0.5, 2.0], "label_y": [1.0, 3.0]}
+
+
+@pytest.mark.parametrize("kind", TASKS.values())
+def test_every_task_settles_its_fields_of_the_config(kind):
+    assert kind(["x", "y"]).config_fields == {
+        "problem_type": kind.problem_type,
+        "num_labels": 2,
+        "id2label": {0: "x", 1: "y"},
+        "label2id": {"x": 0, "y": 1},
+    }
+
+
+def test_a_text_has_one_answer_or_several():
+    assert not SingleLabel(["a", "b"]).gives_several_answers
+    assert MultiLabel(["a", "b"]).gives_several_answers and not MultiLabel(["a"]).gives_several_answers
+    assert Regression(["a", "b"]).gives_several_answers and not Regression(["a"]).gives_several_answers
+
+
+def test_the_rarest_class_is_counted_in_units():
+    # three rows of a, of two texts; two rows of b, of one
+    assert task_of(SingleLabel, 2).rarest_class([0, 0, 0, 1, 1], np.array([0, 0, 1, 2, 2])) == ("b", 1)
+    assert task_of(Regression, 1).rarest_class([0.5, 1.5], np.array([0, 1])) is None

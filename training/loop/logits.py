@@ -1,0 +1,47 @@
+"""The logits of many texts, computed from the longest to the shortest and given in the order asked for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from datasets import Dataset
+from transformers import Trainer
+
+from lstmpool.training.data.order import by_length
+from lstmpool.training.errors import Diverged
+
+
+@contextmanager
+def in_given_order(trainer: Trainer) -> Iterator[None]:
+    """Within it, Trainer evaluates rows in the order given, whichever order it trains in.
+
+    Trained with `group_by_length`, it would make an order of its own. What is set here is Trainer's own copy of the
+    arguments.
+    """
+    strategy = trainer.args.train_sampling_strategy
+    trainer.args.train_sampling_strategy = "random"
+    try:
+        yield
+    finally:
+        trainer.args.train_sampling_strategy = strategy
+
+
+def predict_logits(trainer: Trainer, dataset: Dataset) -> np.ndarray:
+    """The logits (N, C) of the rows, in their order. Labels are ignored.
+
+    Raises:
+        Diverged: if they are no numbers, as after a training that has diverged.
+    """
+    if "labels" in dataset.column_names:
+        dataset = dataset.remove_columns("labels")
+    ordered, order = by_length(dataset)
+    with in_given_order(trainer):
+        found = trainer.predict(ordered).predictions
+    if not np.isfinite(found).all():
+        raise Diverged(
+            "expected numbers from the model, found NaN or infinity: it has diverged, and was not saved. Lower "
+            "--learning_rate and --head_learning_rate, or leave out --fp16."
+        )
+    logits = np.empty_like(found, dtype=np.float64)
+    logits[order] = found
+    return logits

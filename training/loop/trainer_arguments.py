@@ -1,0 +1,35 @@
+"""The arguments that Trainer gets: a copy, since it writes to them. Those that were parsed stay as they are."""
+
+import copy
+from typing import Any
+
+from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.tasks.task import BestBy
+
+
+def changed(args: TrainingArguments, **values: Any) -> TrainingArguments:
+    """A copy of the arguments with other values. Nothing that was checked or set up before is done again."""
+    copied = copy.copy(args)
+    for name, value in values.items():
+        setattr(copied, name, value)
+    return copied
+
+
+def trainer_arguments(args: TrainingArguments, best: BestBy, reads_layer_states: bool = False) -> TrainingArguments:
+    """The copy for Trainer.
+
+    Args:
+        best: by which metric the best epoch is chosen.
+        reads_layer_states: whether its rows are a frozen backbone's layer states, and not tokens.
+    """
+    sampling = args.train_sampling_strategy
+    if reads_layer_states and sampling != "sequential":
+        sampling = "random"  # the other strategies look at tokens
+    return changed(
+        args,
+        metric_for_best_model=best.metric,
+        greater_is_better=best.greater_is_better,
+        push_to_hub=False,  # its own pushes leave out the code
+        remove_unused_columns=False,  # the model takes all columns that there are
+        train_sampling_strategy=sampling,
+    )

@@ -1,0 +1,69 @@
+"""The files that a finished run leaves beside its model, each by its name with what writes it: plots and tables.
+
+To leave another file, add what writes it here and name it in `runs/fit.py`.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lstmpool.training.data.rows import Split
+from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.output.plots import confusion_matrix, learning_curve, predicted_against_true, reliability
+from lstmpool.training.output.tables import prediction_table, write_table
+from lstmpool.training.tasks.task import Task
+from lstmpool.training.writing import Writer
+
+
+Writers = dict[str, Writer]  # by the file's name
+
+
+def _confusion_matrix(task: Task, logits: np.ndarray, labels: np.ndarray) -> Writer:
+    return partial(confusion_matrix, labels, task.decide(logits), task.names)
+
+
+def _predicted_against_true(task: Task, logits: np.ndarray, labels: np.ndarray) -> Writer:
+    return partial(predicted_against_true, labels.reshape(len(labels), -1), logits, task.names)
+
+
+PICTURES = {  # what `Task.pictures` names
+    "confusion_matrix": _confusion_matrix,
+    "predicted_against_true": _predicted_against_true,
+}
+
+
+def plots_of(evaluation: Evaluation, log_history: list[dict[str, Any]]) -> Writers:
+    """The plots of the test rows, or of validation where there are none; and how training went, if it did."""
+    task, plots = evaluation.task, {}
+    if log_history:
+        title = task.titles[task.headline]
+        plots["learning_curve.png"] = partial(learning_curve, log_history, metric=task.headline, title=title)
+    split = next((name for name in ("test", "validation") if name in evaluation.results), None)
+    if split is None:
+        return plots
+    logits, labels = evaluation.logits[split], evaluation.targets[split]
+    for name in task.pictures:
+        plots[f"{name}.png"] = PICTURES[name](task, logits, labels)
+    if "temperature" in evaluation.learned:
+        plots["reliability.png"] = _reliability(evaluation, logits, labels)
+    return plots
+
+
+def _reliability(evaluation: Evaluation, logits: np.ndarray, labels: np.ndarray) -> Writer:
+    """What the temperature did. Thresholds that were folded in after it do not concern it, and are taken out again."""
+    task, learned = evaluation.task, evaluation.learned
+    after = logits + np.array(learned.get("folded_thresholds", 0.0))
+    curves = {
+        "before": task.confidences(after * learned["temperature"], labels),
+        "after": task.confidences(after, labels),
+    }
+    return partial(reliability, curves)
+
+
+def predictions_of(evaluation: Evaluation, rows: Split | None, ending: str, with_text: bool) -> Writers:
+    """The table of test predictions. `ending`: "csv" or "parquet"."""
+    if rows is None or "test" not in evaluation.logits:
+        return {}
+    table = prediction_table(evaluation.task, evaluation.logits["test"], rows, with_text)
+    return {f"test_predictions.{ending}": partial(write_table, table)}

@@ -1,0 +1,292 @@
+"""How a run begins in its output folder: afresh, from a checkpoint, in the place of another run, or not at all.
+
+`decide` is a pure function of what was found, what is wanted and which flags were given. Its rules are tried in order,
+and the first one that applies decides. `choose_start` looks at the disk, decides, and tells the user.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lstmpool.training.errors import InputError
+from lstmpool.training.loop.checkpoints import Saved, newest_whole
+from lstmpool.training.output.found import CODE_NAMES, Found, look
+from lstmpool.training.output.run_record import NAME as RECORD
+
+
+FLAG = "--resume_from_checkpoint"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the run is asked for: its settings, and the absolute path of the model that it starts from, if any."""
+
+    settings: dict[str, Any]
+    init_from: Path | None = None
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags that decide how a run begins, as they were typed."""
+
+    resume_from_checkpoint: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A run that begins.
+
+    Args:
+        removed: names in the output folder that the run removes before it writes, in this order.
+        said: lines that tell the user why.
+    """
+
+    removed: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fresh(_Begun):
+    """From the first step, in a folder that holds no run, or only what a run leaves that was stopped at once."""
+
+
+@dataclass(frozen=True)
+class Replace(_Begun):
+    """From the first step, in the place of what an earlier run has left."""
+
+
+@dataclass(frozen=True)
+class Resume(_Begun):
+    """From a checkpoint. `resumed_from` is for the record of the run: the absolute path that the command names, so
+    that the same command, given again, goes on from the run's own last checkpoint; empty where it names none."""
+
+    checkpoint: Path
+    resumed_from: str = ""
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Not at all; the message says what to do. `said`: lines that are told before."""
+
+    message: str
+    said: tuple[str, ...] = ()
+
+
+Start = Fresh | Resume | Replace
+Decision = Start | Refuse
+
+
+def choose_start(
+    output_dir: str | Path,
+    settings: dict[str, Any],
+    resume_from_checkpoint: str | None = None,
+    overwrite: bool = False,
+    init_from: str | None = None,
+) -> Start:
+    """How the run with these `settings` begins in `output_dir`; nothing is changed there. Says so if it goes on.
+
+    Raises:
+        InputError: if the folder is taken, or that of the model to start from, or has no checkpoint to resume from.
+    """
+    found = look(Path(output_dir), resume_from_checkpoint)
+    wanted = Wanted(settings, Path(init_from).resolve() if init_from else None)
+    decision = decide(found, wanted, Flags(resume_from_checkpoint, overwrite))
+    for line in decision.said:
+        print(line)
+    if isinstance(decision, Refuse):
+        raise InputError(decision.message)
+    return decision
+
+
+def decide(found: Found, wanted: Wanted, flags: Flags) -> Decision:
+    """How the run begins: what the first of `RULES` that applies says, or from the first step where none does."""
+    for rule in RULES:
+        decision = rule(found, wanted, flags)
+        if decision is not None:
+            return decision
+    return Replace(removed=_all_of(found)) if _held(found) else Fresh(removed=_all_of(found))
+
+
+def _keep_the_model_to_start_from(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+    """It would be written over, or its checkpoints removed, before the run has ended."""
+    source = wanted.init_from
+    if source is None or found.resolved not in (source, *source.parents):
+        return None
+    return Refuse(f"--output_dir {found.folder} holds the model of --init_from. Choose another folder.")
+
+
+def _refuse_a_file(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+    if not found.is_file:
+        return None
+    return Refuse(f"--output_dir {found.folder} must be a folder, found a file.")
+
+
+def _go_on_with_the_same_run(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+    """A run that was cut off goes on if the same command is given again, whatever --overwrite says."""
+    if not _is_cut_off(found) or found.record.differs(wanted.settings) or not _begins_where_it_began(found, flags):
+        return None
+    said = _left_out(found.checkpoints)
+    checkpoint = newest_whole(found.checkpoints)
+    if checkpoint is None and flags.resume_from_checkpoint:
+        checkpoint = _find_named(found, flags)  # it was cut off before it had saved
+    if isinstance(checkpoint, Refuse):
+        return checkpoint
+    cut_off = f"{found.folder} holds this run, which was cut off."
+    if checkpoint is None:
+        return Replace(removed=_all_of(found), said=(*said, f"{cut_off} It begins anew."))
+    return Resume(
+        checkpoint.path,
+        found.record.resumed_from,
+        removed=_replaced_by(checkpoint, found),
+        said=(*said, f"{cut_off} It goes on from {checkpoint.path}."),
+    )
+
+
+def _resume_within_the_folder(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+    """A checkpoint of the folder's own run is resumed; later ones that are whole are replaced only when told to."""
+    if not flags.resume_from_checkpoint:
+        return None
+    checkpoint = _find_named(found, flags)
+    if isinstance(checkpoint, Refuse):
+        return checkpoint
+    if not _is_inside(checkpoint, found):
+        return None
+    later = [each for each in _later(checkpoint, found) if not each.damage]
+    if later and not flags.overwrite:
+        return Refuse(
+            f"{FLAG} {checkpoint.path}: {later[0].path.name} comes after it, and would be replaced. "
+            "Add --overwrite, or resume in another --output_dir."
+        )
+    return Resume(
+        checkpoint.path,
+        str(found.named.resolved) if found.named is not None else "",
+        removed=_replaced_by(checkpoint, found),
+        said=_left_out(found.checkpoints) if found.named is None else (),
+    )
+
+
+def _keep_another_kind_of_model(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+    """It is the user's, and never replaced."""
+    if not found.another_kind:
+        return None
+    return Refuse(
+        f"--output_dir {found.folder} holds another kind of model ({_held(found)[0]}). Choose another folder."
+    )
+
+
+def _keep_a_cut_off_run(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+    """One with other settings, or with another start, is replaced only when told to."""
+    if not _held(found) or flags.overwrite or not _is_cut_off(found):
+        return None
+    record = found.record
+    start = f"resume_from_checkpoint {record.resumed_from or None} there and {flags.resume_from_checkpoint} here"
+    saved = f", or with these settings and {FLAG} last" if found.checkpoints else ""
+    return Refuse(
+        f"--output_dir {found.folder} holds a run with other settings, which was cut off "
+        f"({record.differs(wanted.settings) or start}). Go on with its command{saved}; choose another folder, or "
+        "replace it with --overwrite."
+    )
+
+
+def _keep_a_run(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+    """What a run has left is replaced only when told to."""
+    held = _held(found)
+    if not held or flags.overwrite:
+        return None
+    go_on = f"continue that run with {FLAG} last, " if found.checkpoints else ""
+    return Refuse(
+        f"--output_dir {found.folder} holds a run already ({', '.join(held[:3])}). Choose another folder, {go_on}or "
+        "replace it with --overwrite."
+    )
+
+
+def _resume_from_another_folder(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+    """The checkpoint is whole, and what lies in the output folder may go."""
+    if found.named is None:
+        return None
+    return Resume(found.named.path, str(found.named.resolved), removed=_all_of(found))
+
+
+RULES = (
+    _keep_the_model_to_start_from,
+    _refuse_a_file,
+    _go_on_with_the_same_run,
+    _resume_within_the_folder,
+    _keep_another_kind_of_model,
+    _keep_a_cut_off_run,
+    _keep_a_run,
+    _resume_from_another_folder,
+)
+
+
+def _is_cut_off(found: Found) -> bool:
+    return found.record is not None and not found.record.finished
+
+
+def _begins_where_it_began(found: Found, flags: Flags) -> bool:
+    """Whether the command names no checkpoint, or the one that the folder's run was begun from."""
+    return found.named is None or str(found.named.resolved) == found.record.resumed_from
+
+
+def _find_named(found: Found, flags: Flags) -> Saved | Refuse:
+    """The checkpoint that the flag names: a path, or "last" for the newest whole one in the folder. Refuses one that
+    is not there, or not whole, and names the newest that is, and how to resume from it."""
+    named, typed = found.named, flags.resume_from_checkpoint
+    if named is None:
+        newest = newest_whole(found.checkpoints)
+        if newest is not None:
+            return newest
+        missing = f"{FLAG} {typed}: {found.folder} holds no whole checkpoint-* folder. Leave it out."
+        return Refuse(missing, _left_out(found.checkpoints))
+    if not named.exists:
+        return Refuse(f"{FLAG} {typed} must be a checkpoint-* folder, found none.")
+    if named.damage:
+        newest = newest_whole(named.beside)
+        remedy = "There is no whole one beside it."
+        if newest is not None:
+            remedy = f"The newest whole one is {newest.path}: {FLAG} {newest.path}"
+        return Refuse(f"{FLAG} {typed} is not whole: {named.damage}. {remedy}", _left_out(named.beside))
+    return Saved(named.path)
+
+
+def _left_out(checkpoints: tuple[Saved, ...]) -> tuple[str, ...]:
+    """A line for each that is newer than the newest whole one."""
+    lines = []
+    for each in checkpoints:
+        if not each.damage:
+            break
+        lines.append(f"{each.path} is left out: {each.damage}.")
+    return tuple(lines)
+
+
+def _is_inside(checkpoint: Saved, found: Found) -> bool:
+    return checkpoint in found.checkpoints or (found.named is not None and found.named.in_output)
+
+
+def _later(checkpoint: Saved, found: Found) -> tuple[Saved, ...]:
+    """The checkpoints of later steps, the newest first."""
+    names = [each.path.name for each in found.checkpoints]
+    name = checkpoint.path.name
+    return found.checkpoints[: names.index(name)] if name in names else ()
+
+
+def _replaced_by(checkpoint: Saved, found: Found) -> tuple[str, ...]:
+    """What goes if a run is resumed: later checkpoints, which are of another course that it took, or not whole; or all
+    that is there, if the checkpoint is another folder's."""
+    if not _is_inside(checkpoint, found):
+        return _all_of(found)
+    return tuple(each.path.name for each in _later(checkpoint, found))
+
+
+def _all_of(found: Found) -> tuple[str, ...]:
+    """What the folder's run has left, its record last: a kill on the way leaves a folder that is known for ours."""
+    checkpoints = [each.path.name for each in found.checkpoints]
+    files = sorted(found.ours, key=lambda name: (name == RECORD, name))
+    return (*found.folds, *checkpoints, *files)
+
+
+def _held(found: Found) -> list[str]:
+    """Names of what would be lost; a run that was stopped at once leaves a record and code, which would not."""
+    saved = [each.path.name for each in found.checkpoints]
+    return [*sorted({*found.files, *saved} - {RECORD, *CODE_NAMES}), *found.folds]

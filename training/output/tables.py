@@ -1,0 +1,35 @@
+"""The tables of a finished run: one row a text, with its id, its scores and what they come to."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+
+from lstmpool.training.data.rows import Split
+from lstmpool.training.tasks.task import Task
+from lstmpool.training.writing import writing
+
+
+def prediction_table(task: Task, logits: np.ndarray, rows: Split, with_text: bool = False) -> pandas.DataFrame:
+    """One row a text, in the order of `logits` (N, C) and `rows`.
+
+    `score_NAME` is the probability of the label NAME. `prediction` is the likeliest label; or those above one half,
+    separated by |; or, in a regression, the number, under `prediction_NAME` if there are several.
+    """
+    columns: dict[str, Any] = {"id": rows.ids}
+    if with_text:
+        columns["text"] = rows.texts
+        if rows.pairs:
+            columns["text_pair"] = rows.pairs
+    columns |= task.prediction_columns(logits)
+    return pandas.DataFrame(columns)
+
+
+def write_table(table: pandas.DataFrame, path: Path) -> None:
+    """Writes CSV or Parquet, by the ending, under a temporary name first."""
+    with writing(path) as unfinished:
+        if path.suffix == ".parquet":
+            table.to_parquet(unfinished, index=False)
+        else:
+            table.to_csv(unfinished, index=False)

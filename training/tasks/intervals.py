@@ -1,0 +1,46 @@
+"""95 % intervals over rows: what other rows of the same kind may have given. Chance in training is not in them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.stats
+
+
+LEVEL = 0.95
+RESAMPLES = 1000
+BATCH = 100  # resamples that are in memory at a time
+SEED = 0
+
+
+def wilson(is_right: np.ndarray) -> tuple[float, float]:
+    """The interval of a share, from one truth value a row (N,). Ten right of ten do not give [1, 1].
+
+    Reference: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
+    """
+    test = scipy.stats.binomtest(int(is_right.sum()), len(is_right))
+    low, high = test.proportion_ci(LEVEL, method="wilson")
+    return float(low), float(high)
+
+
+def bootstrap(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tuple[float, float]:
+    """The interval of `statistic(*columns, axis=...)`, by percentiles over rows drawn with replacement.
+
+    Args:
+        columns: one number a row each, (N,); a row's numbers are drawn together.
+    """
+    if len(columns[0]) == 1:  # all draws are alike, which the library refuses
+        value = float(statistic(*columns))
+        return value, value
+    found = scipy.stats.bootstrap(
+        columns,
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        vectorized=True,
+        paired=True,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=SEED,
+    )
+    low, high = found.confidence_interval
+    return float(low), float(high)

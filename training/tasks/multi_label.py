@@ -1,0 +1,167 @@
+"""Any number of labels a text. Labels are zeros and ones (N, C); a label is given where its logit is above 0."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas
+from scipy.special import expit, log_expit, logsumexp
+from sklearn.base import BaseEstimator
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lstmpool.training.errors import InputError
+from lstmpool.training.tasks.cells import Columns, check_names, is_missing, numbers_of
+from lstmpool.training.tasks.intervals import bootstrap
+from lstmpool.training.tasks.metrics import MultiLabelMetric
+from lstmpool.training.tasks.single_label import check_known
+from lstmpool.training.tasks.task import BINS, Classification
+
+
+@dataclass(frozen=True)
+class MultiLabel(Classification):
+    """Any number of labels a text. They stand in one column or, as zeros and ones, in a column each."""
+
+    separator: str | None = None  # of the labels in one string; None: spaces
+
+    problem_type = "multi_label_classification"
+    title = "any number of labels a text"
+    metric = MultiLabelMetric()
+    headline = "f1_micro"
+    titles = {
+        "f1_micro": "micro F1",
+        "f1_macro": "macro F1",
+    }
+    other_metrics = ("subset_accuracy",)
+    has_thresholds = True
+
+    @staticmethod
+    def cells_of(values: list[Any]) -> list[Any]:
+        """Among strings, what some readers give for an empty cell is a row without a label."""
+        if any(isinstance(value, list) for value in values):
+            return values
+        return ["" if value is None else value for value in values]
+
+    @staticmethod
+    def names_in(value: Any, place: str, separator: str | None) -> list[str]:
+        """The label names in one cell, a list or a string. Raises InputError if it holds something else."""
+        if isinstance(value, str):
+            if value.lstrip().startswith("[") or (separator is None and "," in value):
+                raise InputError(f"{place}: expected names separated by spaces or by |, found {value!r}.")
+            parts = [part.strip() for part in value.split(separator)]
+            return [part for part in parts if part]
+        if not isinstance(value, list):
+            raise InputError(f"{place}: expected a list of labels, found {value!r}.")
+        _refuse_vectors(value, place)
+        return check_names(value, place)
+
+    def encode(self, columns: Columns, where: str) -> list[list[float]]:
+        if len(columns) > 1:
+            return self._encode_columns(columns, where)
+        name, values = next(iter(columns.items()))
+        known = {label: i for i, label in enumerate(self.names)}
+        encoded = []
+        for row, value in enumerate(self.cells_of(values), 1):
+            place = f"{where}, column {name!r}, row {row}"
+            labels = self.names_in(value, place, self.separator)
+            for label in labels:
+                check_known(label, known, place)
+            encoded.append([float(label in labels) for label in self.names])  # floats, as binary cross-entropy wants
+        return encoded
+
+    def _encode_columns(self, columns: Columns, where: str) -> list[list[float]]:
+        columns = self.in_columns(columns, where)
+        numbers = {name: numbers_of(values, f"{where}, column {name!r}") for name, values in columns.items()}
+        for name, of in numbers.items():
+            for row, number in enumerate(of, 1):
+                if number not in (0, 1):
+                    raise InputError(
+                        f"{where}, column {name!r}, row {row}: expected 0 or 1, as in training, found {number:g}."
+                    )
+        return [list(row) for row in zip(*numbers.values(), strict=True)]
+
+    def describe_labels(self, labels: list[list[float]]) -> dict[str, Any]:
+        counts = np.array(labels).sum(0)
+        return {name: int(count) for name, count in zip(self.names, counts, strict=True)}
+
+    def strata(self, labels: list[list[float]], bins: int = BINS) -> list[int]:
+        """The row's rarest label, or -1 for a row without any."""
+        table = np.array(labels, dtype=float)  # (N, C)
+        rarity = np.where(table > 0, table.sum(0), np.inf)
+        return np.where(table.any(1), rarity.argmin(1), -1).tolist()
+
+    def indicators(self, labels: list[list[float]], units: np.ndarray, folds: int) -> np.ndarray:
+        """Each label, and the units without any."""
+        table = pandas.DataFrame(np.array(labels, dtype=float))
+        has = table.groupby(units).max().to_numpy() > 0  # (U, C)
+        return np.column_stack([has, ~has.any(1)])
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        return (logits > 0).astype(int)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        return expit(logits)
+
+    def mean_logits(self, logits: np.ndarray) -> np.ndarray:
+        """Those of the mean probabilities."""
+        log_sum_yes = logsumexp(log_expit(logits), axis=0)
+        log_sum_no = logsumexp(log_expit(-logits), axis=0)
+        return log_sum_yes - log_sum_no
+
+    def prediction_columns(self, logits: np.ndarray) -> dict[str, Any]:
+        columns = self._score_columns(logits)
+        columns["prediction"] = self._joined(logits)
+        return columns
+
+    def label_columns(self, labels: list[list[float]]) -> dict[str, Any]:
+        return {"label": self._joined(np.array(labels, dtype=float))}
+
+    def _joined(self, table: np.ndarray) -> list[str]:
+        """The names of what is above 0 in each row of (N, C)."""
+        names = np.array(self.names)
+        return ["|".join(names[row > 0]) for row in table]
+
+    def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+        answers, labels = self._as_rows(answers), self._as_rows(labels)
+        hits = (answers * labels).sum(1)
+        given = (answers + labels).sum(1)
+        return bootstrap(_micro_f1, hits, given)
+
+    def _as_rows(self, values: np.ndarray) -> np.ndarray:
+        return np.asarray(values).reshape(len(values), -1).astype(int)
+
+    def log_loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        return float((np.logaddexp(0, logits) - logits * labels).mean())
+
+    def brier(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        return float(((self.probabilities(logits) - labels) ** 2).mean())
+
+    def confidences(self, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.probabilities(logits).ravel(), np.asarray(labels, dtype=float).ravel()
+
+    def linear_model(self, strength: float) -> BaseEstimator:
+        logistic = LogisticRegression(C=strength, max_iter=5000)
+        return make_pipeline(StandardScaler(), OneVsRestClassifier(logistic))
+
+    def simplest_model(self) -> BaseEstimator:
+        return DummyClassifier(strategy="most_frequent")
+
+
+def _micro_f1(hits: np.ndarray, given: np.ndarray, axis: int = -1) -> np.ndarray:
+    total = given.sum(axis)  # given by the model, and true
+    return np.where(total > 0, 2 * hits.sum(axis) / np.maximum(total, 1), 0.0)
+
+
+def _refuse_vectors(value: list[Any], place: str) -> None:
+    """Raises InputError for zeros and ones, or decimal numbers, in the place of names."""
+    vector = all(name in (0, 1) for name in value) and len(set(value)) < len(value)  # no set of labels 0 and 1
+    numbers = [name for name in value if isinstance(name, float) and not is_missing(name)]
+    decimal = any(not number.is_integer() for number in numbers)
+    if vector or decimal:
+        raise InputError(
+            f"{place}: expected a list of label names, found {'zeros and ones' if vector else 'decimal numbers'}, "
+            f"{value!r}. Give each its own column, and name all with --label_column_name a,b."
+        )

@@ -1,0 +1,128 @@
+"""One number a text, or several. Labels are numbers (N,), or (N, C) where there are several targets."""
+
+from typing import Any
+
+import numpy as np
+import pandas
+from sklearn.base import BaseEstimator
+from sklearn.dummy import DummyRegressor
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lstmpool.training.tasks.cells import Columns, numbers_of
+from lstmpool.training.tasks.intervals import bootstrap
+from lstmpool.training.tasks.losses import SmoothL1
+from lstmpool.training.tasks.metrics import RegressionMetric
+from lstmpool.training.tasks.task import BINS, LossSettings, RowLosses, Task
+
+
+class Regression(Task):
+    """Numbers. Several targets are judged by MCRMSE, one by its mean squared error."""
+
+    problem_type = "regression"
+    title = "regression"
+    output_title = "Target"
+    hub_tag = "text-regression"
+    metric = RegressionMetric()
+    pictures = ("predicted_against_true",)
+    has_probabilities = False
+    has_numbers = True
+    simplest_title = "mean of training"
+
+    def encode(self, columns: Columns, where: str) -> list[Any]:
+        columns = self.in_columns(columns, where)
+        numbers = [numbers_of(values, f"{where}, column {name!r}") for name, values in columns.items()]
+        if len(self.names) == 1:
+            return numbers[0]
+        return [list(row) for row in zip(*numbers, strict=True)]
+
+    def describe_labels(self, labels: list[Any]) -> dict[str, Any]:
+        table = self._as_rows(labels)
+        means, deviations = table.mean(0).tolist(), table.std(0).tolist()
+        pairs = zip(means, deviations, strict=True)
+        return {name: {"mean": m, "std": s} for name, (m, s) in zip(self.names, pairs, strict=True)}
+
+    def strata(self, labels: list[Any], bins: int = BINS) -> list[int]:
+        """The bin of the row's level: the mean of its targets, each in units of its spread."""
+        table = self._as_rows(labels)
+        spread = table.std(0)
+        level = ((table - table.mean(0)) / np.where(spread > 0, spread, 1)).mean(1)  # (N,)
+        rank = level.argsort(kind="stable").argsort(kind="stable")
+        return (rank * bins // len(labels)).tolist()
+
+    def indicators(self, labels: list[Any], units: np.ndarray, folds: int) -> np.ndarray | None:
+        """The bins of each of several targets, as is usual in competitions with such targets."""
+        if len(self.names) == 1:
+            return None
+        means = pandas.DataFrame(self._as_rows(labels)).groupby(units).mean().to_numpy()  # (U, C)
+        bins = min(BINS, len(means) // folds)
+        edges = np.quantile(means, np.linspace(0, 1, bins + 1)[1:-1], axis=0)  # (bins - 1, C)
+        bin_of = (means[:, :, None] > edges.T[None]).sum(-1)  # (U, C): equal numbers are in one bin
+        is_in = bin_of[:, :, None] == np.arange(len(edges) + 1)  # (U, C, bins)
+        return is_in.reshape(len(means), -1)
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        return logits
+
+    def mean_logits(self, logits: np.ndarray) -> np.ndarray:
+        return logits.mean(0)
+
+    def prediction_columns(self, logits: np.ndarray) -> dict[str, Any]:
+        return self._columns("prediction", logits)
+
+    def label_columns(self, labels: list[Any]) -> dict[str, Any]:
+        return self._columns("label", self._as_rows(labels))
+
+    def _columns(self, title: str, table: np.ndarray) -> dict[str, Any]:
+        if len(self.names) == 1:
+            return {title: table[:, 0]}
+        return {f"{title}_{name}": table[:, i] for i, name in enumerate(self.names)}
+
+    @property
+    def headline(self) -> str:
+        return "mcrmse" if len(self.names) > 1 else "mse"
+
+    @property
+    def titles(self) -> dict[str, str]:
+        titles = {
+            "mse": "MSE",
+            "mae": "MAE",
+            "pearson": "Pearson",
+            "spearman": "Spearman",
+        }
+        if len(self.names) > 1:
+            titles["mcrmse"] = "MCRMSE"
+        return titles
+
+    @property
+    def other_metrics(self) -> tuple[str, ...]:
+        return () if len(self.names) > 1 else ("mcrmse",)
+
+    def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+        errors = (self._as_rows(answers) - self._as_rows(labels)) ** 2  # (N, C)
+        return bootstrap(_mse if len(self.names) == 1 else _mcrmse, *errors.T)
+
+    def _as_rows(self, values: Any) -> np.ndarray:
+        return np.asarray(values, dtype=float).reshape(len(values), -1)  # (N, C)
+
+    def loss(self, settings: LossSettings, labels: list[Any]) -> RowLosses | None:
+        return SmoothL1() if settings.regression_loss == "smooth_l1" else None
+
+    def linear_model(self, strength: float) -> BaseEstimator:
+        return make_pipeline(StandardScaler(), Ridge(alpha=1 / strength))
+
+    def linear_title(self, strength: float) -> str:
+        return f"ridge regression on the frozen backbone (alpha={1 / strength:g})"
+
+    def simplest_model(self) -> BaseEstimator:
+        return DummyRegressor(strategy="mean")
+
+
+def _mse(errors: np.ndarray, axis: int = -1) -> np.ndarray:
+    return errors.mean(axis)
+
+
+def _mcrmse(*errors: np.ndarray, axis: int = -1) -> np.ndarray:
+    roots = [np.sqrt(of_target.mean(axis)) for of_target in errors]
+    return np.mean(roots, axis=0)

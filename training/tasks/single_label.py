@@ -1,0 +1,132 @@
+"""One label a text. Labels are indices (N,); the answer is the likeliest class."""
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp, softmax
+from sklearn.base import BaseEstimator
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.tasks.cells import Columns, check_names
+from lstmpool.training.tasks.intervals import wilson
+from lstmpool.training.tasks.losses import WeightedCrossEntropy, balanced_weights
+from lstmpool.training.tasks.metrics import SingleLabelMetric
+from lstmpool.training.tasks.task import BINS, Classification, LossSettings, RowLosses
+
+
+class SingleLabel(Classification):
+    """One label a text."""
+
+    problem_type = "single_label_classification"
+    title = "one label a text"
+    metric = SingleLabelMetric()
+    pictures = ("confusion_matrix",)
+    headline = "accuracy"
+    titles = {
+        "accuracy": "accuracy",
+        "f1_macro": "macro F1",
+    }
+    other_metrics = ("f1_weighted", "matthews_correlation")
+    gives_several_answers = False
+
+    @staticmethod
+    def names_in(value: Any, place: str) -> list[str]:
+        """The name in one cell, as a list. Raises InputError if it holds none, or several."""
+        if isinstance(value, list):
+            raise InputError(
+                f"{place}: expected one label, found the list {value!r}. Try --problem_type "
+                "multi_label_classification."
+            )
+        return check_names([value], place)
+
+    def encode(self, columns: Columns, where: str) -> list[int]:
+        columns = self.in_columns(columns, where) if len(columns) > 1 else columns
+        if len(columns) > 1:
+            raise InputError(f"{where}: expected one label column, found {', '.join(columns)}. Name one of them.")
+        name, values = next(iter(columns.items()))
+        ids = {label: i for i, label in enumerate(self.names)}
+        encoded = []
+        for row, value in enumerate(values, 1):
+            place = f"{where}, column {name!r}, row {row}"
+            (label,) = self.names_in(value, place)
+            check_known(label, ids, place)
+            encoded.append(ids[label])
+        return encoded
+
+    def describe_labels(self, labels: list[int]) -> dict[str, Any]:
+        counts = Counter(labels)
+        return {name: counts[i] for i, name in enumerate(self.names)}
+
+    def strata(self, labels: list[int], bins: int = BINS) -> list[int]:
+        return labels
+
+    def rarest_class(self, labels: list[int], units: np.ndarray) -> tuple[str, int]:
+        units_with = defaultdict(set)
+        for unit, label in zip(units.tolist(), labels, strict=True):
+            units_with[label].add(unit)
+        rarest = min(units_with, key=lambda label: len(units_with[label]))
+        return self.names[rarest], len(units_with[rarest])
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        return logits.argmax(-1)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        return softmax(logits, axis=1)
+
+    def mean_logits(self, logits: np.ndarray) -> np.ndarray:
+        """Those of the mean probabilities."""
+        return logsumexp(log_softmax(logits, axis=-1), axis=0) - np.log(len(logits))
+
+    def prediction_columns(self, logits: np.ndarray) -> dict[str, Any]:
+        columns = self._score_columns(logits)
+        columns["prediction"] = [self.names[i] for i in self.decide(logits)]
+        return columns
+
+    def label_columns(self, labels: list[int]) -> dict[str, Any]:
+        return {"label": [self.names[label] for label in labels]}
+
+    def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+        return wilson(self._as_rows(answers) == self._as_rows(labels))
+
+    def _as_rows(self, values: np.ndarray) -> np.ndarray:
+        return np.asarray(values)
+
+    def log_loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        rows = np.arange(len(labels))
+        return float(-log_softmax(logits, axis=1)[rows, labels].mean())
+
+    def brier(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        """The squared distances of a row are summed over its classes."""
+        wanted = np.eye(logits.shape[1])[labels]  # (N, C)
+        return float(((self.probabilities(logits) - wanted) ** 2).sum(1).mean())
+
+    def confidences(self, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        correct = self.decide(logits) == labels
+        return self.probabilities(logits).max(1), correct.astype(float)
+
+    def loss(self, settings: LossSettings, labels: list[int]) -> RowLosses | None:
+        if not labels or not (settings.class_weights or settings.label_smoothing_factor):
+            return None
+        weights = balanced_weights(labels, len(self.names)) if settings.class_weights else None
+        return WeightedCrossEntropy(weights, settings.label_smoothing_factor)
+
+    def linear_model(self, strength: float) -> BaseEstimator:
+        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
+
+    def simplest_model(self) -> BaseEstimator:
+        return DummyClassifier(strategy="most_frequent")
+
+
+def check_known(label: str, known: dict[str, int], place: str) -> None:
+    """Raises InputError for a label that training does not have."""
+    if label not in known:
+        names = list(known)
+        raise InputError(
+            f"{place}: label {label!r} does not occur in training.{did_you_mean(label, names)} Training has "
+            f"{len(names)} labels: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+        )
