@@ -1,0 +1,67 @@
+"""The pages: how long the README may be, and that links lead somewhere."""
+
+import re
+
+import pytest
+
+from ..training_fixtures import ROOT
+
+
+README = ROOT / "README.md"
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "benchmarks").glob("*.md")),
+    *sorted((ROOT / "study").glob("*.md")),
+    *sorted((ROOT / "recipes").glob("**/*.md")),
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)")  # of images, too
+
+
+def without_code(text):
+    """The page without its blocks of code, where a bracket is no link and a # no heading."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(text):
+    """The anchors that GitHub gives to a page's headings: small letters, hyphens for spaces, no punctuation."""
+    headings = re.findall(r"^#+ (.+)$", without_code(text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(page):
+    """The page's links to files of this repository that are not there, or to headings that are not in them."""
+    dead = []
+    for target in LINK.findall(without_code(page.read_text(encoding="utf-8"))):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            dead.append(target)
+    return dead
+
+
+def test_the_readme_is_one_sitting():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 160
+    assert len(text.split()) <= 1400
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    assert dead_links(page) == []
+
+
+def test_a_dead_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# What it's for\n[here](#what-its-for) [gone](#gone) [no file](no.md) ![no picture](no.png) "
+        "[far](https://example.com)\n```\n[code](code.md)\n```\n"
+    )
+    assert dead_links(page) == ["#gone", "no.md", "no.png"]
+
+
+def test_every_page_of_docs_is_linked_from_the_readme():
+    linked = {target.partition("#")[0] for target in LINK.findall(README.read_text(encoding="utf-8"))}
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= linked
