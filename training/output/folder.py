@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from lstmpool import configuration_lstmpool, modeling_lstmpool, pooling_lstmpool
+from lstmpool import configuration_lstmpool, fields_lstmpool, modeling_lstmpool, pooling_lstmpool
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
@@ -27,7 +27,10 @@ from lstmpool.training.output.run_record import RunRecord
 
 
 Writer = Callable[[Path], Any]
-CODE = [Path(inspect.getfile(module)) for module in (configuration_lstmpool, modeling_lstmpool, pooling_lstmpool)]
+CODE = [
+    Path(inspect.getfile(module))
+    for module in (configuration_lstmpool, modeling_lstmpool, pooling_lstmpool, fields_lstmpool)
+]
 STAGING = ".unfinished"
 CONFIGS = (ADAPTER_CONFIG_NAME, "config.json")  # by which a folder is known for that of a model
 # What a finished run leaves beside its checkpoints; --overwrite removes these and nothing else.
