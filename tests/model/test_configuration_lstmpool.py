@@ -229,18 +229,16 @@ def test_a_config_is_saved_with_the_keys_and_values_of_the_release_before(tmp_pa
     before = Path(__file__).parents[1] / "data" / "saved_by_0_1_0"
     LstmPoolConfig.from_pretrained(before).save_pretrained(tmp_path)
     old, new = (json.loads((folder / "config.json").read_text()) for folder in (before, tmp_path))
-    assert old.pop("transformers_version") and new.pop("transformers_version")
+    for name in ("transformers_version", "use_cache"):  # the second is Trainer's, and does not outlive loading
+        old.pop(name)
+        new.pop(name, None)
     assert new == old
 
 
 def test_each_field_is_explained_with_its_default():
     for name, default in FIELD_DEFAULTS.items():
-        said = (
-            f"{name} (`[a-z\\[\\]]+`, \\*optional\\*"
-            + ("" if default is None else f", defaults to `{default}`")
-            + r"\):"
-        )
-        assert re.search(said, LstmPoolConfig.__doc__), said
+        ends = "" if default is None else f", defaults to `{default}`"
+        assert re.search(rf"{name} \(`[a-z\[\]]+`, \*optional\*{ends}\):", LstmPoolConfig.__doc__), name
     assert "Unset: by family, last for causal" in " ".join(LstmPoolConfig.__doc__.split())
     assert all(len(line) <= 119 for line in LstmPoolConfig.__doc__.splitlines())
 
