@@ -238,7 +238,7 @@ def test_a_run_counts_as_finished_once_it_is_published_or_cannot_be(work, monkey
         def check(self):
             raise PushError("how to publish it")
 
-    monkeypatch.setattr("lstmpool.train_trainer.HubRun", Hub)
+    monkeypatch.setattr("lstmpool.training.hub.saves.HubRun", Hub)
     words = [
         "--train_file=train.csv",
         "--validation_file=validation.csv",

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.evaluation.calibration import (
     fit_temperature,
     fold_temperature,
@@ -21,6 +20,7 @@ from lstmpool.training.evaluation.calibration import (
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.tasks.labels import MULTI
 from lstmpool.training.tasks.metrics import TaskMetrics
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 Arrays = dict[str, np.ndarray]  # by split

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.data.rows import Split
 from lstmpool.training.evaluation.calibration import confidences, probability_metrics
 from lstmpool.training.evaluation.predictions import prediction_table, write_table
@@ -14,6 +13,7 @@ from lstmpool.training.output.folder import Writer
 from lstmpool.training.output.plots import confusion_matrix, learning_curve, predicted_against_true, reliability
 from lstmpool.training.tasks.labels import REGRESSION, SINGLE, Labels
 from lstmpool.training.tasks.metrics import TaskMetrics
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 @dataclass(frozen=True)

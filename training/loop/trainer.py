@@ -13,11 +13,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.data.rows import token_counts
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.checkpoints import MANIFEST, damage, find_best, write_manifest
 from lstmpool.training.model.trainable_parts import learning_rates
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 def split_groups(optimizer: torch.optim.Optimizer, rates: dict[int, float]) -> None:

@@ -19,11 +19,11 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool import configuration_lstmpool, fields_lstmpool, modeling_lstmpool, pooling_lstmpool
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.checkpoints import checkpoints_in, damage, find_checkpoint, is_last, newest_whole
 from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 Writer = Callable[[Path], Any]

@@ -18,7 +18,6 @@ from transformers import (
 )
 from transformers.data.data_collator import DataCollator
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.data.summary import data_lines, describe_data
 from lstmpool.training.evaluation.baselines import fit_baselines, top_states
 from lstmpool.training.evaluation.learned_head import fold_into
@@ -46,6 +45,7 @@ from lstmpool.training.runs.job import Job
 from lstmpool.training.tasks.labels import REGRESSION, SINGLE
 from lstmpool.training.tasks.losses import make_loss
 from lstmpool.training.tasks.metrics import TaskMetrics
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 def fit(

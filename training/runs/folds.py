@@ -16,7 +16,6 @@ import numpy as np
 import pandas
 from scipy.special import log_expit, log_softmax, logsumexp
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.data.fold_assignment import assign_folds
 from lstmpool.training.errors import InputError
 from lstmpool.training.evaluation.predictions import prediction_table, write_table
@@ -27,6 +26,7 @@ from lstmpool.training.output.terminal import rows_of, text_table
 from lstmpool.training.runs.fit import fit
 from lstmpool.training.runs.job import Job
 from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE, Labels
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 LOGITS = "logits.npz"  # of a fold: what its model says of the rows that it was trained without, and of the test rows
@@ -34,9 +34,7 @@ ALL = "out of fold"
 
 
 def check_folds_output(args: TrainingArguments, settings: dict[str, Any], init_from: str | None = None) -> None:
-    """What `check_output` is for one run. Raises InputError if the folder is taken, or there are several processes."""
-    if args.world_size > 1:
-        raise InputError(f"--cv_folds runs in one process, found {args.world_size}. Start it with python alone.")
+    """What `check_output` is for one run. Raises InputError if the folder is taken."""
     if _goes_on(Path(args.output_dir), settings):
         print(f"{args.output_dir} holds this cross-validation, which was cut off. It goes on.")
     else:

@@ -6,13 +6,15 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from lstmpool.training.arguments import DataArguments, ModelArguments
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
+from lstmpool.training.flag_rules import WITH_TASK, Flags, check
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.trainable_parts import check_layers
 from lstmpool.training.tasks.labels import Labels
 from lstmpool.training.tasks.metrics import TaskMetrics
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Job:
         splits, labels = read_splits(data_args, places, model_args.problem_type, finished)
         if args.do_eval and "validation" not in splits and not data_args.cv_folds:
             splits = _with_validation(splits, labels.problem_type, data_args)
-        args.check_task(labels.problem_type)
+        check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=labels.problem_type))
         metrics = TaskMetrics.of(labels.problem_type, len(labels.names))
         metrics.choose_best(args)
         fields = {**model_args.config_fields(), **labels.config_fields}

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.tasks.labels import SINGLE
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 Loss = Callable[..., Tensor]

@@ -13,12 +13,12 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
 
-from lstmpool.training.arguments import TrainingArguments
-from lstmpool.training.errors import InputError
+from lstmpool.training.arguments import AUTO
+from lstmpool.training.flag_rules import WITH_METRICS, Flags, check
 from lstmpool.training.tasks.labels import MULTI, SINGLE
+from lstmpool.training.training_arguments import TrainingArguments
 
 
-AUTO = "auto"  # stands for the headline metric until the task is known
 LOWER_IS_BETTER = ("loss", "mse", "mae", "mcrmse")
 
 
@@ -126,8 +126,7 @@ class TaskMetrics:
         name = args.metric_for_best_model.removeprefix("eval_")
         name = self.headline if name == AUTO else name
         known = (*self.titles, *self.others, "loss")
-        if name not in known:
-            raise InputError(f"--metric_for_best_model must be one of {', '.join(known)}, got {name}.")
+        check(WITH_METRICS, Flags(training={"metric_for_best_model": name}, metrics=known))
         args.metric_for_best_model, args.greater_is_better = name, name not in LOWER_IS_BETTER
 
     def compute(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -6,10 +6,10 @@ import torch
 from datasets import Dataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.trainer import LstmPoolTrainer, check_settings, split_groups
 from lstmpool.training.runs.fit import _begin
+from lstmpool.training.training_arguments import TrainingArguments
 
 from ...conftest import tiny_model
 

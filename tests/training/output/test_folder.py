@@ -5,11 +5,11 @@ import shutil
 import pytest
 from transformers import AutoModel, AutoTokenizer
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.checkpoints import write_manifest
 from lstmpool.training.output.folder import check_output, json_writer, prepare_output, write_output
 from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.training_arguments import TrainingArguments
 
 from ...conftest import tiny_model
 from ...training_fixtures import save_backbone

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE
 from lstmpool.training.tasks.losses import balanced_weights, make_loss
+from lstmpool.training.training_arguments import TrainingArguments
 
 from ...conftest import random_inputs, tiny_model
 
