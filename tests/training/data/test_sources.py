@@ -57,15 +57,15 @@ def test_configuration_and_revision_are_asked_for_wherever_a_data_set_is(monkeyp
         asked.append((*words, options["revision"]))
         return ["train"]
 
-    monkeypatch.setattr("lstmpool.training.sources.get_dataset_split_names", note)
-    monkeypatch.setattr("lstmpool.training.sources.load_dataset", note)
+    monkeypatch.setattr("lstmpool.training.data.sources.get_dataset_split_names", note)
+    monkeypatch.setattr("lstmpool.training.data.sources.load_dataset", note)
     args = DataArguments(dataset_name="owner/name", dataset_config_name="mrpc", dataset_revision="abc")
     read_rows(args, "train", named_splits(args)["train"])
     assert asked == [("owner/name", "mrpc", "abc")] * 2
 
 
 def test_a_split_without_rows_is_refused(monkeypatch):
-    monkeypatch.setattr("lstmpool.training.sources.load_dataset", lambda *words, **options: [])
+    monkeypatch.setattr("lstmpool.training.data.sources.load_dataset", lambda *words, **options: [])
     with pytest.raises(InputError, match="owner/name: its split train holds no rows"):
         read_rows(DataArguments(dataset_name="owner/name"), "train", "train")
 
