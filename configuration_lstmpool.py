@@ -14,11 +14,7 @@ from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PretrainedConfig
 
-
-TOKEN_POOLINGS = ("cls", "mean", "max", "last")
-LAYER_POOLINGS = ("lstm", "gru", "attention", "weighted", "max", "concat", "last")
-LSTM_READOUTS = ("last", "final", "mean")
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+from .fields_lstmpool import DEFAULTS, PROBLEM_TYPES, REGRESSION, SINGLE, argument_lines, check_choice, check_fields
 
 
 class Families:
@@ -40,18 +36,45 @@ class Families:
     # Their layers are called past their hooks, or on hidden states of another shape.
     NOT_HOOKED = frozenset({"squeezebert", "xlnet"})
     # The part of a layer that adds what entered it to its attention; what follows acts on each token alone.
-    ONE_TOKEN_AFTER = {"distilbert": "sa_layer_norm"} | dict.fromkeys(
-        "bert camembert convbert data2vec-text deberta deberta-v2 electra ernie esm layoutlm markuplm megatron-bert "
-        "mpnet rembert roberta roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl".split(),
-        "attention",
-    )
+    ONE_TOKEN_AFTER = {
+        "bert": "attention",
+        "camembert": "attention",
+        "convbert": "attention",
+        "data2vec-text": "attention",
+        "deberta": "attention",
+        "deberta-v2": "attention",
+        "distilbert": "sa_layer_norm",
+        "electra": "attention",
+        "ernie": "attention",
+        "esm": "attention",
+        "layoutlm": "attention",
+        "markuplm": "attention",
+        "megatron-bert": "attention",
+        "mpnet": "attention",
+        "rembert": "attention",
+        "roberta": "attention",
+        "roberta-prelayernorm": "attention",
+        "roc_bert": "attention",
+        "roformer": "attention",
+        "xlm-roberta": "attention",
+        "xlm-roberta-xl": "attention",
+    }
     # They number their tokens from 2, which an explicit `position_ids` would have to know.
     OFFSET_POSITIONS = frozenset({"mra", "nystromformer", "yoso"})
     # Names of the norm that follows the top layer of a pre-norm family, and a family with another.
-    FINAL_NORMS = (
-        "norm norm_f final_norm final_layer_norm final_layernorm emb_layer_norm_after layer_norm layernorm LayerNorm "
-        "ln_f ln"
-    ).split()
+    FINAL_NORMS = [
+        "norm",
+        "norm_f",
+        "final_norm",
+        "final_layer_norm",
+        "final_layernorm",
+        "emb_layer_norm_after",
+        "layer_norm",
+        "layernorm",
+        "LayerNorm",
+        "ln_f",
+        "ln",
+    ]
     FINAL_NORM_OF = {"bigbird_pegasus": ["layernorm_embedding"]}
     LEFT_OUT = {
         "layoutlmv2": "it needs detectron2, and an image with every text",
@@ -60,12 +83,29 @@ class Families:
     }
 
 
-_FIELDS = (
-    *("layers", "token_pooling", "layer_pooling", "layer_norm", "pooler_dropout"),
-    *("lstm_hidden_size", "lstm_bidirectional", "lstm_readout"),
+OWN_FIELDS = (  # not the backbone's
+    *DEFAULTS,
+    "num_labels",
+    "id2label",
+    "label2id",
+    "problem_type",
 )
-OWN_FIELDS = (*_FIELDS, "num_labels", "id2label", "label2id", "problem_type")  # not the backbone's
-HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+HUB_KEYS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+_OF_BACKBONE = (  # what a backbone's config holds; as a keyword of this config it is a mistake
+    "backbone",
+    "hidden_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "vocab_size",
+)
 _AUTO_MAP = {
     "AutoConfig": "configuration_lstmpool.LstmPoolConfig",
     "AutoModel": "modeling_lstmpool.LstmPoolModel",
@@ -108,56 +148,30 @@ def is_causal(backbone_config: PretrainedConfig) -> bool:
     """Whether a token of this backbone sees only what stands before it: its first token has then seen nothing."""
     if backbone_config.is_encoder_decoder or backbone_config.model_type in Families.CLS_AT_THE_END:
         return False  # only the encoder of an encoder-decoder is read
-    text_config, config_class = stack_config(backbone_config), type(backbone_config)
+    text_config = stack_config(backbone_config)
     if getattr(text_config, "is_causal", None) is False:  # the library's switch to make an encoder of a decoder
         return False
     if getattr(text_config, "use_bidirectional_attention", None) is True and text_config.model_type != "gemma2":
         return False  # Gemma's switch, which Gemma 2 has but does not read
     if any(getattr(text_config, name, False) for name in ("is_decoder", "causal")):
         return True
-    known = config_class in MODEL_FOR_CAUSAL_LM_MAPPING or backbone_config.model_type in Families.DECODERS
-    return known and config_class not in MODEL_FOR_MASKED_LM_MAPPING
+    known = type(backbone_config) in MODEL_FOR_CAUSAL_LM_MAPPING or backbone_config.model_type in Families.DECODERS
+    return known and type(backbone_config) not in MODEL_FOR_MASKED_LM_MAPPING
 
 
 class LstmPoolConfig(PretrainedConfig):
-    r"""Configuration of [`LstmPoolModel`] and [`LstmPoolForSequenceClassification`].
+    __doc__ = f"""Configuration of [`LstmPoolModel`] and [`LstmPoolForSequenceClassification`].
 
     Args:
         backbone_config (`PretrainedConfig` or `dict`, *optional*, defaults to a `BertConfig()`):
             Config of the backbone, of any family that `AutoModel` knows. A dict must name its `model_type`.
-        layers (`list[int]`, *optional*, defaults to all layers):
-            Which layers are read: 1-based (0 would be the embeddings, which have not attended to any context),
-            ascending, without repeats. Negative numbers count from the top: `[-4, -3, -2, -1]` reads the last four.
-            Any sequence of integers will do, such as `range(2, 13, 2)` for every other layer of 12. Stored resolved,
-            as positive numbers.
-        token_pooling (`str`, *optional*):
-            How one layer's (B, T, H) becomes (B, H): `"cls"` (the first token that the mask keeps; for XLNet the
-            last), `"mean"` or `"max"` over the tokens that the mask keeps, or `"last"` (the last token that it keeps).
-            Unset, it is resolved from the family: `"last"` for causal backbones, `"mean"` for the encoder of an
-            encoder-decoder, `"cls"` for the rest. Causal backbones refuse `"cls"`.
-        layer_pooling (`str`, *optional*, defaults to `"lstm"`):
-            How the chosen layers' (B, L, H) become (B, D): `"lstm"` or `"gru"` read them in order; `"attention"`
-            (a learned query), `"weighted"` (one learned weight a layer), `"max"` (elementwise), `"concat"` (an MLP
-            over all of them, with about the LSTM's parameter count) and `"last"` (the highest layer alone) are the
-            poolings to compare them with.
-        layer_norm (`bool`, *optional*):
-            Whether a LayerNorm is applied to each layer's vector before the layer pooling. Unset, it is resolved from
-            the family: off where every layer ends in a norm already, on for the others, whose layers differ in scale
-            by orders of magnitude.
-        lstm_hidden_size (`int`, *optional*, defaults to 256):
-            Units per direction of the LSTM or GRU; a bidirectional net gives twice this. The same number sets the size
-            of `"concat"`.
-        lstm_bidirectional (`bool`, *optional*, defaults to `True`):
-            Whether the LSTM or GRU reads the layers from the top down too.
-        lstm_readout (`str`, *optional*, defaults to `"last"`):
-            What is read from the LSTM or GRU: `"last"`, the output at the highest layer, for which the backward
-            direction has read that layer alone; `"final"`, the last state of each direction, so that both have read
-            every layer; `"mean"`, the mean of the outputs.
-        pooler_dropout (`float`, *optional*, defaults to 0.1):
-            Probability of dropout between the layer pooling and the classifier.
+{argument_lines()}
         kwargs (*optional*):
             What every config takes: `num_labels`, `id2label`, `problem_type` and so on. An unset `problem_type`
             becomes `"regression"` for one label and `"single_label_classification"` for more, and is always saved.
+
+    `layers` may be any sequence of integers, such as `range(2, 13, 2)` for every other layer of 12; it is stored as a
+    list of positive numbers. What is unset is resolved when the config is made, and saved.
 
     Raises:
         ValueError: if a field has a value that no model can be built from.
@@ -167,37 +181,20 @@ class LstmPoolConfig(PretrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = ["layer_states", "hidden_states", "attentions"]
 
-    def __init__(
-        self,
-        backbone_config: PretrainedConfig | dict[str, Any] | None = None,
-        layers: list[int] | None = None,
-        token_pooling: str | None = None,
-        layer_pooling: str = "lstm",
-        layer_norm: bool | None = None,
-        lstm_hidden_size: int = 256,
-        lstm_bidirectional: bool = True,
-        lstm_readout: str = "last",
-        pooler_dropout: float = 0.1,
-        **kwargs,
-    ):
-        _refuse_misplaced(kwargs)
+    def __init__(self, backbone_config: PretrainedConfig | dict[str, Any] | None = None, **kwargs: Any):
         # The fields come before `super().__init__`, which already asks for the sub-config; it gives a dict under this
         # key a meaning of its own, so the dict becomes a config here.
+        for name, default in DEFAULTS.items():
+            setattr(self, name, kwargs.pop(name, default))
+        _refuse_misplaced(kwargs)
         self.backbone_config = _as_config(backbone_config)
-        self.layers = layers
-        self.token_pooling = token_pooling
-        self.layer_pooling = layer_pooling
-        self.layer_norm = layer_norm
-        self.lstm_hidden_size = lstm_hidden_size
-        self.lstm_bidirectional = lstm_bidirectional
-        self.lstm_readout = lstm_readout
-        self.pooler_dropout = pooler_dropout
         # Unset, `super().__init__` would take from the backbone the implementations that it was loaded with.
         for name in ("attn_implementation", "experts_implementation"):
             if kept := getattr(self.backbone_config, f"_{name}", None):
                 kwargs.setdefault(name, {"backbone_config": kept})
         # A model loaded from the Hub names its repository here; saved again it must name its own files.
-        super().__init__(**{**kwargs, "auto_map": dict(_AUTO_MAP)})
+        kwargs["auto_map"] = dict(_AUTO_MAP)
+        super().__init__(**kwargs)
         self.resolve()
 
     def resolve(self) -> None:
@@ -206,37 +203,25 @@ class LstmPoolConfig(PretrainedConfig):
         `__init__` calls this, and so does the model, because attributes may be assigned in between. Raises ValueError,
         naming the field, the value expected, the value found and the remedy.
         """
-        family, causal = self.backbone_config.model_type, is_causal(self.backbone_config)
+        causal = is_causal(self.backbone_config)
         if self.token_pooling is None:
-            default = "mean" if self.backbone_config.is_encoder_decoder else "cls"
-            self.token_pooling = "last" if causal else default
+            self.token_pooling = _default_token_pooling(self.backbone_config)
         if self.layer_norm is None:
             self.layer_norm = not is_post_norm(self.backbone_config)
         if self.problem_type is None:
-            self.problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
+            self.problem_type = REGRESSION if self.num_labels == 1 else SINGLE
         self.layers = _resolve_layers(self.layers, count_layers(self.backbone_config))
 
-        _check_choice("token_pooling", self.token_pooling, TOKEN_POOLINGS)
-        _check_choice("layer_pooling", self.layer_pooling, LAYER_POOLINGS)
-        _check_choice("lstm_readout", self.lstm_readout, LSTM_READOUTS)
-        _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
-        for name in ("layer_norm", "lstm_bidirectional"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
-        size = self.lstm_hidden_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"lstm_hidden_size must be a positive integer (units per direction), got {size!r}.")
-        dropout = self.pooler_dropout
-        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-            raise ValueError(f"pooler_dropout must be a probability in [0, 1), got {dropout!r}.")
+        check_fields(self)
+        check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if causal and self.token_pooling == "cls":
             raise ValueError(
-                f"token_pooling='cls' cannot be used with {family}: it is causal, so its first token has seen nothing "
-                "but itself. Use 'last' (its default) or 'mean'."
+                f"token_pooling='cls' cannot be used with {self.backbone_config.model_type}: it is causal, so its "
+                "first token has seen nothing but itself. Use 'last' (its default) or 'mean'."
             )
-        if self.problem_type == "single_label_classification" and self.num_labels < 2:
+        if self.problem_type == SINGLE and self.num_labels < 2:
             raise ValueError(
-                f"problem_type='single_label_classification' needs num_labels of 2 or more, got {self.num_labels}. "
+                f"problem_type='{SINGLE}' needs num_labels of 2 or more, got {self.num_labels}. "
                 "Set problem_type='regression' for a single number."
             )
 
@@ -248,8 +233,8 @@ class LstmPoolConfig(PretrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         # The library sets keyword overrides on the finished config, where no check would see them.
-        ours = {name: kwargs.pop(name) for name in _FIELDS if name in kwargs}
-        return super().from_dict({**config_dict, **ours}, **kwargs)
+        ours = {name: kwargs.pop(name) for name in DEFAULTS if name in kwargs}
+        return super().from_dict(config_dict | ours, **kwargs)
 
     def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
         """As the library's; raises ValueError if the backbone's code is its repository's: no folder can carry it."""
@@ -267,7 +252,9 @@ class LstmPoolConfig(PretrainedConfig):
         backbone = self.backbone_config.to_dict()
         for key in ("_name_or_path", "transformers_version"):  # a path of this machine; said once at the top
             backbone.pop(key, None)
-        return {**super().to_diff_dict(), "backbone_config": backbone}
+        saved = super().to_diff_dict()
+        saved["backbone_config"] = backbone
+        return saved
 
     @property
     def token_readout(self) -> str:
@@ -280,13 +267,27 @@ class LstmPoolConfig(PretrainedConfig):
         """The backbone's text config, where the library looks for the vocabulary and the depth."""
         return self.backbone_config.get_text_config(*args, **kwargs)
 
-    hidden_size = property(lambda self: stack_config(self.backbone_config).hidden_size, doc="H, of the backbone.")
-    num_attention_heads = property(lambda self: stack_config(self.backbone_config).num_attention_heads)
-    num_hidden_layers = property(lambda self: count_layers(self.backbone_config), doc="Read or not, of the backbone.")
-    vocab_size = property(
-        lambda self: stack_config(self.backbone_config).vocab_size,
-        lambda self, value: setattr(stack_config(self.backbone_config), "vocab_size", value),
-    )
+    @property
+    def hidden_size(self) -> int:
+        """H, of the backbone."""
+        return stack_config(self.backbone_config).hidden_size
+
+    @property
+    def num_attention_heads(self) -> int:
+        return stack_config(self.backbone_config).num_attention_heads
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Of the backbone, whether they are read or not."""
+        return count_layers(self.backbone_config)
+
+    @property
+    def vocab_size(self) -> int:
+        return stack_config(self.backbone_config).vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, size: int) -> None:
+        stack_config(self.backbone_config).vocab_size = size
 
     def __eq__(self, other: object) -> bool:
         # the library compares its own fields alone
@@ -337,6 +338,12 @@ def _as_config(backbone_config: PretrainedConfig | dict[str, Any] | None) -> Pre
     return config
 
 
+def _default_token_pooling(backbone_config: PretrainedConfig) -> str:
+    if is_causal(backbone_config):
+        return "last"
+    return "mean" if backbone_config.is_encoder_decoder else "cls"
+
+
 def _resolve_layers(layers: Any, n: int) -> list[int]:
     if layers is None:
         return list(range(1, n + 1))
@@ -361,22 +368,15 @@ def _resolve_layers(layers: Any, n: int) -> list[int]:
     return resolved
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        close = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.{hint}")
-
-
 def _refuse_misplaced(kwargs: dict[str, Any]) -> None:
     """A config keeps any keyword it does not know; those that are surely mistakes must not vanish in it."""
     for key in kwargs:
-        if key in ("backbone", "hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
+        if key in _OF_BACKBONE:
             raise ValueError(
                 f"{key} is not a field of LstmPoolConfig. Pass backbone_config, with all that concerns the backbone, "
                 "or load pretrained weights with from_backbone(name) of the model."
             )
-        close = difflib.get_close_matches(key, ("backbone_config", *_FIELDS), n=1, cutoff=0.85)
+        close = difflib.get_close_matches(key, ("backbone_config", *DEFAULTS), n=1, cutoff=0.85)
         if close:
             raise ValueError(f"{key} is not a field of LstmPoolConfig. Did you mean {close[0]}?")
 

@@ -23,30 +23,21 @@ Wrong input ends the command with status 2 and one line that says what was expec
 a push failed, the status is 3, and the folder is whole.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import datasets
-import torch.distributed as dist
-import transformers
-
-from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
-from lstmpool.training.command_line import parse_arguments
+from lstmpool.training.arguments import DataArguments, ModelArguments
 from lstmpool.training.errors import InputError
-from lstmpool.training.hub.repository import PushError
-from lstmpool.training.hub.saves import HubRun
-from lstmpool.training.loop.interruption import interruptible
-from lstmpool.training.loop.trainer import check_settings
-from lstmpool.training.output.run_record import settings_of
-from lstmpool.training.output.start import choose_start
-from lstmpool.training.output.terminal import describe_task
-from lstmpool.training.runs.fit import Extras, fit
-from lstmpool.training.runs.folds import choose_start_of_folds, cross_validate
-from lstmpool.training.runs.job import read_job
-from lstmpool.training.runs.search import Search, check_goes_on, check_search, unsearched
-from lstmpool.training.runs.search_space import space_of
+from lstmpool.training.help import exit_with_help_if_asked
+
+
+if TYPE_CHECKING:  # takes seconds to import, and --help does without
+    from lstmpool.training.training_arguments import TrainingArguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,6 +49,12 @@ def main(argv: list[str] | None = None) -> int:
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
             error_is = f"error in process {rank}"
+        exit_with_help_if_asked(words, description=__doc__)
+
+        from lstmpool.training.command_line import parse_arguments
+        from lstmpool.training.hub.repository import PushError
+        from lstmpool.training.loop.interruption import interruptible
+
         stack.callback(_leave_group)
         stack.enter_context(interruptible())
         try:
@@ -82,12 +79,25 @@ def run(
     command: list[str],
 ) -> None:
     """From rows, which are at `places`, to a finished folder. `command` is what was typed, for the model card."""
+    import datasets
+    import transformers
+
+    from lstmpool.training.hub.saves import HubRun
+    from lstmpool.training.loop.trainer import check_settings
+    from lstmpool.training.output.run_record import settings_of
+    from lstmpool.training.output.start import choose_start
+    from lstmpool.training.output.terminal import describe_task
+    from lstmpool.training.runs.fit import Extras, fit
+    from lstmpool.training.runs.folds import choose_start_of_folds, cross_validate
+    from lstmpool.training.runs.job import read_job
+    from lstmpool.training.runs.search import Search, check_goes_on, unsearched
+    from lstmpool.training.runs.search_space import space_of
+
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()  # those of loading and saving; training keeps its own
 
     # All checks, before any weights are read.
     settings = settings_of(model_args, data_args, args)
-    check_search(args)
     space = space_of(model_args, args)
     known = unsearched(settings, space)
     if data_args.cv_folds:
@@ -120,6 +130,8 @@ def run(
 
 def _leave_group() -> None:
     """Processes that end with their group in place have been seen to abort."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()
 

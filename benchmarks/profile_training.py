@@ -41,15 +41,17 @@ from lstmpool.benchmarks.results import (
 )
 from lstmpool.training.data.rows import Split
 from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.loop import trainer
 from lstmpool.training.model import layer_cache
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.layer_cache import StatesCollator
 from lstmpool.training.runs import fit, job
 
 
+IMPORTED = "import lstmpool.training.command_line, lstmpool.training.runs.search"  # what a run needs
 IMPORTS, REST = "imports", "everything else"
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "checks of the settings": [(train_trainer, "check_settings")],
+    "checks of the settings": [(trainer, "check_settings")],
     "reading rows": [(job, "read_splits")],
     "tokenisation": [(Split, "tokenize")],
     "loading the model": [(Backbone, "load_tokenizer"), (Backbone, "load_model")],
@@ -141,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
 def measure(args: Arguments, name: str) -> list[Row]:
     """One row a part; what is in none is the rest."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import lstmpool.train_trainer"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", IMPORTED], check=True, capture_output=True)
     clock, (folder, flags) = Clock(), RUNS[name]
     clock.seconds[IMPORTS] = time.perf_counter() - started
     data, started = Path(args.data, folder), time.perf_counter()

@@ -26,8 +26,7 @@ from lstmpool.study.data import TextSet
 from lstmpool.study.frozen import Fit, head_flops
 from lstmpool.study.poolings import Build, put_pooling
 from lstmpool.study.records import Setting
-from lstmpool.training.arguments import ModelArguments, TrainingArguments
-from lstmpool.training.command_line import DEFAULTS
+from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
 from lstmpool.training.evaluation.predictions import predict_logits
@@ -35,6 +34,7 @@ from lstmpool.training.loop.trainer import LstmPoolTrainer, split_groups
 from lstmpool.training.model.backbone import Backbone, quiet_loading
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.tasks.labels import REGRESSION, SINGLE
+from lstmpool.training.training_arguments import DEFAULTS, TrainingArguments
 
 
 class FinetunedSet:

@@ -1,33 +1,22 @@
-"""The arguments of `train_trainer.py`: three dataclasses, whose fields are its flags and the keys of a recipe."""
+"""The arguments of `train_trainer.py`: dataclasses whose fields are its flags and the keys of a recipe.
 
-import importlib.util
-import inspect
+Nothing here needs torch or transformers, so that `--help` prints at once. The library's own training arguments join
+`TrainingFields` in `training_arguments.py`.
+"""
+
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import transformers
-
-from lstmpool.configuration_lstmpool import (
-    LAYER_POOLINGS,
-    LSTM_READOUTS,
-    PROBLEM_TYPES,
-    TOKEN_POOLINGS,
-    LstmPoolConfig,
-)
-from lstmpool.training.errors import InputError
+from lstmpool.fields_lstmpool import PROBLEM_TYPES, LstmPoolFields
 
 
-def _config_field(name: str, help: str, **options: Any) -> Any:
-    """A flag for a field of `LstmPoolConfig`, with the default that the config itself has."""
-    default = inspect.signature(LstmPoolConfig.__init__).parameters[name].default
-    return field(default=default, metadata={"help": help, **options})
+SPLITS = ("train", "validation", "test")
+AUTO = "auto"  # metric_for_best_model, until the task is known: its headline metric
 
 
 @dataclass
-class ModelArguments:
-    """The pretrained model, and what is put on it."""
-
-    _argument_group_name = "model"
+class ModelSource:
+    """The pretrained model, and the task that it is fine-tuned for."""
 
     backbone: str | None = field(
         default=None,
@@ -54,33 +43,12 @@ class ModelArguments:
         default=None,
         metadata={"choices": PROBLEM_TYPES, "help": "The task. Unset, it is inferred from the labels and printed."},
     )
-    layers: list[int] | None = _config_field(
-        "layers", "Layers that are read, 1-based and ascending; negative numbers count from the top. Unset: all."
-    )
-    token_pooling: str | None = _config_field(
-        "token_pooling",
-        "How the tokens of one layer become one vector. Unset: by the backbone's family, cls for BERT and its like.",
-        choices=TOKEN_POOLINGS,
-    )
-    layer_pooling: str = _config_field(
-        "layer_pooling",
-        "What turns the layers' vectors into one: an LSTM, or a pooling to compare it with.",
-        choices=LAYER_POOLINGS,
-    )
-    layer_norm: bool | None = _config_field(
-        "layer_norm",
-        "A LayerNorm on each layer's vector. Unset: on where the backbone's layers do not end in one.",
-        nargs="?",
-        const=True,
-    )
-    lstm_hidden_size: int = _config_field("lstm_hidden_size", "Units of the LSTM per direction.")
-    lstm_bidirectional: bool = _config_field("lstm_bidirectional", "Read the layers from the top down too.")
-    lstm_readout: str = _config_field(
-        "lstm_readout",
-        "What is taken from the LSTM: the output at the highest layer, each direction's final state, or the mean.",
-        choices=LSTM_READOUTS,
-    )
-    pooler_dropout: float = _config_field("pooler_dropout", "Dropout between the LSTM and the classifier.")
+
+
+@dataclass
+class TrainedParts:
+    """Which parts of the pretrained model are trained, and how."""
+
     freeze_backbone: bool = field(
         default=False, metadata={"help": "Train the new layers alone; the backbone runs without dropout, too."}
     )
@@ -118,10 +86,16 @@ class ModelArguments:
         default=False, metadata={"help": "Add the adapters to the backbone, and save a whole model like any other."}
     )
 
+
+@dataclass
+class ModelArguments(TrainedParts, LstmPoolFields, ModelSource):  # the fields of the last come first
+    """The pretrained model, what reads its layers, and what of it is trained."""
+
+    _argument_group_name = "model"
+
     def config_fields(self) -> dict[str, Any]:
         """The fields that `LstmPoolConfig` takes."""
-        names = set(inspect.signature(LstmPoolConfig.__init__).parameters) & {f.name for f in fields(self)}
-        return {name: getattr(self, name) for name in sorted(names)}
+        return {entry.name: getattr(self, entry.name) for entry in fields(LstmPoolFields)}
 
 
 @dataclass
@@ -215,10 +189,8 @@ class DataArguments:
 
 
 @dataclass(repr=False)
-class TrainingArguments(transformers.TrainingArguments):
-    """The library's own, and what this command adds to them."""
-
-    _argument_group_name = "training"
+class TrainingFields:
+    """What this command adds to the library's own training arguments."""
 
     head_learning_rate: float | None = field(
         default=1e-3, metadata={"help": "Peak learning rate of the new layers; learning_rate is the backbone's."}
@@ -294,79 +266,3 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False,
         metadata={"help": "Replace the run that output_dir holds, unless it is this one, cut off: that goes on."},
     )
-    hub_private_repo: bool = False  # the library's own, as a flag that can stand alone
-
-    def check_adapters(self, model: ModelArguments, given: set[str]) -> None:
-        """Refuses what cannot be had with adapters, or needs them. `given`: the names of the flags that were set.
-
-        Raises:
-            InputError: naming the flag and what to do.
-        """
-        if model.peft is None:
-            if alone := sorted(name for name in given if name.startswith("lora_") or name == "merge"):
-                raise InputError(f"--{alone[0]} needs --peft lora. Add it, or leave this out.")
-            return
-        if importlib.util.find_spec("peft") is None:
-            raise InputError(
-                "--peft lora needs the package peft, which is not installed. Install it with: "
-                'pip install -c constraints.txt -e ".[peft]"'
-            )
-        against = [
-            name
-            for name in ("freeze_backbone", "freeze_embeddings", "freeze_layers", "reinit_layers")
-            if name in given
-        ]
-        against += ["layerwise_lr_decay"] if self.layerwise_lr_decay != 1 else []
-        if against := [name for name in against if getattr(model, name, True)]:
-            raise InputError(
-                f"--{against[0]} does not go with --peft lora, under which no layer of the backbone is trained but "
-                "by adapters. Leave one of them out."
-            )
-        if not self.do_train:
-            raise InputError("--peft lora is for training, found no training rows. Name them, or leave it out.")
-        if not (model.lora_rank > 0 and model.lora_alpha > 0 and 0 <= model.lora_dropout < 1):
-            raise InputError(
-                "expected a --lora_rank and a --lora_alpha above 0, and a --lora_dropout in 0..1, without 1; got "
-                f"{model.lora_rank}, {model.lora_alpha} and {model.lora_dropout}."
-            )
-        if self.push_to_hub and not (model.merge and self.hub_strategy == "end"):
-            raise InputError(
-                "--push_to_hub publishes models that load by themselves, which an adapter does not. Add --merge "
-                "--hub_strategy end."
-            )
-
-    def check_task(self, problem_type: str) -> None:
-        """Refuses what the task cannot use, once it is known.
-
-        Raises:
-            InputError: naming the flag, the task that it is for, and what to do.
-        """
-        single, multi = "single_label_classification", "multi_label_classification"
-        wrong = {
-            "label_smoothing_factor": self.label_smoothing_factor > 0 and problem_type != single,
-            "class_weights": self.class_weights is not None and problem_type != single,
-            "calibrate": self.calibrate is not None and problem_type == "regression",
-            "tune_thresholds": self.tune_thresholds and problem_type != multi,
-            "regression_loss": self.regression_loss != "mse" and problem_type != "regression",
-        }
-        meant = {
-            "label_smoothing_factor": "one label a text",
-            "class_weights": "one label a text; for several, see --tune_thresholds",
-            "calibrate": "classification",
-            "tune_thresholds": "several labels a text",
-            "regression_loss": "a regression",
-        }
-        for name, is_wrong in wrong.items():
-            if is_wrong:
-                raise InputError(f"--{name} is for {meant[name]}; this task is {problem_type}. Leave it out.")
-        for name in ("calibrate", "tune_thresholds"):
-            if getattr(self, name) and not self.do_eval:
-                raise InputError(f"--{name} is fitted on validation rows, found none. Name them, or leave it out.")
-        if self.baselines and not self.do_train:
-            raise InputError("--baselines are fitted on training rows, found none. Name them, or leave it out.")
-        if not 0 <= self.label_smoothing_factor < 1:
-            raise InputError(
-                f"--label_smoothing_factor must lie in 0..1, without 1, got {self.label_smoothing_factor}."
-            )
-        if not 0 < self.layerwise_lr_decay <= 1:
-            raise InputError(f"--layerwise_lr_decay must lie in 0..1, without 0, got {self.layerwise_lr_decay}.")

@@ -2,8 +2,11 @@
 
 import sys
 
-from lstmpool.training.hub.publishing import main
+from lstmpool.training.hub.options import make_parser
 
 
 if __name__ == "__main__":
+    make_parser().parse_known_args()  # --help ends here, before torch is imported
+    from lstmpool.training.hub.publishing import main
+
     sys.exit(main())

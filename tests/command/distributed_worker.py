@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from lstmpool.train_trainer import main
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.trainer import LstmPoolTrainer
+from lstmpool.training.training_arguments import TrainingArguments
 
 from ..conftest import random_inputs, tiny_model
 

@@ -5,6 +5,7 @@ from dataclasses import fields
 import pytest
 
 from lstmpool import train_trainer
+from lstmpool.training import command_line
 
 from .. import kills
 
@@ -39,14 +40,14 @@ def values_of(groups):
 def test_no_run_writes_to_the_parsed_arguments(work, tmp_path, monkeypatch, words):
     monkeypatch.setattr("lstmpool.training.model.layer_cache.CACHE", tmp_path / "cache")
     monkeypatch.setattr("lstmpool.training.runs.search.STUDIES", tmp_path / "studies")
-    parsed, parse = [], train_trainer.parse_arguments
+    parsed, parse = [], command_line.parse_arguments
 
     def remember(*args, **kwargs):
         groups = parse(*args, **kwargs)
         parsed.append((groups[:3], values_of(groups[:3])))
         return groups
 
-    monkeypatch.setattr(train_trainer, "parse_arguments", remember)
+    monkeypatch.setattr(command_line, "parse_arguments", remember)
     words = [*kills.command(work, words, "out"), f"--output_dir={tmp_path / 'out'}"]
     if "--cv_folds=2" in words:
         words = [word for word in words if not word.startswith("--validation_file")]

@@ -54,7 +54,7 @@ def in_process(work, monkeypatch, *words):
 def test_the_folder_is_complete_and_holds_nothing_pickled(finished, work):
     folder, _ = finished
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    code = {"configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
+    code = {"configuration_lstmpool.py", "fields_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
     results = {"run.json", "metrics.json", "test_predictions.csv", "learning_curve.png", "confusion_matrix.png"}
     assert names == {"README.md", "config.json", "model.safetensors", *results, *code, *tokenizer}
@@ -238,7 +238,7 @@ def test_a_run_counts_as_finished_once_it_is_published_or_cannot_be(work, monkey
         def check(self):
             raise PushError("how to publish it")
 
-    monkeypatch.setattr("lstmpool.train_trainer.HubRun", Hub)
+    monkeypatch.setattr("lstmpool.training.hub.saves.HubRun", Hub)
     words = [
         "--train_file=train.csv",
         "--validation_file=validation.csv",

@@ -1,5 +1,7 @@
 import copy
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, BertConfig, GPT2Config, LlamaConfig, T5Config, XLNetConfig
 
-from lstmpool.configuration_lstmpool import LAYER_POOLINGS, LSTM_READOUTS, TOKEN_POOLINGS, LstmPoolConfig
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.fields_lstmpool import DEFAULTS as FIELD_DEFAULTS
+from lstmpool.fields_lstmpool import LAYER_POOLINGS, LSTM_READOUTS, TOKEN_POOLINGS
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 
 from ..conftest import FAMILIES, backbone_config, random_inputs, tiny_config
@@ -219,6 +223,24 @@ def test_the_backbone_keeps_its_attention():
     backbone._attn_implementation = "eager"
     assert LstmPoolConfig(backbone_config=backbone).backbone_config._attn_implementation == "eager"
     assert tiny_config(attn_implementation="eager").backbone_config._attn_implementation == "eager"
+
+
+def test_a_config_is_saved_with_the_keys_and_values_of_the_release_before(tmp_path):
+    before = Path(__file__).parents[1] / "data" / "saved_by_0_1_0"
+    LstmPoolConfig.from_pretrained(before).save_pretrained(tmp_path)
+    old, new = (json.loads((folder / "config.json").read_text()) for folder in (before, tmp_path))
+    for name in ("transformers_version", "use_cache"):  # the second is Trainer's, and does not outlive loading
+        old.pop(name)
+        new.pop(name, None)
+    assert new == old
+
+
+def test_each_field_is_explained_with_its_default():
+    for name, default in FIELD_DEFAULTS.items():
+        ends = "" if default is None else f", defaults to `{default}`"
+        assert re.search(rf"{name} \(`[a-z\[\]]+`, \*optional\*{ends}\):", LstmPoolConfig.__doc__), name
+    assert "Unset: by family, last for causal" in " ".join(LstmPoolConfig.__doc__.split())
+    assert all(len(line) <= 119 for line in LstmPoolConfig.__doc__.splitlines())
 
 
 MAYBE = st.one_of(st.none(), st.booleans(), st.integers(-3, 9), st.floats(-1, 2), st.text(max_size=4))

@@ -15,7 +15,7 @@ from transformers import (
     BertModel,
 )
 
-from lstmpool.configuration_lstmpool import LAYER_POOLINGS
+from lstmpool.fields_lstmpool import LAYER_POOLINGS
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
 
 from ..conftest import FAMILIES, backbone_config, random_inputs, since, tiny_config, tiny_model
@@ -117,6 +117,7 @@ def test_only_safetensors_are_written(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [
         "config.json",
         "configuration_lstmpool.py",
+        "fields_lstmpool.py",
         "model.safetensors",
         "modeling_lstmpool.py",
         "pooling_lstmpool.py",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lstmpool.configuration_lstmpool import LAYER_POOLINGS
+from lstmpool.fields_lstmpool import LAYER_POOLINGS
 from lstmpool.modeling_lstmpool import LstmPoolModel
 from lstmpool.pooling_lstmpool import TopLSTM, pool_tokens
 

@@ -10,9 +10,8 @@ from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.study.frozen import head_flops, predict, train_head
 from lstmpool.study.poolings import POOLINGS, SINGLE_LAYERS, put_pooling, scramble
 from lstmpool.study.records import Setting
-from lstmpool.training.arguments import TrainingArguments
-from lstmpool.training.command_line import DEFAULTS
 from lstmpool.training.loop.trainer import LstmPoolTrainer
+from lstmpool.training.training_arguments import DEFAULTS, TrainingArguments
 
 from ..conftest import tiny_config, tiny_model
 

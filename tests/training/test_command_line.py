@@ -1,16 +1,18 @@
 import json
+from dataclasses import fields
 
 import pytest
+import transformers
 from datasets import Dataset, DatasetDict
 
-from lstmpool.training.arguments import TrainingArguments
-from lstmpool.training.command_line import make_parser, parse_arguments
+from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
+from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import InputError
+from lstmpool.training.flag_rules import WITH_TASK, Flags, check
+from lstmpool.training.help import library_flags, make_parser
+from lstmpool.training.training_arguments import TrainingArguments
 
-
-SINGLE = "single_label_classification"
-MULTI = "multi_label_classification"
-REGRESSION = "regression"
+from ..training_fixtures import run_python
 
 
 NEEDED = ["--train_file", "train.csv", "--output_dir", "out"]
@@ -209,6 +211,42 @@ def test_help_explains_what_one_needs_and_names_the_rest(monkeypatch):
     assert all(len(line) <= 100 for line in text.splitlines() if "{" not in line)
 
 
+def test_the_help_is_that_of_the_arguments_that_a_run_parses():
+    """It is made from a table, since their import takes seconds: types, choices and defaults must be the same."""
+    made, parsed = make_parser("").format_help(), make_parser("", TrainingArguments).format_help()
+    assert sorted(made.splitlines()) == sorted(parsed.splitlines())
+    assert library_flags() == [entry.name for entry in fields(transformers.TrainingArguments) if entry.init]
+
+
+HEAVY = ("torch", "datasets", "pandas", "sklearn", "accelerate", "transformers.training_args", "transformers.trainer")
+
+
+@pytest.mark.parametrize("command", ["lstmpool.train_trainer", "lstmpool.training.publish"])
+def test_help_imports_nothing_heavy(command, tmp_path):
+    code = f"""
+import runpy, sys
+sys.argv = ["command", "--help"]
+try:
+    runpy.run_module({command!r}, run_name="__main__")
+except SystemExit as stop:
+    assert not stop.code
+print("imported:", [name for name in {HEAVY} if name in sys.modules])
+"""
+    done = run_python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "usage: " in done.stdout and done.stdout.endswith("imported: []\n")
+
+
+def test_validation_rows_that_a_data_set_brings_are_left_out_of_folds_and_that_is_said(tmp_path, capsys):
+    rows = Dataset.from_dict({"text": ["a"], "label": [0]})
+    DatasetDict(dict.fromkeys(("train", "validation", "test"), rows)).save_to_disk(tmp_path / "saved")
+    words = [f"--dataset_name={tmp_path / 'saved'}", "--output_dir=out"]
+    assert parse(*words, "--cv_folds=5")[3] == {"train": "train", "test": "test"}
+    assert f"validation rows of {tmp_path / 'saved'} are not read" in capsys.readouterr().out
+    assert parse(*words)[3] == {"train": "train", "validation": "validation", "test": "test"}
+    assert capsys.readouterr().out == ""
+
+
 def test_what_is_done_unasked():
     _, data, training, _ = parse(*NEEDED)
     assert (data.validation_size, training.standardize_targets, training.save_total_limit) == (0.1, True, 1)
@@ -221,30 +259,18 @@ def test_parameters_without_a_gradient_are_looked_for_on_request():
 
 
 def test_no_flag_is_of_type_bool():
-    assert [action.dest for action in make_parser("")._actions if action.type is bool] == []
+    assert [action.dest for action in make_parser("", TrainingArguments)._actions if action.type is bool] == []
 
 
 @pytest.mark.parametrize(
     ("options", "task", "message"),
     [
         ({"label_smoothing_factor": 0.1}, REGRESSION, "--label_smoothing_factor is for one label a text"),
-        (
-            {"label_smoothing_factor": 0.1},
-            MULTI,
-            "this task is multi_label_classification. Leave it out",
-        ),
+        ({"label_smoothing_factor": 0.1}, MULTI, "this task is multi_label_classification. Leave it out"),
         ({"class_weights": "balanced"}, MULTI, "for several, see --tune_thresholds"),
         ({"calibrate": "temperature", "do_eval": True}, REGRESSION, "--calibrate is for classification"),
-        (
-            {"calibrate": "temperature"},
-            SINGLE,
-            "--calibrate is fitted on validation rows, found none",
-        ),
-        (
-            {"tune_thresholds": True, "do_eval": True},
-            SINGLE,
-            "--tune_thresholds is for several labels a text",
-        ),
+        ({"calibrate": "temperature"}, SINGLE, "--calibrate is fitted on validation rows, found none"),
+        ({"tune_thresholds": True, "do_eval": True}, SINGLE, "--tune_thresholds is for several labels a text"),
         ({"regression_loss": "smooth_l1"}, SINGLE, "--regression_loss is for a regression"),
         ({"baselines": True}, SINGLE, "--baselines are fitted on training rows, found none"),
         ({"layerwise_lr_decay": 1.5}, SINGLE, "--layerwise_lr_decay must lie in 0..1"),
@@ -255,19 +281,17 @@ def test_no_flag_is_of_type_bool():
 def test_what_a_task_cannot_use_is_refused(tmp_path, options, task, message):
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], **options)
     with pytest.raises(InputError, match=message):
-        args.check_task(task)
+        check(WITH_TASK, Flags(training=vars(args), task=task))
 
 
 def test_every_task_can_use_its_own_flags(tmp_path):
     for task, options in (
-        (
-            SINGLE,
-            {"label_smoothing_factor": 0.1, "class_weights": "balanced", "calibrate": "temperature"},
-        ),
+        (SINGLE, {"label_smoothing_factor": 0.1, "class_weights": "balanced", "calibrate": "temperature"}),
         (MULTI, {"calibrate": "temperature", "tune_thresholds": True}),
         (REGRESSION, {"regression_loss": "smooth_l1", "layerwise_lr_decay": 0.9}),
     ):
-        TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], do_eval=True, **options).check_task(task)
+        args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], do_eval=True, **options)
+        check(WITH_TASK, Flags(training=vars(args), task=task))
 
 
 def test_live_logs_go_to_tensorboard_where_it_is_installed():

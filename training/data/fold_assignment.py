@@ -9,66 +9,15 @@ Stratification of Multi-Label Data, 2011), which counts a unit of several rows a
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from lstmpool.training.arguments import DataArguments
 from lstmpool.training.data.holdout import units_of
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
 from lstmpool.training.tasks.task import BINS, Task
-
-
-UNFIT = {  # what does not go with folds
-    "push_to_hub": "there is one model a fold, and none that stands for all. Publish one: lstmpool.training.publish",
-    "calibrate": "the temperature would be fitted on the very rows that a fold predicts. Leave it out.",
-    "tune_thresholds": "the thresholds would be fitted on the very rows that a fold predicts. Leave it out.",
-    "resume_from_checkpoint": "each fold goes on by itself when the command is given again. Leave it out.",
-    "hp_search": "a search takes the rows of one validation split. Search without folds first.",
-}
-
-
-def check_flags(data_args: DataArguments, given: dict[str, Any], places: dict[str, str]) -> dict[str, str]:
-    """The `places` of the splits that are read, for these flags.
-
-    Args:
-        given: those of the training arguments that were named.
-        places: of all splits that there are, see `named_splits`.
-
-    Raises:
-        InputError: for flags that do not go with --cv_folds, or that need it.
-    """
-    folds = data_args.cv_folds
-    if folds is None:
-        held_out = "train" in places and "validation" not in places and data_args.validation_size > 0
-        if data_args.group_column and not (held_out and given.get("do_train", True) and given.get("do_eval", True)):
-            raise InputError(
-                "--group_column keeps rows together in --cv_folds, or where validation rows are held out of the "
-                "training rows; found neither. Leave it out."
-            )
-        return places
-    if folds < 2:
-        raise InputError(f"--cv_folds must be 2 or more, got {folds}.")
-    if "train" not in places:
-        raise InputError("--cv_folds needs training rows, found none. Name them with --train_file or --dataset_name.")
-    for name in ("validation_file", "validation_split_name", "max_eval_samples"):
-        if getattr(data_args, name) is not None:
-            raise InputError(
-                f"--{name} does not go with --cv_folds, where each fold is validated on in turn. Leave it out, of the "
-                "recipe too."
-            )
-    for name, why in UNFIT.items():
-        if given.get(name):
-            raise InputError(f"--{name} does not go with --cv_folds: {why}")
-    for name in ("do_train", "do_eval"):
-        if not given.get(name, not any(given.get(flag) for flag in ("do_train", "do_eval", "do_predict"))):
-            raise InputError(f"--cv_folds trains and evaluates, found that {name} is off. Add --{name}.")
-    if "validation" in places:
-        print(f"The validation rows of {data_args.dataset_name} are not read: each fold is validated on in turn.")
-    return {name: place for name, place in places.items() if name != "validation"}
 
 
 def assign_folds(train: Split, task: Task, folds: int, seed: int) -> np.ndarray:

@@ -22,10 +22,8 @@ def hold_out(train: Split, task: Task, share: float, seed: int, limit: int | Non
     within one; about `limit` rows are enough.
 
     Raises:
-        InputError: if `share` is none, or leaves no row on one of the sides.
+        InputError: if `share`, between 0 and 1, leaves no row on one of the sides.
     """
-    if not 0 < share < 1:
-        raise InputError(f"--validation_size must lie in 0..1, without 1, got {share}.")
     share = share if limit is None else min(share, limit / len(train))
     rows_of: dict[int, list[int]] = {}
     for row, unit in enumerate(units_of(train)):

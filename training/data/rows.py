@@ -218,8 +218,6 @@ def _declared(value: Any, feature: ClassLabel) -> Any:
 
 def _chosen(total: int, limit: int | None, seed: int, flag: str) -> list[int]:
     """Row numbers in their order; of more rows than `limit`, some at random, since files are often sorted by label."""
-    if limit is not None and limit < 1:
-        raise InputError(f"--{flag} must be 1 or more, got {limit}.")
     if limit is None or limit >= total:
         return list(range(total))
     return sorted(random.Random(seed).sample(range(total), limit))

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from datasets import Dataset, get_dataset_split_names, load_dataset
 
-from lstmpool.training.arguments import DataArguments
+from lstmpool.training.arguments import SPLITS, DataArguments
 from lstmpool.training.data.files import read_table
 from lstmpool.training.errors import InputError, did_you_mean
-
-
-SPLITS = ("train", "validation", "test")
+from lstmpool.training.flag_rules import DATA_SOURCE, Flags, check
 
 
 def named_splits(args: DataArguments) -> dict[str, str]:
@@ -24,16 +22,11 @@ def named_splits(args: DataArguments) -> dict[str, str]:
     Raises:
         InputError: if both files and a data set are named, or a named split does not exist.
     """
+    check(DATA_SOURCE, Flags(data=args))
     files = {split: path for split in SPLITS if (path := getattr(args, f"{split}_file")) is not None}
     chosen = {split: name for split in SPLITS if (name := getattr(args, f"{split}_split_name")) is not None}
     if args.dataset_name is None:
-        others = [f"{split}_split_name" for split in chosen]
-        others += [name for name in ("dataset_config_name", "dataset_revision") if getattr(args, name) is not None]
-        if others:
-            raise InputError(f"--{others[0]} belongs to --dataset_name, which is not given. Name the data set, too.")
         return files
-    if files:
-        raise InputError(f"expected --dataset_name or files, found both (--{min(files)}_file). Leave one out.")
     there = _split_names(args)
     for split, name in chosen.items():
         if "[" in name and _saved(args.dataset_name) is not None:

@@ -18,7 +18,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from lstmpool.configuration_lstmpool import PROBLEM_TYPES, LstmPoolConfig
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.fields_lstmpool import PROBLEM_TYPES
 from lstmpool.training.output.folder import CODE
 
 

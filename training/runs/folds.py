@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.data.fold_assignment import assign_folds
 from lstmpool.training.errors import InputError
 from lstmpool.training.evaluation.results import Evaluation
@@ -26,6 +25,7 @@ from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.output.terminal import rows_of, text_table
 from lstmpool.training.runs.fit import Extras, fit
 from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 LOGITS = "logits.npz"  # of a fold: what its model says of the rows that it was trained without, and of the test rows
@@ -38,8 +38,6 @@ def choose_start_of_folds(args: TrainingArguments, settings: dict, init_from: st
     Raises:
         InputError: if the folder is taken.
     """
-    if args.world_size > 1:
-        raise InputError(f"--cv_folds runs in one process, found {args.world_size}. Start it with python alone.")
     if _goes_on(Path(args.output_dir), settings):
         print(f"{args.output_dir} holds this cross-validation, which was cut off. It goes on.")
         return None

@@ -6,12 +6,15 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from lstmpool.training.arguments import DataArguments, ModelArguments
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
+from lstmpool.training.flag_conditions import Flags
+from lstmpool.training.flag_rules import WITH_TASK, check
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.trainable_parts import check_layers
 from lstmpool.training.tasks.task import BestBy, Task
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def read_job(
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
     if args.do_eval and "validation" not in splits and not data_args.cv_folds:
         splits = _with_validation(splits, task, data_args)
-    args.check_task(task.problem_type)
+    check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
     best = task.best_by(args.metric_for_best_model)
     fields = {**model_args.config_fields(), **task.config_fields}
     check_layers(model_args, backbone.check_fields(config, fields))

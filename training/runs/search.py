@@ -12,7 +12,6 @@ Reference: TPE, the tree-structured Parzen estimator (Bergstra et al., Algorithm
 
 import gc
 import hashlib
-import importlib.util
 import json
 import math
 import shutil
@@ -28,7 +27,6 @@ import torch
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 
-from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.errors import Diverged, InputError
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.loop.trainer_arguments import changed
@@ -39,6 +37,7 @@ from lstmpool.training.output.tables import write_table
 from lstmpool.training.runs.fit import fit
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.runs.search_space import OF_MODEL, Space, Values
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 STUDIES = Path(HF_HOME) / "lstmpool_studies"  # not in the layer cache, which may be deleted
@@ -50,25 +49,6 @@ REMEDIES = {
     '\'{"learning_rate": [1e-6, 2e-5, "log"], "head_learning_rate": [1e-5, 1e-3, "log"]}\'',
     NO_MEMORY: "Lower --per_device_train_batch_size, here or in --hp_space.",
 }
-
-
-def check_search(args: TrainingArguments) -> None:
-    """Raises InputError if this process cannot search."""
-    if args.hp_search is None:
-        return
-    if importlib.util.find_spec("optuna") is None:
-        raise InputError(
-            "--hp_search needs the package optuna, which is not installed. Install it with: "
-            'pip install -c constraints.txt -e ".[search]"'
-        )
-    if args.world_size > 1:
-        raise InputError(f"--hp_search runs in one process, found {args.world_size}. Start it with python alone.")
-    if args.resume_from_checkpoint:
-        raise InputError(
-            "--resume_from_checkpoint does not go with --hp_search, whose command goes on by itself. Leave it out."
-        )
-    if not (args.do_train and args.do_eval):
-        raise InputError("--hp_search trains, and judges by validation rows; found none, or one of the two off.")
 
 
 def unsearched(settings: dict[str, Any], space: Space) -> dict[str, Any]:
@@ -95,8 +75,6 @@ class Search:
         """
         import optuna
 
-        if self.job.best.metric == "loss":
-            raise InputError("--hp_search needs a metric of the task to judge by, got --metric_for_best_model loss.")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._lock():
             study = optuna.create_study(

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from lstmpool.training.arguments import ModelArguments, TrainingArguments
+from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 SCALES = ("log", "linear")
@@ -68,8 +69,6 @@ def space_of(model_args: ModelArguments, args: TrainingArguments) -> Space:
         InputError: if `--hp_space` cannot be read, or names what cannot be searched.
     """
     if args.hp_search is None:
-        if args.hp_space is not None:
-            raise InputError("--hp_space belongs to --hp_search, which is not given. Add it, or leave this out.")
         return {}
     useless = OF_BACKBONE if model_args.freeze_backbone else ()
     useless += ("layerwise_lr_decay",) if model_args.peft else ()  # which freezes the backbone, too

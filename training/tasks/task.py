@@ -17,6 +17,8 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from lstmpool.training.errors import InputError
+from lstmpool.training.flag_conditions import Flags
+from lstmpool.training.flag_rules import WITH_METRICS, check
 from lstmpool.training.tasks.cells import Columns
 
 
@@ -162,8 +164,7 @@ class Task(ABC):
         if metric == AUTO:
             metric = self.headline
         known = (*self.titles, *self.other_metrics, "loss")
-        if metric not in known:
-            raise InputError(f"--metric_for_best_model must be one of {', '.join(known)}, got {metric}.")
+        check(WITH_METRICS, Flags(training={"metric_for_best_model": metric}, metrics=known))
         return BestBy(metric, metric not in LOWER_IS_BETTER)
 
     def score(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:

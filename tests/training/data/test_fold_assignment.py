@@ -3,8 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lstmpool.training.arguments import DataArguments
-from lstmpool.training.data.fold_assignment import assign_folds, check_flags
+from lstmpool.training.data.fold_assignment import assign_folds
 from lstmpool.training.data.holdout import units_of
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
@@ -113,37 +112,3 @@ def test_as_many_folds_as_rows():
 def test_too_few_rows_are_refused(rows, message):
     with pytest.raises(InputError, match=message):
         assign_folds(rows, task(SingleLabel, 2), 4, seed=0)
-
-
-ROWS = {"train": "train.csv", "test": "test.csv"}
-
-
-@pytest.mark.parametrize(
-    ("data", "given", "places", "message"),
-    [
-        ({"cv_folds": 1}, {}, ROWS, "must be 2 or more, got 1"),
-        ({"cv_folds": 2}, {}, {"test": "test.csv"}, "needs training rows"),
-        ({"cv_folds": 2, "validation_file": "v.csv"}, {}, ROWS, "--validation_file does not go with"),
-        ({"cv_folds": 2, "max_eval_samples": 9}, {}, ROWS, "--max_eval_samples does not go with"),
-        ({"cv_folds": 2}, {"push_to_hub": True}, ROWS, "--push_to_hub does not go with"),
-        ({"cv_folds": 2}, {"calibrate": "temperature"}, ROWS, "very rows that a fold predicts"),
-        ({"cv_folds": 2}, {"tune_thresholds": True}, ROWS, "very rows that a fold predicts"),
-        ({"cv_folds": 2}, {"resume_from_checkpoint": "last"}, ROWS, "goes on by itself"),
-        ({"cv_folds": 2}, {"hp_search": 3}, ROWS, "Search without folds first"),
-        ({"cv_folds": 2}, {"do_predict": True}, ROWS, "found that do_train is off"),
-        ({"cv_folds": 2}, {"do_eval": False}, ROWS, "found that do_eval is off"),
-        ({"group_column": "essay", "validation_file": "v.csv"}, {}, {**ROWS, "validation": "v.csv"}, "found neither"),
-        ({"group_column": "essay", "validation_size": 0.0}, {}, ROWS, "found neither"),
-    ],
-)
-def test_flags_that_do_not_go_together_are_refused(data, given, places, message):
-    with pytest.raises(InputError, match=message):
-        check_flags(DataArguments(**data), given, places)
-
-
-def test_validation_rows_that_a_data_set_brings_are_left_out_and_that_is_said(capsys):
-    places = {"train": "train", "validation": "validation", "test": "test"}
-    found = check_flags(DataArguments(dataset_name="owner/name", cv_folds=5), {}, places)
-    assert found == {"train": "train", "test": "test"}
-    assert "validation rows of owner/name are not read" in capsys.readouterr().out
-    assert check_flags(DataArguments(group_column="essay"), {}, ROWS) == ROWS

@@ -9,7 +9,7 @@ from .localhub_repo import POINTER
 
 pytestmark = pytest.mark.hub
 
-CODE = {"configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
+CODE = {"configuration_lstmpool.py", "fields_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
 TRAIN = """
 import torch
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments

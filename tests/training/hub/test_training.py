@@ -11,7 +11,7 @@ from .localhub_repo import POINTER, Repo
 
 pytestmark = pytest.mark.hub
 
-CODE = {"configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
+CODE = {"configuration_lstmpool.py", "fields_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
 RUN = f"""
 import json, sys
 sys.path.insert(0, {str(ROOT)!r})

@@ -16,7 +16,7 @@ from ...conftest import tiny_model
 from ...training_fixtures import save_backbone
 
 
-CODE = {"configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
+CODE = {"configuration_lstmpool.py", "fields_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
 
 
 def begin(folder, settings=None, resume=None, overwrite=False, with_code=True):

@@ -1,6 +1,7 @@
 """A search of settings: what is tried, what is kept of it, and that it goes on wherever it was cut off."""
 
 import gc
+import importlib.util
 import json
 import math
 import os
@@ -22,8 +23,9 @@ from lstmpool.training.output.run_record import RunRecord, settings_of
 from lstmpool.training.output.start import Resume
 from lstmpool.training.runs import search as hp_search
 from lstmpool.training.runs.job import read_job
-from lstmpool.training.runs.search import Search, check_goes_on, check_search, unsearched
+from lstmpool.training.runs.search import Search, check_goes_on, unsearched
 from lstmpool.training.runs.search_space import space_of
+from lstmpool.training.training_arguments import TrainingArguments
 
 from ... import kills
 
@@ -275,16 +277,21 @@ def test_a_final_run_with_an_earlier_best_does_not_go_on(work, studies, trained,
 
 
 def test_what_cannot_search_is_refused(work, monkeypatch):
-    with pytest.raises(InputError, match="needs a metric of the task to judge by"):
-        search(work, 1, "--metric_for_best_model=loss").run()
-    wrong = [({"world_size": 2}, "runs in one process, found 2"), ({"do_eval": False}, "judges by validation rows")]
-    for differs, message in [*wrong, ({"resume_from_checkpoint": "last"}, "whose command goes on by itself")]:
-        given = {"hp_search": 1, "world_size": 1, "do_train": True, "do_eval": True, "resume_from_checkpoint": None}
+    for word, message in (
+        ("--metric_for_best_model=loss", "needs a metric of the task to judge by"),
+        ("--do_eval=False", "judges by validation rows"),
+        ("--resume_from_checkpoint=last", "whose command goes on by itself"),
+    ):
         with pytest.raises(InputError, match=message):
-            check_search(SimpleNamespace(**{**given, **differs}))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+            search(work, 1, word)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingArguments, "world_size", 2)
+        with pytest.raises(InputError, match="runs in one process, found 2"):
+            search(work, 1)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "optuna" else find(name, *of))
     with pytest.raises(InputError, match="needs the package optuna, .* pip install -c constraints.txt -e .*search"):
-        check_search(SimpleNamespace(hp_search=1))
+        search(work, 1)
 
 
 def test_the_command_trains_with_the_best(work, studies, monkeypatch, capsys):

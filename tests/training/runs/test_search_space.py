@@ -2,9 +2,10 @@ import math
 
 import pytest
 
-from lstmpool.training.arguments import ModelArguments, TrainingArguments
+from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.runs.search_space import BOUNDS, Values, space_of
+from lstmpool.training.training_arguments import TrainingArguments
 
 
 def space(given, model=None, **flags):
@@ -80,7 +81,5 @@ def test_a_space_that_makes_no_sense_is_refused(given, model, message):
         space(given, model)
 
 
-def test_a_space_needs_a_search():
-    with pytest.raises(InputError, match="--hp_space belongs to --hp_search"):
-        space("{}", hp_search=None)
+def test_a_list_of_choices_is_no_range():
     assert math.isnan(Values(int, choices=(1,)).low)

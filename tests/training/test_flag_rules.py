@@ -1,0 +1,263 @@
+"""Each rule of flags: what breaks it, and what is said then. The cases are a table, as the rules are."""
+
+import pytest
+
+from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
+from lstmpool.training import flag_rules
+from lstmpool.training.arguments import DataArguments, ModelArguments
+from lstmpool.training.defaults import FINE_TUNING, worked_out
+from lstmpool.training.errors import InputError
+from lstmpool.training.flag_rules import (
+    AT_ONCE,
+    DATA_SOURCE,
+    MODEL,
+    WITH_LAYERS,
+    WITH_METRICS,
+    WITH_PROCESSES,
+    WITH_SPLITS,
+    WITH_TASK,
+    Flags,
+    Rule,
+    check,
+)
+
+
+TRAIN = {"train": "train.csv"}
+ALL = {"train": "train.csv", "validation": "v.csv", "test": "test.csv"}
+NO_VALIDATION = {"train": "train.csv", "test": "test.csv"}
+# What a training flag is where nothing was said, for the rules that see all of them.
+PLAIN = {
+    "label_smoothing_factor": 0.0,
+    "class_weights": None,
+    "calibrate": None,
+    "tune_thresholds": False,
+    "regression_loss": "mse",
+    "baselines": False,
+    "layerwise_lr_decay": 1.0,
+    "do_train": True,
+    "do_eval": True,
+    "hp_search": None,
+    "report_to": [],
+}
+
+
+def at_once(model=None, data=None, **given):
+    given = {"output_dir": "out", **(model or {}), **(data or {}), **given}
+    return AT_ONCE, Flags(ModelArguments(**(model or {})), DataArguments(**(data or {})), given)
+
+
+def with_splits(places, model=None, data=None, **given):
+    data_args = DataArguments(**(data or {}))
+    values = worked_out(given, FINE_TUNING, data_args, places)
+    return WITH_SPLITS, Flags(ModelArguments(**(model or {})), data_args, given, values, places)
+
+
+def with_processes(data=None, processes=1, loggers=(), **training):
+    flags = Flags(data=DataArguments(**(data or {})), training=PLAIN | training, processes=processes, loggers=loggers)
+    return WITH_PROCESSES, flags
+
+
+def with_task(task, **training):
+    return WITH_TASK, Flags(training=PLAIN | training, task=task)
+
+
+def with_layers(**model):
+    return WITH_LAYERS, Flags(ModelArguments(**model), layers=4)
+
+
+FOLDS = {"cv_folds": 2}
+LORA = {"peft": "lora"}
+STEPS = {"eval_strategy": "steps", "save_strategy": "steps"}
+CASES = [
+    # from the start
+    (at_once(per_device_train_batch_size=0), "--per_device_train_batch_size must be more than 0, got 0"),
+    (at_once(num_train_epochs=-1), "--num_train_epochs must be more than 0, got -1"),
+    (at_once(num_train_epochs=float("nan")), "--num_train_epochs must be more than 0, got nan"),
+    (at_once(learning_rate=float("inf")), "--learning_rate must be 0 or more, got inf"),
+    (at_once(head_learning_rate=-1), "--head_learning_rate must be 0 or more, got -1"),
+    (at_once(data={"max_eval_samples": 0}), "--max_eval_samples must be 1 or more, got 0"),
+    (at_once(data={"validation_size": 1.0}), "--validation_size must lie in 0..1, without 1, got 1.0"),
+    (at_once(data={"validation_size": -0.1}), "--validation_size must lie in 0..1, without 1, got -0.1"),
+    (at_once({"init_from": "m", "layers": [1]}), "--layers is settled by the model of --init_from. Leave it out"),
+    (at_once(output_dir=""), "expected --output_dir"),
+    (at_once(greater_is_better=True), "--greater_is_better follows from the metric here"),
+    (at_once(save_only_model=True), "--save_only_model cannot be True here: a run could not go on from such"),
+    # the data set
+    (at_once(data={"train_split_name": "train"}), "--train_split_name belongs to --dataset_name, which is not given"),
+    (at_once(data={"dataset_name": "x/y", "test_file": "t.csv"}), "found both (--test_file). Leave one out."),
+    ((DATA_SOURCE, Flags(data=DataArguments(dataset_revision="v1"))), "--dataset_revision belongs to --dataset_name"),
+    # the model
+    ((MODEL, Flags(ModelArguments(backbone="a", init_from="b"))), "expected --backbone or --init_from, found both"),
+    ((MODEL, Flags()), "expected --backbone (a name on the Hub, a folder, or package:NAME), found none."),
+    # the Hub
+    (at_once(hub_token="hf_secret"), "Log in with `hf auth login`, or set HF_TOKEN."),
+    (
+        at_once(hub_strategy="end", hub_model_id="a/b"),
+        "--hub_model_id needs --push_to_hub. Add it, or leave this out.",
+    ),
+    (at_once(push_to_hub=True), "--push_to_hub needs --hub_model_id OWNER/NAME, found none."),
+    (
+        at_once(push_to_hub=True, hub_model_id="a/b", hub_strategy="all_checkpoints"),
+        "--hub_strategy all_checkpoints would publish every optimizer",
+    ),
+    # folds
+    (at_once(data={"cv_folds": 1}), "--cv_folds must be 2 or more, got 1."),
+    (at_once(data=FOLDS | {"validation_file": "v.csv"}), "--validation_file does not go with --cv_folds, where each"),
+    (at_once(data=FOLDS | {"max_eval_samples": 9}), "--max_eval_samples does not go with --cv_folds, where each"),
+    (at_once(data=FOLDS, push_to_hub=True, hub_model_id="a/b"), "--push_to_hub does not go with --cv_folds: there is"),
+    (at_once(data=FOLDS, calibrate="temperature"), "very rows that a fold predicts"),
+    (at_once(data=FOLDS, tune_thresholds=True), "very rows that a fold predicts"),
+    (at_once(data=FOLDS, resume_from_checkpoint="last"), "each fold goes on by itself"),
+    (at_once(data=FOLDS, hp_search=3), "Search without folds first"),
+    # adapters
+    (at_once({"lora_rank": 4}), "--lora_rank needs --peft lora"),
+    (at_once({"merge": True}), "--merge needs --peft lora"),
+    (at_once(LORA | {"freeze_layers": 1}), "--freeze_layers does not go with --peft lora"),
+    (at_once(LORA, layerwise_lr_decay=0.9), "--layerwise_lr_decay does not go with --peft lora"),
+    (at_once(LORA | {"lora_alpha": 0}), "above 0, and a --lora_dropout in 0..1, without 1; got 8, 0 and 0.0."),
+    (at_once(LORA, push_to_hub=True, hub_model_id="a/b"), "Add --merge --hub_strategy end."),
+    (at_once(LORA | {"merge": True}, push_to_hub=True, hub_model_id="a/b"), "Add --merge --hub_strategy end."),
+    # the search
+    (at_once(hp_space="{}"), "--hp_space belongs to --hp_search, which is not given"),
+    (at_once(hp_search=1, resume_from_checkpoint="last"), "--hp_search, whose command goes on by itself"),
+    (at_once(hp_search=1, metric_for_best_model="eval_loss"), "needs a metric of the task to judge by"),
+    # with the splits
+    (with_splits({"test": "t.csv"}, data=FOLDS), "--cv_folds needs training rows"),
+    (with_splits(NO_VALIDATION, data=FOLDS, do_predict=True), "found that do_train is off. Add --do_train."),
+    (with_splits(NO_VALIDATION, data=FOLDS, do_eval=False), "found that do_eval is off. Add --do_eval."),
+    (with_splits(ALL, data={"group_column": "essay"}), "found neither. Leave it out."),
+    (with_splits(TRAIN, data={"group_column": "essay", "validation_size": 0.0}), "found neither. Leave it out."),
+    (with_splits(TRAIN, do_predict=True), "--do_predict needs test rows, found none. Name them with --test_file."),
+    (with_splits({"test": "t.csv"}, {"init_from": "m"}, do_eval=True), "--do_eval needs validation rows"),
+    (with_splits({"test": "t.csv"}), "expected rows to train on, found none."),
+    (with_splits({"test": "t.csv"}, {"init_from": "m"}, push_to_hub=True), "--push_to_hub is for what is trained."),
+    (with_splits({}, {"init_from": "m"}), "expected rows, found none."),
+    (
+        with_splits(ALL, eval_steps=50, save_steps=100, **STEPS),
+        "expected --eval_steps and --save_steps to be the same, found 50 and 100. Give both the same number",
+    ),
+    (with_splits(TRAIN, data={"validation_size": 0.0}, eval_strategy="epoch"), "eval_strategy needs validation rows"),
+    (with_splits(TRAIN, data={"validation_size": 0.0}, early_stopping_patience=2), "needs a best checkpoint to go"),
+    (with_splits({"test": "t.csv"}, LORA | {"init_from": "m"}), "--peft lora is for training, found no training rows"),
+    (with_splits(ALL, hp_search=1, do_eval=False), "--hp_search trains, and judges by validation rows"),
+    # with the processes
+    (
+        with_processes(report_to=["none_such"], loggers=("tensorboard",)),
+        "--report_to none_such: no such logger is installed, found tensorboard. Install it",
+    ),
+    (with_processes(data=FOLDS, processes=2), "--cv_folds runs in one process, found 2. Start it with python alone."),
+    (with_processes(hp_search=1, processes=2), "--hp_search runs in one process, found 2. Start it with python"),
+    # with the task
+    (with_task(REGRESSION, label_smoothing_factor=0.1), "is for one label a text; this task is regression. Leave"),
+    (with_task(MULTI, class_weights="balanced"), "for several, see --tune_thresholds; this task is multi_label"),
+    (with_task(REGRESSION, calibrate="temperature"), "--calibrate is for classification"),
+    (with_task(SINGLE, tune_thresholds=True), "--tune_thresholds is for several labels a text"),
+    (with_task(SINGLE, regression_loss="smooth_l1"), "--regression_loss is for a regression"),
+    (with_task(SINGLE, calibrate="temperature", do_eval=False), "--calibrate is fitted on validation rows"),
+    (with_task(SINGLE, baselines=True, do_train=False), "--baselines are fitted on training rows"),
+    (with_task(SINGLE, label_smoothing_factor=1.0), "must lie in 0..1, without 1, got 1.0"),
+    (with_task(SINGLE, layerwise_lr_decay=0.0), "--layerwise_lr_decay must lie in 0..1, without 0, got 0.0"),
+    (
+        (WITH_METRICS, Flags(training={"metric_for_best_model": "f2"}, metrics=("f1", "loss"))),
+        "--metric_for_best_model must be one of f1, loss, got f2.",
+    ),
+    # with the layers
+    (with_layers(freeze_layers=5), "--freeze_layers must lie in 0..4, the layers there are, got 5."),
+    (with_layers(reinit_layers=2, freeze_layers=3), "Freeze fewer layers."),
+]
+KEPT = [
+    at_once(),
+    at_once({"init_from": "m", "freeze_layers": 2}, learning_rate=0.0, save_only_model=False),
+    at_once(LORA | {"merge": True}, push_to_hub=True, hub_model_id="a/b", hub_strategy="end"),
+    at_once(data=FOLDS | {"group_column": "essay"}),
+    at_once(hp_search=1, hp_space="{}", metric_for_best_model="f1_macro"),
+    with_splits(TRAIN, data={"group_column": "essay"}, hp_search=1),
+    with_splits(ALL, LORA, early_stopping_patience=1),
+    with_splits(NO_VALIDATION, data=FOLDS | {"group_column": "essay"}),
+    with_splits({"test": "t.csv"}, {"init_from": "m"}),
+    with_splits(ALL, eval_steps=50, save_steps=100, load_best_model_at_end=False, **STEPS),
+    with_processes(data=FOLDS, hp_search=None, report_to=["tensorboard", "flyte"], loggers=("tensorboard",)),
+    with_task(SINGLE, class_weights="balanced", label_smoothing_factor=0.1, calibrate="temperature", baselines=True),
+    with_task(MULTI, tune_thresholds=True, layerwise_lr_decay=0.5),
+    with_task(REGRESSION, regression_loss="smooth_l1"),
+    with_layers(freeze_layers=3, reinit_layers=1),
+]
+PACKAGES = ("peft", "optuna")
+
+
+@pytest.mark.parametrize(("broken", "message"), CASES, ids=[message for _, message in CASES])
+def test_what_breaks_a_rule_is_told(broken, message):
+    with pytest.raises(InputError) as error:
+        check(*broken)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value) and "{" not in str(error.value)
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_what_fits_together_passes(kept):
+    check(*kept)
+
+
+@pytest.mark.parametrize(
+    ("flags", "package", "extra"), [(at_once(LORA), "peft", "peft"), (at_once(hp_search=1), "optuna", "search")]
+)
+def test_a_package_that_is_missing_is_asked_for(monkeypatch, flags, package, extra):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=rf'needs the package {package}, .* pip install .* -e "\.\[{extra}\]"'):
+        check(*flags)
+
+
+def test_each_rule_has_a_case():
+    tables = [table for name, table in vars(flag_rules).items() if name.isupper() and isinstance(table, tuple)]
+    rules = {rule.message: rule for table in tables for rule in table if isinstance(rule, Rule)}
+    met = {next(rule.message for rule in table if rule.broken(flags)) for (table, flags), _ in CASES}
+    left = sorted(rules.keys() - met)
+    assert len(left) == len(PACKAGES) and all("which is not installed" in message for message in left)
+
+
+# ------------------------------------------------------------------------------------------------- what is worked out
+DONE = ("do_train", "do_eval", "do_predict")
+
+
+@pytest.mark.parametrize(
+    ("places", "data", "given", "wanted"),
+    [
+        (TRAIN, {}, {}, (True, True, False)),  # a tenth is held out
+        (TRAIN, {"validation_size": 0.0}, {}, (True, False, False)),
+        (TRAIN, {"validation_size": 0.0, "cv_folds": 2}, {}, (True, True, False)),  # on each fold in turn
+        (ALL, {}, {}, (True, True, True)),
+        (ALL, {}, {"do_eval": False}, (True, False, True)),
+        (ALL, {}, {"do_predict": True}, (None, None, True)),
+        (NO_VALIDATION, {}, {"do_train": False}, (False, False, True)),  # nothing is held out
+        ({"test": "t.csv"}, {}, {}, (False, False, True)),
+    ],
+)
+def test_what_is_done_follows_from_the_rows(places, data, given, wanted):
+    values = worked_out(given, FINE_TUNING, DataArguments(**data), places)
+    assert tuple(values.get(flag) for flag in DONE) == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, ("epoch", "epoch", None, None, True)),
+        ({"eval_steps": 50}, ("epoch", "epoch", 50, None, True)),
+        ({"eval_strategy": "steps"}, ("steps", "steps", 500, 500, True)),
+        ({"eval_strategy": "steps", "logging_steps": 5}, ("steps", "steps", 5, 5, True)),
+        ({"save_strategy": "steps", "save_steps": 7}, ("steps", "steps", 7, 7, True)),
+        ({"save_strategy": "steps", "eval_steps": 0.1, "logging_steps": 5}, ("steps", "steps", 0.1, 0.1, True)),
+        ({"save_strategy": "epoch", "eval_strategy": "steps"}, ("steps", "epoch", None, None, False)),
+        ({"save_strategy": "no"}, ("epoch", "no", None, None, False)),
+        ({"save_strategy": "no", "eval_strategy": "no"}, ("no", "no", None, None, False)),
+    ],
+)
+def test_when_is_evaluated_and_saved(given, wanted):
+    values = worked_out(given, FINE_TUNING, DataArguments(), TRAIN)
+    names = ("eval_strategy", "save_strategy", "eval_steps", "save_steps", "load_best_model_at_end")
+    assert tuple(values.get(name) for name in names) == wanted
+
+
+def test_working_out_changes_nothing_that_it_is_given():
+    given, defaults, places = {"eval_strategy": "steps"}, dict(FINE_TUNING), dict(ALL)
+    worked_out(given, defaults, DataArguments(), places)
+    assert (given, defaults, places) == ({"eval_strategy": "steps"}, FINE_TUNING, ALL)

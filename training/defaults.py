@@ -1,0 +1,81 @@
+"""What a flag is that was not given: what a fine-tune wants, and what follows from the rows that there are.
+
+`worked_out` is a pure function: it changes nothing that it is given, and what it returns is checked by `flag_rules`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lstmpool.training.arguments import AUTO, DataArguments
+
+
+# Where a fine-tune wants something else than the library's defaults.
+FINE_TUNING = {
+    "learning_rate": 5e-5,
+    "warmup_steps": 0.1,  # a share of all steps
+    "weight_decay": 0.01,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "logging_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "metric_for_best_model": AUTO,
+    "restore_callback_states_from_checkpoint": True,
+    "ddp_timeout": 24 * 60 * 60,  # seconds: the others wait while the first process fills the cache of layer states
+    "ddp_find_unused_parameters": False,  # most backbones have none; the library would look for them at every step
+}
+DOING = {  # flag -> split that it needs rows of
+    "do_train": "train",
+    "do_eval": "validation",
+    "do_predict": "test",
+}
+STEPS = 500  # between evaluations by steps, where no number is named: the library's own
+
+
+def worked_out(
+    given: Mapping[str, Any], defaults: Mapping[str, Any], data: DataArguments, places: Mapping[str, str]
+) -> dict[str, Any]:
+    """The training arguments that follow: those `given`, on top of `defaults` and of what follows from the splits.
+
+    Args:
+        given: the training flags that were named.
+        defaults: such as `FINE_TUNING`.
+        places: of the splits that there are, see `named_splits`.
+    """
+    values = {**defaults, **given}
+    _choose_what_is_done(values, data, places)
+    if values.get("do_eval"):
+        _choose_evaluation(values, saving_is_given="save_strategy" in given)
+    return values
+
+
+def splits_of(data: DataArguments, places: Mapping[str, str], trains: bool) -> set[str]:
+    """The splits that there are rows of: those at `places`, and validation rows that are held out of the training rows
+    where there are none, or that are a fold of them."""
+    splits = set(places)
+    if trains and "train" in splits and (data.validation_size or data.cv_folds):
+        splits.add("validation")
+    return splits
+
+
+def _choose_what_is_done(values: dict[str, Any], data: DataArguments, places: Mapping[str, str]) -> None:
+    """If no do_* flag is on: all for which there are rows, less those that are off."""
+    if any(values.get(flag) for flag in DOING):
+        return
+    values.setdefault("do_train", "train" in places)
+    splits = splits_of(data, places, values["do_train"])
+    for flag, split in DOING.items():
+        values.setdefault(flag, split in splits)
+
+
+def _choose_evaluation(values: dict[str, Any], saving_is_given: bool) -> None:
+    """When is evaluated and saved, so that the best model can be kept."""
+    values.setdefault("eval_strategy", "steps" if values["save_strategy"] == "steps" else "epoch")
+    if values["eval_strategy"] == "steps" and values["save_strategy"] == "epoch" and not saving_is_given:
+        values["save_strategy"] = "steps"
+    if values["eval_strategy"] == values["save_strategy"] == "steps":  # of the two numbers, one may be left out
+        named = [values[name] for name in ("eval_steps", "save_steps", "logging_steps") if name in values]
+        number = named[0] if named else STEPS
+        values.setdefault("eval_steps", number)
+        values.setdefault("save_steps", number)
+    values.setdefault("load_best_model_at_end", values["eval_strategy"] == values["save_strategy"] != "no")

@@ -1,0 +1,234 @@
+"""What is known of a command's flags, and the conditions of `flag_rules` that take more than a line.
+
+A condition is named after what is wrong. It returns what fills the braces of the rule's message, or nothing.
+"""
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
+from lstmpool.training.arguments import DataArguments, ModelArguments
+from lstmpool.training.defaults import DOING, splits_of
+
+
+POSITIVE = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "num_train_epochs",
+    "gradient_accumulation_steps",
+    "early_stopping_patience",
+    "hp_search",
+    "preprocessing_num_workers",
+)
+UNFIT = {  # flag -> the value that the command cannot do without, and why
+    "batch_eval_metrics": (False, "metrics such as F1 and correlations are computed over all rows at once"),
+    "eval_do_concat_batches": (True, "metrics are computed over all rows at once"),
+    "dataloader_drop_last": (False, "the library would drop rows of an evaluation as well"),
+    "use_liger_kernel": (False, "Liger has no kernels for this kind of model"),
+    "prediction_loss_only": (False, "metrics need the predictions"),
+    "label_names": (None, "the labels of every task are in the column that this command makes, labels"),
+    "restore_callback_states_from_checkpoint": (True, "early stopping would forget what it has counted"),
+    "dataloader_persistent_workers": (False, "a resumed run would draw other random numbers"),
+    "ignore_data_skip": (False, "a resumed run would see rows twice"),
+    "save_only_model": (False, "a run could not go on from such a checkpoint"),
+    "enable_jit_checkpoint": (False, "SIGTERM makes this command save at the end of the step, without it"),
+    "hub_always_push": (False, "a save is pushed unless the push before it is still under way"),
+}
+UNFIT_FOR_FOLDS = {  # flag -> why it does not go with folds
+    "push_to_hub": "there is one model a fold, and none that stands for all. Publish one: lstmpool.training.publish",
+    "calibrate": "the temperature would be fitted on the very rows that a fold predicts. Leave it out.",
+    "tune_thresholds": "the thresholds would be fitted on the very rows that a fold predicts. Leave it out.",
+    "resume_from_checkpoint": "each fold goes on by itself when the command is given again. Leave it out.",
+    "hp_search": "a search takes the rows of one validation split. Search without folds first.",
+}
+OF_DATA_SETS = (
+    "train_split_name",
+    "validation_split_name",
+    "test_split_name",
+    "dataset_config_name",
+    "dataset_revision",
+)
+OF_FILES = ("test_file", "train_file", "validation_file")
+OF_VALIDATION_ROWS = ("validation_file", "validation_split_name", "max_eval_samples")
+LIMITS = ("max_train_samples", "max_eval_samples", "max_predict_samples")
+NOT_WITH_ADAPTERS = ("freeze_backbone", "freeze_embeddings", "freeze_layers", "reinit_layers")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is known of a command's flags."""
+
+    model: ModelArguments = field(default_factory=ModelArguments)
+    data: DataArguments = field(default_factory=DataArguments)
+    given: Mapping[str, Any] = field(default_factory=dict)  # those that were named, of all groups
+    training: Mapping[str, Any] = field(default_factory=dict)  # the training arguments, named or worked out
+    places: Mapping[str, str] = field(default_factory=dict)  # of the splits, see `named_splits`
+    processes: int = 1
+    loggers: tuple[str, ...] = ()  # that are installed
+    task: str = ""  # the problem_type
+    metrics: tuple[str, ...] = ()  # of the task
+    layers: int = 0  # that the model has
+
+    @property
+    def splits(self) -> set[str]:
+        """The splits that there are rows of, those held out of the training rows among them."""
+        return splits_of(self.data, self.places, bool(self.training.get("do_train")))
+
+
+Found = Mapping[str, Any] | bool | None  # what fills the braces of a message; True: nothing does; falsy: all is well
+
+
+def _first(names: list[str]) -> Found:
+    return {"name": names[0]} if names else None
+
+
+def not_positive(flags: Flags) -> Found:
+    for name in POSITIVE:
+        if name in flags.given and not flags.given[name] > 0:
+            return {"name": name, "value": flags.given[name]}
+    return None
+
+
+def negative_rate(flags: Flags) -> Found:
+    for name in ("learning_rate", "head_learning_rate"):
+        if name in flags.given and not 0 <= flags.given[name] < math.inf:  # nor NaN
+            return {"name": name, "value": flags.given[name]}
+    return None
+
+
+def limit_without_rows(flags: Flags) -> Found:
+    for name in LIMITS:
+        limit = getattr(flags.data, name)
+        if limit is not None and limit < 1:
+            return {"name": name, "value": limit}
+    return None
+
+
+def settled_by_init_from(flags: Flags) -> Found:
+    settled = flags.given.keys() & {*CONFIG_FIELDS, "reinit_layers", "problem_type"}
+    return _first(sorted(settled)) if flags.model.init_from else None
+
+
+def unfit_value(flags: Flags) -> Found:
+    for name, (needed, reason) in UNFIT.items():
+        if flags.given.get(name, needed) != needed:
+            return {"name": name, "value": flags.given[name], "reason": reason}
+    return None
+
+
+def part_of_no_data_set(flags: Flags) -> Found:
+    if flags.data.dataset_name is not None:
+        return None
+    return _first([name for name in OF_DATA_SETS if getattr(flags.data, name) is not None])
+
+
+def files_and_data_set(flags: Flags) -> Found:
+    if flags.data.dataset_name is None:
+        return None
+    return _first([name for name in OF_FILES if getattr(flags.data, name) is not None])
+
+
+def hub_without_push(flags: Flags) -> Found:
+    if flags.given.get("push_to_hub"):
+        return None
+    return _first(sorted(name for name in flags.given if name.startswith("hub_")))
+
+
+def folds_and_validation_rows(flags: Flags) -> Found:
+    if flags.data.cv_folds is None:
+        return None
+    return _first([name for name in OF_VALIDATION_ROWS if getattr(flags.data, name) is not None])
+
+
+def unfit_for_folds(flags: Flags) -> Found:
+    for name, reason in UNFIT_FOR_FOLDS.items():
+        if flags.data.cv_folds is not None and flags.given.get(name):
+            return {"name": name, "reason": reason}
+    return None
+
+
+def adapter_flag_alone(flags: Flags) -> Found:
+    if flags.model.peft is not None:
+        return None
+    return _first(sorted(name for name in flags.given if name.startswith("lora_") or name == "merge"))
+
+
+def layers_beside_adapters(flags: Flags) -> Found:
+    if flags.model.peft is None:
+        return None
+    against = [name for name in NOT_WITH_ADAPTERS if flags.given.get(name)]
+    if flags.given.get("layerwise_lr_decay", 1) != 1:
+        against.append("layerwise_lr_decay")
+    return _first(against)
+
+
+def adapter_out_of_range(flags: Flags) -> Found:
+    model = flags.model
+    fits = model.lora_rank > 0 and model.lora_alpha > 0 and 0 <= model.lora_dropout < 1
+    return model.peft is not None and not fits
+
+
+def half_of_folds(flags: Flags) -> Found:
+    if flags.data.cv_folds is None:
+        return None
+    others = any(flags.given.get(flag) for flag in DOING)
+    return _first([name for name in ("do_train", "do_eval") if not flags.given.get(name, not others)])
+
+
+def groups_without_use(flags: Flags) -> Found:
+    if flags.data.group_column is None or flags.data.cv_folds is not None:
+        return None
+    held_out = "train" in flags.places and "validation" not in flags.places and flags.data.validation_size > 0
+    return not (held_out and flags.given.get("do_train", True) and flags.given.get("do_eval", True))
+
+
+def split_without_rows(flags: Flags) -> Found:
+    for flag, split in DOING.items():
+        if flags.training.get(flag) and split not in flags.splits:
+            return {"flag": flag, "split": split}
+    return None
+
+
+def best_without_its_checkpoint(flags: Flags) -> Found:
+    training = flags.training
+    if not (training.get("do_eval") and training.get("load_best_model_at_end")):
+        return None
+    by_steps = training["eval_strategy"] == training["save_strategy"] == "steps"
+    return by_steps and training["eval_steps"] != training["save_steps"]
+
+
+def missing_logger(flags: Flags) -> Found:
+    known = {*flags.loggers, "azure_ml", "flyte"}  # two that the library does not list
+    missing = sorted({*flags.training["report_to"]} - known)
+    return {"name": missing[0], "found": ", ".join(flags.loggers) or "none"} if missing else None
+
+
+def fitted_without_rows(flags: Flags) -> Found:
+    if flags.training["do_eval"]:
+        return None
+    return _first([name for name in ("calibrate", "tune_thresholds") if flags.training[name]])
+
+
+def unknown_metric(flags: Flags) -> Found:
+    name = flags.training["metric_for_best_model"]
+    return {"name": name, "known": ", ".join(flags.metrics)} if name not in flags.metrics else None
+
+
+def more_layers_than_there_are(flags: Flags) -> Found:
+    for name in ("freeze_layers", "reinit_layers"):
+        if not 0 <= getattr(flags.model, name) <= flags.layers:
+            return {"name": name, "value": getattr(flags.model, name)}
+    return None
+
+
+def frozen_and_fresh_layers(flags: Flags) -> Found:
+    model = flags.model
+    overlap = model.freeze_layers + model.reinit_layers > flags.layers
+    return bool(model.reinit_layers and (model.freeze_backbone or overlap))
+
+
+def is_missing(package: str) -> bool:
+    return importlib.util.find_spec(package) is None

@@ -1,0 +1,278 @@
+"""The rules that flags must keep, as tables of a condition and its message.
+
+A condition looks at a read-only view of the flags, `Flags`, and finds what is wrong, or nothing. Its message says what
+was expected, what was found and what to do. The tables differ in what is known when they are checked: the command
+line, the splits, the processes, the task, or the depth of the model.
+
+To add a rule, put its condition and message into the table of what it needs to know. What only a file, a model or the
+rows can refuse is checked where these are read.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
+from lstmpool.training.defaults import DOING
+from lstmpool.training.errors import InputError
+from lstmpool.training.flag_conditions import (
+    Flags,
+    Found,
+    adapter_flag_alone,
+    adapter_out_of_range,
+    best_without_its_checkpoint,
+    files_and_data_set,
+    fitted_without_rows,
+    folds_and_validation_rows,
+    frozen_and_fresh_layers,
+    groups_without_use,
+    half_of_folds,
+    hub_without_push,
+    is_missing,
+    layers_beside_adapters,
+    limit_without_rows,
+    missing_logger,
+    more_layers_than_there_are,
+    negative_rate,
+    not_positive,
+    part_of_no_data_set,
+    settled_by_init_from,
+    split_without_rows,
+    unfit_for_folds,
+    unfit_value,
+    unknown_metric,
+)
+
+
+class Rule(NamedTuple):
+    """`broken` tells whether, or by what. The `message` may name parts of the view (`{flags...}`) and of that."""
+
+    broken: Callable[[Flags], Found]
+    message: str
+
+
+def check(rules: tuple[Rule, ...], flags: Flags) -> None:
+    """Raises InputError with the message of the first rule that is broken."""
+    for rule in rules:
+        found = rule.broken(flags)
+        if found:
+            details = found if isinstance(found, Mapping) else {}
+            raise InputError(rule.message.format(flags=flags, **details))
+
+
+MODEL = (
+    Rule(
+        lambda f: bool(f.model.backbone and f.model.init_from),
+        "expected --backbone or --init_from, found both. A finished model has its backbone.",
+    ),
+    Rule(
+        lambda f: not (f.model.backbone or f.model.init_from),
+        "expected --backbone (a name on the Hub, a folder, or package:NAME), found none.",
+    ),
+)
+DATA_SOURCE = (
+    Rule(part_of_no_data_set, "--{name} belongs to --dataset_name, which is not given. Name the data set, too."),
+    Rule(files_and_data_set, "expected --dataset_name or files, found both (--{name}). Leave one out."),
+)
+HUB = (
+    Rule(
+        lambda f: "hub_token" in f.given or "push_to_hub_token" in f.given,
+        "a token in a command is read by others, too. Log in with `hf auth login`, or set HF_TOKEN.",
+    ),
+    Rule(hub_without_push, "--{name} needs --push_to_hub. Add it, or leave this out."),
+    Rule(
+        lambda f: f.given.get("push_to_hub") and not f.given.get("hub_model_id"),
+        "--push_to_hub needs --hub_model_id OWNER/NAME, found none.",
+    ),
+    Rule(
+        lambda f: f.given.get("hub_strategy") == "all_checkpoints",
+        "--hub_strategy all_checkpoints would publish every optimizer. Use checkpoint, for the last.",
+    ),
+)
+FOLDS = (
+    Rule(
+        lambda f: f.data.cv_folds is not None and f.data.cv_folds < 2,
+        "--cv_folds must be 2 or more, got {flags.data.cv_folds}.",
+    ),
+    Rule(
+        folds_and_validation_rows,
+        "--{name} does not go with --cv_folds, where each fold is validated on in turn. Leave it out, of the recipe "
+        "too.",
+    ),
+    Rule(unfit_for_folds, "--{name} does not go with --cv_folds: {reason}"),
+)
+ADAPTERS = (
+    Rule(adapter_flag_alone, "--{name} needs --peft lora. Add it, or leave this out."),
+    Rule(
+        lambda f: f.model.peft is not None and is_missing("peft"),
+        "--peft lora needs the package peft, which is not installed. Install it with: "
+        'pip install -c constraints.txt -e ".[peft]"',
+    ),
+    Rule(
+        layers_beside_adapters,
+        "--{name} does not go with --peft lora, under which no layer of the backbone is trained but by adapters. "
+        "Leave one of them out.",
+    ),
+    Rule(
+        adapter_out_of_range,
+        "expected a --lora_rank and a --lora_alpha above 0, and a --lora_dropout in 0..1, without 1; got "
+        "{flags.model.lora_rank}, {flags.model.lora_alpha} and {flags.model.lora_dropout}.",
+    ),
+    Rule(
+        lambda f: (
+            f.model.peft is not None
+            and f.given.get("push_to_hub")
+            and not (f.model.merge and f.given.get("hub_strategy") == "end")
+        ),
+        "--push_to_hub publishes models that load by themselves, which an adapter does not. Add --merge "
+        "--hub_strategy end.",
+    ),
+)
+SEARCH = (
+    Rule(
+        lambda f: "hp_space" in f.given and "hp_search" not in f.given,
+        "--hp_space belongs to --hp_search, which is not given. Add it, or leave this out.",
+    ),
+    Rule(
+        lambda f: "hp_search" in f.given and is_missing("optuna"),
+        "--hp_search needs the package optuna, which is not installed. Install it with: "
+        'pip install -c constraints.txt -e ".[search]"',
+    ),
+    Rule(
+        lambda f: "hp_search" in f.given and "resume_from_checkpoint" in f.given,
+        "--resume_from_checkpoint does not go with --hp_search, whose command goes on by itself. Leave it out.",
+    ),
+    Rule(
+        lambda f: "hp_search" in f.given and f.given.get("metric_for_best_model") in ("loss", "eval_loss"),
+        "--hp_search needs a metric of the task to judge by, got --metric_for_best_model loss.",
+    ),
+)
+AT_ONCE = (  # known from the command line and the recipe alone
+    Rule(not_positive, "--{name} must be more than 0, got {value}."),
+    Rule(negative_rate, "--{name} must be 0 or more, got {value}."),
+    Rule(limit_without_rows, "--{name} must be 1 or more, got {value}."),
+    Rule(
+        lambda f: not 0 <= f.data.validation_size < 1,
+        "--validation_size must lie in 0..1, without 1, got {flags.data.validation_size}.",
+    ),
+    Rule(
+        settled_by_init_from,
+        "--{name} is settled by the model of --init_from. Leave it out, or start from --backbone.",
+    ),
+    Rule(
+        lambda f: not f.given.get("output_dir"),
+        "expected --output_dir, the folder for the finished model, found none.",
+    ),
+    *DATA_SOURCE,
+    *HUB,
+    Rule(
+        lambda f: "greater_is_better" in f.given,
+        "--greater_is_better follows from the metric here. Leave it out.",
+    ),
+    Rule(unfit_value, "--{name} cannot be {value} here: {reason}. Leave it out."),
+    *FOLDS,
+    *ADAPTERS,
+    *SEARCH,
+)
+WITH_SPLITS = (  # known once the splits are found
+    Rule(
+        lambda f: f.data.cv_folds is not None and "train" not in f.places,
+        "--cv_folds needs training rows, found none. Name them with --train_file or --dataset_name.",
+    ),
+    Rule(half_of_folds, "--cv_folds trains and evaluates, found that {name} is off. Add --{name}."),
+    Rule(
+        groups_without_use,
+        "--group_column keeps rows together in --cv_folds, or where validation rows are held out of the training "
+        "rows; found neither. Leave it out.",
+    ),
+    Rule(split_without_rows, "--{flag} needs {split} rows, found none. Name them with --{split}_file."),
+    Rule(
+        lambda f: not (f.training.get("do_train") or f.model.init_from),
+        "expected rows to train on, found none. Name them with --train_file or --dataset_name.",
+    ),
+    Rule(
+        lambda f: f.given.get("push_to_hub") and not f.training.get("do_train"),
+        "--push_to_hub is for what is trained. See python -m lstmpool.training.publish for the rest.",
+    ),
+    Rule(
+        lambda f: not any(f.training.get(flag) for flag in DOING),
+        "expected rows, found none. Name them with --train_file, --validation_file or --test_file.",
+    ),
+    Rule(
+        best_without_its_checkpoint,
+        "to keep the best model, each evaluation needs its checkpoint: expected --eval_steps and --save_steps to be "
+        "the same, found {flags.training[eval_steps]:g} and {flags.training[save_steps]:g}. Give both the same "
+        "number, or --load_best_model_at_end False.",
+    ),
+    Rule(
+        lambda f: not f.training.get("do_eval") and f.training.get("eval_strategy", "no") != "no",
+        "eval_strategy needs validation rows, found none. Name them with --validation_file.",
+    ),
+    Rule(
+        lambda f: "early_stopping_patience" in f.given and not f.training.get("load_best_model_at_end"),
+        "--early_stopping_patience needs a best checkpoint to go back to. Give it validation rows, the same "
+        "--eval_strategy and --save_strategy, and --load_best_model_at_end.",
+    ),
+    Rule(
+        lambda f: f.model.peft is not None and not f.training.get("do_train"),
+        "--peft lora is for training, found no training rows. Name them, or leave it out.",
+    ),
+    Rule(
+        lambda f: "hp_search" in f.given and not (f.training.get("do_train") and f.training.get("do_eval")),
+        "--hp_search trains, and judges by validation rows; found none, or one of the two off.",
+    ),
+)
+WITH_PROCESSES = (  # known once the library has read its arguments
+    Rule(
+        missing_logger,
+        "--report_to {name}: no such logger is installed, found {found}. Install it, or leave it out.",
+    ),
+    Rule(
+        lambda f: f.data.cv_folds is not None and f.processes > 1,
+        "--cv_folds runs in one process, found {flags.processes}. Start it with python alone.",
+    ),
+    Rule(
+        lambda f: f.training["hp_search"] is not None and f.processes > 1,
+        "--hp_search runs in one process, found {flags.processes}. Start it with python alone.",
+    ),
+)
+OTHER_TASK = "this task is {flags.task}. Leave it out."
+WITH_TASK = (  # known once the labels are read
+    Rule(
+        lambda f: f.training["label_smoothing_factor"] > 0 and f.task != SINGLE,
+        f"--label_smoothing_factor is for one label a text; {OTHER_TASK}",
+    ),
+    Rule(
+        lambda f: f.training["class_weights"] is not None and f.task != SINGLE,
+        f"--class_weights is for one label a text; for several, see --tune_thresholds; {OTHER_TASK}",
+    ),
+    Rule(
+        lambda f: f.training["calibrate"] is not None and f.task == REGRESSION,
+        f"--calibrate is for classification; {OTHER_TASK}",
+    ),
+    Rule(
+        lambda f: f.training["tune_thresholds"] and f.task != MULTI,
+        f"--tune_thresholds is for several labels a text; {OTHER_TASK}",
+    ),
+    Rule(
+        lambda f: f.training["regression_loss"] != "mse" and f.task != REGRESSION,
+        f"--regression_loss is for a regression; {OTHER_TASK}",
+    ),
+    Rule(fitted_without_rows, "--{name} is fitted on validation rows, found none. Name them, or leave it out."),
+    Rule(
+        lambda f: f.training["baselines"] and not f.training["do_train"],
+        "--baselines are fitted on training rows, found none. Name them, or leave it out.",
+    ),
+    Rule(
+        lambda f: not 0 <= f.training["label_smoothing_factor"] < 1,
+        "--label_smoothing_factor must lie in 0..1, without 1, got {flags.training[label_smoothing_factor]}.",
+    ),
+    Rule(
+        lambda f: not 0 < f.training["layerwise_lr_decay"] <= 1,
+        "--layerwise_lr_decay must lie in 0..1, without 0, got {flags.training[layerwise_lr_decay]}.",
+    ),
+)
+WITH_METRICS = (Rule(unknown_metric, "--metric_for_best_model must be one of {known}, got {name}."),)
+WITH_LAYERS = (  # known once the model's config is read
+    Rule(more_layers_than_there_are, "--{name} must lie in 0..{flags.layers}, the layers there are, got {value}."),
+    Rule(frozen_and_fresh_layers, "--reinit_layers makes layers that must be trained. Freeze fewer layers."),
+)

@@ -1,0 +1,43 @@
+"""Publishes a saved model on the Hub: checks the folder, pushes it, and loads what was pushed as a stranger would.
+
+    python -m lstmpool.training.publish FOLDER OWNER/NAME
+    python -m lstmpool.training.publish FOLDER --check
+    python -m lstmpool.training.publish FOLDER OWNER/NAME --private --tag v1
+
+Log in first with `hf auth login`, or set HF_TOKEN. Weights, config, code, tokenizer and model card go up in one
+commit; a second one pins the snippet in the card to the first.
+
+Exit status: 0 when all is well; 2 when nothing was published, with one line for each thing to mend; 3 when something
+was pushed that could not be shown to be right, which is then named.
+"""
+
+# The text above is the command's help. Here are its flags, which are read before `publishing`, as that needs torch.
+
+import argparse
+from dataclasses import dataclass, field
+
+from transformers.hf_argparser import HfArgumentParser
+
+
+@dataclass
+class Options:
+    """How a folder is published."""
+
+    check: bool = field(default=False, metadata={"help": "Check the folder and push nothing."})
+    private: bool = field(default=False, metadata={"help": "Make the repository, if it is new, a private one."})
+    branch: str = field(default="main", metadata={"help": "Branch to push to; made if it is not there."})
+    tag: str | None = field(default=None, metadata={"help": "Tag to give to what was pushed, for example v1."})
+
+
+def make_parser() -> HfArgumentParser:
+    """The parser of the command `python -m lstmpool.training.publish`."""
+    parser = HfArgumentParser(
+        Options,
+        prog="python -m lstmpool.training.publish",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="Folder of a saved model, with its tokenizer and README.md.")
+    parser.add_argument("repo_id", metavar="OWNER/NAME", nargs="?", help="Repository; made if it is not there.")
+    return parser

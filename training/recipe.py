@@ -1,0 +1,89 @@
+"""A recipe: a YAML or JSON file of flags by name. It becomes words of a command line, so that both pass one parser."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lstmpool.training.arguments import SPLITS
+from lstmpool.training.errors import InputError, did_you_mean
+
+
+FILES = {f"{split}_file" for split in SPLITS}
+OF_DATA_SET = {"dataset_name", "dataset_config_name", "dataset_revision", *(f"{split}_split_name" for split in SPLITS)}
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "group_by_length": "train_sampling_strategy",
+    "model_name_or_path": "backbone",
+    "no_cuda": "use_cpu",
+    "overwrite_output_dir": "overwrite",
+    "warmup_ratio": "warmup_steps",
+}
+Actions = Mapping[str, argparse.Action]  # of the parser, by the flag's name
+
+
+def with_recipe(words: list[str], actions: Actions) -> list[str]:
+    """The words of a command, where a recipe that is the first of them is replaced by its flags.
+
+    They come before those that were typed, which win. Typed files stand in for the recipe's data set, and a typed data
+    set for its files.
+
+    Raises:
+        InputError: for a recipe that cannot be read, or names a flag that does not exist.
+    """
+    if not words or words[0].startswith("-"):
+        return words
+    recipe, typed = Path(words[0]), words[1:]
+    names = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in typed if word.startswith("--")}
+    left_out = set()
+    if names & FILES:
+        left_out = OF_DATA_SET
+    elif "dataset_name" in names:
+        left_out = FILES
+    flags = []
+    for key, value in _read(recipe).items():
+        name = str(key).replace("-", "_")
+        if name not in actions:
+            raise unknown(str(key), f"key in the recipe {recipe}", actions)
+        if name not in left_out:
+            flags += _words(actions[name], value)
+    return flags + typed
+
+
+def unknown(name: str, what: str, actions: Actions) -> InputError:
+    """The error for a `name` that is no flag, with what was probably meant."""
+    renamed = RENAMED.get(name.replace("-", "_"))
+    hint = f" It is called {renamed!r} here." if renamed else did_you_mean(name.replace("-", "_"), actions)
+    return InputError(f"unknown {what}: {name!r}.{hint} --help lists all.")
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"expected a recipe (.yaml, .json) as the first word, cannot read {path}: {error}") from None
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise InputError(f"recipe {path} is not valid {path.suffix[1:].upper() or 'YAML'}: {error}") from None
+    if not isinstance(recipe, dict):
+        raise InputError(f"recipe {path} must hold lines 'flag: value', found a {type(recipe).__name__}.")
+    return recipe
+
+
+def _words(action: argparse.Action, value: Any) -> list[str]:
+    """One entry of a recipe as words of a command line. `null` leaves the default."""
+    flag = f"--{action.dest}"
+    if value is None:
+        return []
+    if value is False and action.choices and "no" in action.choices:
+        value = "no"  # YAML reads an unquoted no as False
+    if isinstance(value, dict):
+        value = json.dumps(value)
+    if isinstance(value, list):
+        if action.nargs == "+":
+            return [flag, *map(str, value)]
+        value = ",".join(map(str, value))
+    return [f"{flag}={value}"]

@@ -1,0 +1,26 @@
+"""The library's training arguments and ours in one class; imported only where a command really runs."""
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+from lstmpool.training.arguments import TrainingFields
+from lstmpool.training.defaults import FINE_TUNING
+
+
+# What a fine-tune wants, on this machine.
+DEFAULTS = FINE_TUNING | {
+    "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU, every epoch warns of it
+    "report_to": ["tensorboard"] if importlib.util.find_spec("tensorboard") else ["none"],
+}
+
+
+@dataclass(repr=False)
+class TrainingArguments(TrainingFields, transformers.TrainingArguments):
+    """The library's own, and what this command adds to them."""
+
+    _argument_group_name = "training"
+
+    hub_private_repo: bool = False  # the library's own, as a flag that can stand alone
