@@ -7,12 +7,12 @@ import torch
 from transformers import BertConfig
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.study.frozen import head_flops, predict, train_head
-from lstmpool.study.poolings import POOLINGS, SINGLE_LAYERS, put_pooling, scramble
-from lstmpool.study.records import Setting
 from lstmpool.training.arguments import TrainingArguments
 from lstmpool.training.command_line import DEFAULTS
 from lstmpool.training.loop.trainer import LstmPoolTrainer
+from study.frozen import head_flops, predict, train_head
+from study.poolings import POOLINGS, SINGLE_LAYERS, put_pooling, scramble
+from study.records import Setting
 
 from ..conftest import tiny_config, tiny_model
 
