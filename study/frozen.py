@@ -1,7 +1,7 @@
 """The frozen regime: the backbone runs once over a set, and each run trains a pooling and a classifier on its states.
 
-The loop below does what `LstmPoolTrainer` does with the training command's settings (a test compares the two), on
-tensors in memory: the many short runs of a linear pooling would otherwise be spent on Trainer's own work.
+The loop below does what `LstmPoolTrainer` does with the training command's settings; a test compares the two. It works
+on tensors in memory: most of the time of a short run would otherwise be Trainer's own work.
 """
 
 import math
@@ -13,32 +13,38 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DataCollatorWithPadding, PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_linear_schedule_with_warmup,
+)
 
-from lstmpool.study.data import TextSet
-from lstmpool.study.poolings import Build, put_pooling
-from lstmpool.study.records import Setting
 from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.data.rows import Split
 from lstmpool.training.model.backbone import Backbone, quiet_loading
 from lstmpool.training.model.layer_cache import StatesCollator, cached_states
 from lstmpool.training.model.target_scale import TargetScale
-from lstmpool.training.tasks.labels import REGRESSION
+from study.data import TextSet
+from study.poolings import Build, put_pooling
+from study.records import Setting
 
 
-# The training command's own, but for the batch: of small steps that cost little each, twice as many rows at a time.
-WARMUP, WEIGHT_DECAY, CLIP = 0.1, 0.01, 1.0
+# As in the training command. Only the batch differs: steps are small here, so a batch holds twice as many rows.
+WARMUP = 0.1
+WEIGHT_DECAY = 0.01
+CLIP = 1.0
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What one run gives: logits (N, C) in the units of the labels, and what it cost."""
+    """The logits (N, C) of one run, in the units of the labels, and what the run cost."""
 
     validation: np.ndarray
     test: np.ndarray | None
     parameters: int  # of pooling and classifier
     flops: int  # of their matrix products, for one text
-    seconds: float  # of training, on the processor: waiting for others does not count
+    seconds: float  # of training, in processor time: waiting does not count
 
 
 class FrozenSet:
@@ -48,33 +54,39 @@ class FrozenSet:
         found = Backbone.find(ModelArguments(backbone=backbone))
         tokenizer = found.load_tokenizer(None)
         with quiet_loading():
-            fields = {**data.labels.config_fields, "token_pooling": token_pooling, "layer_pooling": "last"}
+            fields = {**data.task.config_fields, "token_pooling": token_pooling, "layer_pooling": "last"}
             self.model, _ = found.load_model(fields)
         self.model.lstmpool.backbone.requires_grad_(False)
-        self.batch_size, collator = batch_size, DataCollatorWithPadding(tokenizer)
-
-        def states(split: Split) -> Tensor:  # (N, L, H)
-            tokens, _ = split.tokenize(tokenizer)
-            rows = cached_states(self.model, tokens, collator, 64, title=data.name)
-            config = self.model.config
-            return StatesCollator(len(config.layers), config.hidden_size)(list(rows))["layer_states"]
-
-        self.train, self.validation, self.test = (states(s) for s in (data.train, data.validation, data.test))
-        regression = data.problem_type == REGRESSION
-        self.scale = TargetScale(data.train.labels) if regression else None
-        self.labels = torch.tensor(self.scale.divide(data.train.labels) if regression else data.train.labels)
+        self.batch_size = batch_size
+        self.train = layer_states(self.model, tokenizer, data.train, data.name)
+        self.validation = layer_states(self.model, tokenizer, data.validation, data.name)
+        self.test = layer_states(self.model, tokenizer, data.test, data.name)
+        labels, self.scale = data.train.labels, None
+        if data.task.has_numbers:
+            self.scale = TargetScale(labels)
+            labels = self.scale.divide(labels)
+        self.labels = torch.tensor(labels)
 
     def fit(self, build: Build, seed: int, setting: Setting, with_test: bool) -> Fit:
-        """One run. Its test rows are read only if they are asked for."""
+        """One run. The test rows are read only if `with_test` says so."""
         parameters = put_pooling(self.model, build, seed)
         if self.scale is not None:
             self.scale.switch_on(self.model.classifier, fresh=True)
         started = time.process_time()
         train_head(self.model, self.train, self.labels, setting, self.batch_size, seed)
-        seconds, scale = time.process_time() - started, 1.0 if self.scale is None else self.scale.scale
+        seconds = time.process_time() - started
+        scale = 1.0 if self.scale is None else self.scale.scale
         logits = predict(self.model, self.validation) * scale
         test = predict(self.model, self.test) * scale if with_test else None
         return Fit(logits, test, sum(p.numel() for p in parameters), head_flops(self.model), seconds)
+
+
+def layer_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, title: str) -> Tensor:
+    """The states (N, L, H) of a split's texts, from the cache on disk where they are there."""
+    tokens, _ = split.tokenize(tokenizer)
+    rows = cached_states(model, tokens, DataCollatorWithPadding(tokenizer), 64, title=title)
+    collator = StatesCollator(len(model.config.layers), model.config.hidden_size)
+    return collator(list(rows))["layer_states"]
 
 
 def train_head(
@@ -87,18 +99,19 @@ def train_head(
 ) -> None:
     """Trains pooler and classifier on `states` (N, L, H) and `labels` (N,) or (N, C).
 
-    AdamW; its rate goes up over the first tenth of the steps and down to zero over the others; gradients are clipped;
-    batches come in an order drawn by `seed`.
+    The optimizer is AdamW. Its rate rises over the first tenth of the steps and falls to zero over the others.
+    Gradients are clipped. `seed` draws the order of the batches.
     """
     named = [(n, p) for part in (model.lstmpool.pooler, model.classifier) for n, p in part.named_parameters()]
-    # as Trainer: biases and norms do not decay
+    # as in Trainer, biases and norms do not decay
     plain = [p for n, p in named if "bias" in n or "norm" in n]
     decayed = [p for n, p in named if not ("bias" in n or "norm" in n)]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=setting.learning_rate, fused=True)
     steps = setting.epochs * math.ceil(len(states) / batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARMUP * steps), steps)
-    generator, trained = torch.Generator().manual_seed(seed), [*decayed, *plain]
+    generator = torch.Generator().manual_seed(seed)
+    trained = [*decayed, *plain]
     model.train()
     for _ in range(setting.epochs):
         for rows in torch.randperm(len(states), generator=generator).split(batch_size):
@@ -118,11 +131,11 @@ def predict(model: PreTrainedModel, states: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def head_flops(model: PreTrainedModel) -> int:
-    """Floating-point operations of pooler and classifier for one text, in matrix products."""
+    """Floating-point operations of the matrix products of pooler and classifier, for one text."""
     states = torch.zeros(1, len(model.config.layers), model.config.hidden_size)
     # the counter does not see into the library's fused LSTM for processors
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a word on GPUs of another maker
+        warnings.simplefilter("ignore")  # about GPUs of another maker
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
             model.eval()(layer_states=states)
     return counter.get_total_flops()

@@ -1,7 +1,7 @@
-"""The layer poolings that the study compares, one entry each. See CONTRIBUTING.md for adding one of your own.
+"""The layer poolings that the study compares, one entry each. CONTRIBUTING.md says how to add one.
 
-An entry makes a module from layer states (B, L, H) to (B, D). Most are the model's own; the others are controls: what
-an LSTM must beat before the order of the layers, or their number, can be the reason for what it gains.
+An entry makes a module from layer states (B, L, H) to (B, D). Most are the model's own. The others are controls: if
+the LSTM does not beat them, neither the order of the layers nor their number explains what it gains.
 """
 
 import copy
@@ -21,12 +21,16 @@ Build = Callable[[LstmPoolConfig, int], LayerPooling]  # from the model's config
 
 
 class LastMlpPooling(LayerPooling):
-    """One hidden layer over the top layer alone. With its classifier it has as many parameters as the LSTM with its
-    own, so that what the LSTM gains over it is not a matter of size."""
+    """One hidden layer over the top layer alone, with as many parameters as the LSTM.
+
+    Both are counted with their classifiers. So what the LSTM gains over this pooling is not a matter of size.
+    """
 
     def __init__(self, config: LstmPoolConfig):
         super().__init__(config)
-        units, directions, labels = config.lstm_hidden_size, 1 + config.lstm_bidirectional, config.num_labels
+        units = config.lstm_hidden_size
+        directions = 1 + config.lstm_bidirectional
+        labels = config.num_labels
         lstm = 4 * units * (config.hidden_size + units + 2) * directions + units * directions * labels
         self.output_size = max(1, round(lstm / (config.hidden_size + 1 + labels)))
         self.dense = nn.Linear(config.hidden_size, self.output_size)
@@ -36,7 +40,10 @@ class LastMlpPooling(LayerPooling):
 
 
 class LowerPooling(LayerPooling):
-    """One layer alone, `below` the top one, or the lowest: is it that all are read, or is the top one not the best?"""
+    """One layer alone, `below` the top one, or the lowest if there are fewer.
+
+    It asks whether the LSTM gains by reading all layers, or because the top one is not the best.
+    """
 
     def __init__(self, config: LstmPoolConfig, below: int):
         super().__init__(config)
@@ -47,7 +54,7 @@ class LowerPooling(LayerPooling):
 
 
 class SideBySidePooling(LayerPooling):
-    """All layers side by side, and nothing but the classifier above them."""
+    """All layers side by side; only the classifier is trained."""
 
     def __init__(self, config: LstmPoolConfig):
         super().__init__(config)
@@ -58,12 +65,15 @@ class SideBySidePooling(LayerPooling):
 
 
 class ShuffledPooling(RecurrentPooling):
-    """The LSTM over the layers in an order drawn once for a run: all that it is told but their order, and so
-    also which of them stands last, where the output is read."""
+    """The LSTM over the layers in an order that the run's seed draws.
+
+    It reads the same layers without their order. Another layer stands last, too, where the output is read.
+    """
 
     def __init__(self, config: LstmPoolConfig, seed: int):
         super().__init__(config)
-        layers, generator = len(config.layers), torch.Generator().manual_seed(seed)
+        layers = len(config.layers)
+        generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(layers, generator=generator)
         while layers > 1 and order.equal(torch.arange(layers)):
             order = torch.randperm(layers, generator=generator)
@@ -74,8 +84,10 @@ class ShuffledPooling(RecurrentPooling):
 
 
 class ScrambledPooling(RecurrentPooling):
-    """The LSTM over what much public code gives it: a reshape where a transpose was meant, so that each of its L steps
-    holds a slice of H / L features of all layers, interleaved, instead of one layer."""
+    """The LSTM over what much public code gives it: a reshape where a transpose was meant.
+
+    Each of its L steps holds H / L features of all layers, interleaved, instead of one layer.
+    """
 
     def pool(self, layer_states: Tensor) -> Tensor:
         return super().pool(scramble(layer_states))
@@ -87,7 +99,7 @@ def scramble(layer_states: Tensor) -> Tensor:
 
 
 def own(kind: Callable[[LstmPoolConfig], LayerPooling] | None = None, **fields) -> Build:
-    """The pooling that the config names once `fields` are set in it, or what `kind` makes of a config with them."""
+    """An entry: the pooling that a config with these `fields` names, or what `kind` makes of such a config."""
 
     def build(config: LstmPoolConfig, seed: int) -> LayerPooling:
         config = copy.deepcopy(config)
@@ -97,6 +109,10 @@ def own(kind: Callable[[LstmPoolConfig], LayerPooling] | None = None, **fields) 
         return (kind or POOLING_CLASSES[config.layer_pooling])(config)
 
     return build
+
+
+def shuffled(config: LstmPoolConfig, seed: int) -> LayerPooling:
+    return own(partial(ShuffledPooling, seed=seed), layer_pooling="lstm")(config, seed)
 
 
 POOLINGS: dict[str, Build] = {
@@ -112,25 +128,31 @@ POOLINGS: dict[str, Build] = {
     "lstm_final": own(layer_pooling="lstm", lstm_readout="final"),
     "lstm_mean": own(layer_pooling="lstm", lstm_readout="mean"),
     "lstm_norm": own(layer_pooling="lstm", layer_norm=True),
-    "lstm_shuffled": lambda config, seed: own(lambda c: ShuffledPooling(c, seed), layer_pooling="lstm")(config, seed),
+    "lstm_shuffled": shuffled,
     "lstm_scrambled": own(ScrambledPooling, layer_pooling="lstm"),
-    **{f"below_{k}": own(partial(LowerPooling, below=k)) for k in range(1, 6)},
+    "below_1": own(partial(LowerPooling, below=1)),
+    "below_2": own(partial(LowerPooling, below=2)),
+    "below_3": own(partial(LowerPooling, below=3)),
+    "below_4": own(partial(LowerPooling, below=4)),
+    "below_5": own(partial(LowerPooling, below=5)),
 }
-# A run's seed draws a part of these. The best setting of one draw need not be that of another: several are tuned with.
+# A run's seed draws a part of these. The best setting of one draw may not suit another, so several are tuned.
 DRAWN = {"lstm_shuffled"}
-# The LSTM's variants and controls are not ranked: a pooling that stands there six times pushes the others apart.
+# The LSTM's variants and controls are not ranked: one pooling that stands there six times pushes the others apart.
 UNRANKED = {"lstm_final", "lstm_mean", "lstm_norm", "lstm_shuffled", "lstm_scrambled"}
-# Of these, the one that validation likes best counts as a pooling of its own, under this name. They are the six
-# highest layers; of a backbone with fewer the lowest stands for several.
-BEST_LAYER, SINGLE_LAYERS = "best_layer", ("last", *(f"below_{k}" for k in range(1, 6)))
+# The six highest layers. If a backbone has fewer, its lowest one stands for several.
+SINGLE_LAYERS = ("last", "below_1", "below_2", "below_3", "below_4", "below_5")
+# The single layer with the best validation score counts as a pooling of its own, under this name.
+BEST_LAYER = "best_layer"
 
 
 def put_pooling(model: PreTrainedModel, build: Build, seed: int) -> list[nn.Parameter]:
-    """Gives `model` a new pooler and classifier, initialised as the model does it; returns their parameters."""
+    """Gives `model` a new pooler and classifier, with the model's own initialisation; returns their parameters."""
     torch.manual_seed(seed)
     pooler = build(model.config, seed)
     classifier = nn.Linear(pooler.output_size, model.config.num_labels)
     for module in (pooler, classifier):
         module.apply(model._init_weights)
-    model.lstmpool.pooler, model.classifier = pooler, classifier
+    model.lstmpool.pooler = pooler
+    model.classifier = classifier
     return [*pooler.parameters(), *classifier.parameters()]

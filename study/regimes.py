@@ -1,16 +1,16 @@
-"""What is trained, on what, and how it is tuned: one entry a regime."""
+"""The regimes of the study: what is trained, on what, and how it is tuned."""
 
 from dataclasses import dataclass, field
 from itertools import product
 
-from lstmpool.study.data import TextSet
-from lstmpool.study.finetuned import FinetunedSet
-from lstmpool.study.frozen import FrozenSet
-from lstmpool.study.poolings import POOLINGS, Build
-from lstmpool.study.records import Setting
+from study.data import TextSet
+from study.finetuned import FinetunedSet
+from study.frozen import FrozenSet
+from study.poolings import POOLINGS, Build
+from study.records import Setting
 
 
-STOCK = "stock"  # the library's own classifier, where the backbone is trained
+STOCK = "stock"  # the library's own classifier, compared only where the backbone is trained
 SETS = (
     "trec6 cr mrpc cola rte stsb tweet_eval_irony absa_laptops14 absa_restaurants14 semeval2018_ec trec50 banking77"
 ).split()
@@ -18,14 +18,14 @@ SETS = (
 
 @dataclass(frozen=True)
 class Regime:
-    """One grid for all poolings; every combination of its rates and epochs is tried."""
+    """All poolings have one grid, and every combination of its rates and epochs is tried."""
 
     learning_rates: tuple[float, ...]  # of all that is trained, or of the backbone alone
     epochs: tuple[int, ...]
     batch_size: int
     seeds: tuple[int, ...]
     sets: list[str]
-    train_rows: int | None  # at most, drawn by class; few shots are drawn from all rows
+    train_rows: int | None  # at most, drawn by class; None: all, from which few shots are drawn
     validation_rows: int
     token_poolings: tuple[str, ...] = ("mean",)
     poolings: list[str] = field(default_factory=lambda: list(POOLINGS))
@@ -55,7 +55,7 @@ class Regime:
         return sum(min(self.shots, count) for count in counts)
 
 
-# A mixture of layers wants a higher rate than the training command's, which is the lower one of these.
+# A mixture of layers needs a higher rate than the training command's default, which is the lower one.
 HEAD_RATES = (1e-3, 1e-2)
 FEW = {
     "learning_rates": (5e-5, 2e-4),
@@ -64,12 +64,12 @@ FEW = {
     "seeds": (1, 2, 3, 4, 5),
     "sets": "trec6 cr mrpc cola tweet_eval_irony absa_laptops14".split(),
     "train_rows": None,
-    "validation_rows": 200,  # more is seldom there where a class has so few
+    "validation_rows": 200,  # who has so few training rows seldom has more
     "poolings": [STOCK, "last", "weighted", "concat", "lstm"],
 }
 REGIMES = {
     "frozen": Regime(
-        # a linear pooling wants the higher of these rates, an LSTM the lower ones
+        # linear poolings need the higher of these rates, LSTMs the lower ones
         learning_rates=(2.5e-4, 1e-3, 4e-3, 1.6e-2, 6.4e-2),
         epochs=(4, 12),
         batch_size=32,
@@ -97,5 +97,5 @@ REGIMES = {
 
 
 def build_of(pooling: str) -> Build | None:
-    """The entry of the table of poolings; None for the stock head."""
+    """How a pooling is made; None for the stock head."""
     return None if pooling == STOCK else POOLINGS[pooling]

@@ -1,51 +1,60 @@
 """Is an LSTM over the layers worth it? Layer poolings side by side: many sets, tuned alike, with seeds and controls.
 
-    python -m lstmpool.study.run --data DIR --output study/results
-    python -m lstmpool.study.run --data DIR --output study/results --dry_run
-    python -m lstmpool.study.run --data DIR --output OTHER --datasets snips atis --seeds 1 2 3
+    python -m study.run --data DIR --output study/results
+    python -m study.run --data DIR --output study/results --dry_run
+    python -m study.run --data DIR --output OTHER --datasets snips atis --seeds 1 2 3
 
-DIR holds one folder a set: train, validation and, if there is one, test, as .csv or .csv.gz, with the columns text,
-text and aspect, or sentence1 and sentence2; and label (names, or numbers with a decimal point) or labels (names with
-spaces between, or none). Each run is a row of a CSV, and each final run a file of predictions; a run that is there is
-not made again, so the command can be stopped at any moment and given again. Per pooling, learning rates and epochs are
-chosen on validation, with seeds of their own; the test rows are read by the final runs alone. EVIDENCE.md says what
-came out.
+The command is given in the checkout. DIR holds one folder a set, with the files train, validation and, if there is
+one, test, as .csv or .csv.gz. The columns of the texts are text, or text and aspect, or sentence1 and sentence2. The
+other column is label (names, or numbers with a decimal point) or labels (names with spaces between, or none).
+
+Each run is a row of a CSV, and each final run keeps its predictions. A run that is there is not made again, so the
+command can be stopped at any moment and given again. Learning rates and epochs are chosen for each pooling on
+validation, with seeds that no final run has. Only the final runs read the test rows. EVIDENCE.md says what came out.
 """
 
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from scipy.special import expit, softmax
 
-from lstmpool.benchmarks.results import parser_of, versions
-from lstmpool.study.data import TextSet, find_files, read_set
-from lstmpool.study.finetuned import FinetunedSet
-from lstmpool.study.frozen import Fit, FrozenSet
-from lstmpool.study.poolings import DRAWN, POOLINGS
-from lstmpool.study.records import FINAL, TUNE, Row, Runs, Setting, best
-from lstmpool.study.regimes import REGIMES, STOCK, build_of
+from lstmpool.benchmarks.results import parser_of
 from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.model.backbone import Backbone
-from lstmpool.training.tasks.labels import MULTI, REGRESSION, SINGLE
-from lstmpool.training.tasks.metrics import TaskMetrics
+from lstmpool.training.tasks.multi_label import MultiLabel
+from lstmpool.training.tasks.regression import Regression
+from lstmpool.training.tasks.single_label import SingleLabel
+from study.data import TextSet, find_files, read_set
+from study.finetuned import FinetunedSet
+from study.frozen import Fit, FrozenSet
+from study.poolings import DRAWN, POOLINGS
+from study.predictions import Entries, rounded
+from study.records import FINAL, TUNE, Row, Setting, best
+from study.regimes import REGIMES, STOCK, build_of
+from study.store import Runs
 
 
-METRIC = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "pearson"}  # more is better in all three
-TUNING_SEEDS = (0, 100, 101)  # no seeds of a final run; the first one tunes what draws nothing of its own
+METRIC = {  # more is better in all three
+    SingleLabel: "accuracy",
+    MultiLabel: "f1_micro",
+    Regression: "pearson",
+}
+TUNING_SEEDS = (0, 100, 101)  # no final run has these; only a pooling that draws something needs all three
+PRINTED = "token_pooling dataset pooling kind seed learning_rate head_learning_rate epochs validation test".split()
 
 
 @dataclass
 class Arguments:
-    """What is run. Every list is gone through in its order; of the final runs of a set, seed by seed."""
+    """What is run. Every list is run in its order, and the final runs of a set go seed by seed."""
 
     data: str = field(metadata={"help": "Folder with one folder a set."})
     output: str = field(metadata={"help": "Folder of the results, which grow there."})
@@ -77,38 +86,37 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs what is missing of the study; returns the exit status."""
-    parser = parser_of(Arguments, "evidence", __doc__)
+    parser = parser_of(Arguments, "python -m study.run", __doc__)
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     datasets.disable_progress_bars()
     torch.set_num_threads(1)  # sums in one order, whatever the machine
+    runs, hours = 0, 0.0
     try:
         check(args)
-        remains: list[tuple[int, float]] = []
-        for regime in args.regimes:
-            kind = REGIMES[regime]
-            for token_pooling, name in product(args.token_poolings or kind.token_poolings, args.datasets or kind.sets):
-                wanted = (kind.train_rows, args.train_rows), (kind.validation_rows, args.validation_rows)
-                rows = ((of_regime if given is None else given) or None for of_regime, given in wanted)
-                data = read_set(Path(args.data), name, *rows)
-                block = Block(args, regime, token_pooling, data)
-                remains.append(block.remains())
-                print(f"{block.title()}: {told(*remains[-1])}", flush=True)
-                if not args.dry_run:
-                    block.run()
-        if args.dry_run:
-            print(f"in all: {told(*map(sum, zip(*remains, strict=True)))}")
+        for block in blocks(args):
+            missing, hours_left = block.remains()
+            print(f"{block.title()}: {told(missing, hours_left)}", flush=True)
+            runs += missing
+            hours += hours_left
+            if not args.dry_run:
+                block.run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped. The same command goes on from here.", file=sys.stderr)
         return 130
+    if args.dry_run:
+        print(f"in all: {told(runs, hours)}")
     return 0
 
 
 def check(args: Arguments) -> None:
-    """Raises InputError for what would otherwise end a run of hours: no backbone, no set, no pooling of a name, the
-    seeds of tuning."""
+    """Refuses what would otherwise end a run after hours.
+
+    Raises:
+        InputError: if there is no such backbone, set or pooling, or if a seed is kept for tuning.
+    """
     Backbone.find(ModelArguments(backbone=args.backbone))
     for regime in args.regimes:
         known = [*([STOCK] if REGIMES[regime].trains_backbone else []), *POOLINGS]
@@ -121,6 +129,24 @@ def check(args: Arguments) -> None:
         raise InputError(f"--seeds must not hold {shown}, with which settings are chosen. Take others.")
 
 
+def blocks(args: Arguments) -> Iterator["Block"]:
+    """The parts of the study, in the order in which they are run; a set's rows are read when its turn comes."""
+    for name in args.regimes:
+        regime = REGIMES[name]
+        train_rows = at_most(args.train_rows, regime.train_rows)
+        validation_rows = at_most(args.validation_rows, regime.validation_rows)
+        token_poolings = args.token_poolings or regime.token_poolings
+        for token_pooling, dataset in product(token_poolings, args.datasets or regime.sets):
+            data = read_set(Path(args.data), dataset, train_rows, validation_rows)
+            yield Block(args, name, token_pooling, data)
+
+
+def at_most(asked: int | None, of_regime: int | None) -> int | None:
+    """How many rows are kept; None: all, which a user asks for with 0."""
+    rows = of_regime if asked is None else asked
+    return rows or None
+
+
 def told(missing: int, hours: float) -> str:
     time_left = "unknown time" if math.isnan(hours) else f"at most {hours:.2f} hours"
     return f"{missing} runs remain, {time_left} of one core"
@@ -130,11 +156,14 @@ class Block:
     """All runs on one set with one token pooling."""
 
     def __init__(self, args: Arguments, regime: str, token_pooling: str, data: TextSet):
-        self.args, self.data, self.regime = args, data, REGIMES[regime]
+        self.args = args
+        self.data = data
+        self.regime = REGIMES[regime]
         self.poolings = args.poolings or self.regime.poolings
         self.seeds = args.seeds or list(self.regime.seeds)
         self.runs = Runs.of(Path(args.output), regime, token_pooling)
-        self.metrics = TaskMetrics.of(data.problem_type, len(data.labels.names))
+        self.task = data.task
+        self.metric = METRIC[type(data.task)]
         self.of_all: Row = {
             "backbone": args.backbone.rstrip("/").rpartition("/")[2].removeprefix("package:"),
             "regime": regime,
@@ -147,25 +176,30 @@ class Block:
         }
 
     def keys(self, pooling: str, kind: str) -> list[Row]:
-        """The keys of a pooling's runs. Those of the final ones follow from the tuning, and are none before it."""
+        """The keys of a pooling's runs of one kind. There are none of final runs before the tuning is done."""
         if kind == TUNE:
-            seeds, settings = TUNING_SEEDS if pooling in DRAWN else TUNING_SEEDS[:1], self.regime.settings
+            seeds = TUNING_SEEDS if pooling in DRAWN else TUNING_SEEDS[:1]
+            settings = self.regime.settings
         elif (chosen := self.chosen(pooling)) is None:
             return []
         else:
-            seeds, settings = self.seeds, [chosen]
+            seeds = self.seeds
+            settings = [chosen]
         of_pooling = self.of_all | {"pooling": pooling, "kind": kind}
         return [of_pooling | setting.columns() | {"seed": str(seed)} for setting, seed in product(settings, seeds)]
 
     def chosen(self, pooling: str) -> Setting | None:
-        """The setting that validation likes best, or None while a tuning run is missing."""
+        """The setting with the best validation score, or None while a tuning run is missing."""
         tried = [self.runs.find(key) for key in self.keys(pooling, TUNE)]
         return None if None in tried else best(tried)[0]
 
     def remains(self) -> tuple[int, float]:
-        """How many runs are missing, and the hours that they take at most; NaN where nothing was measured. A pooling
-        that was never run counts as the slowest that was."""
-        missing, seconds, pace = 0, 0.0, self.runs.pace()
+        """How many runs are missing, and the hours that they take at most; NaN if nothing was measured yet.
+
+        A pooling that was never run counts as slow as the slowest one.
+        """
+        missing, seconds = 0, 0.0
+        pace = self.runs.pace()
         slowest = max(pace.values(), default=math.nan)
         for pooling in self.poolings:
             keys = self.keys(pooling, TUNE) + self.keys(pooling, FINAL)
@@ -183,64 +217,55 @@ class Block:
         return f"{names} ({rows} rows; {self.data.note})"
 
     def run(self) -> None:
-        """What is missing: first every pooling's tuning, then the final runs, a seed of all poolings after another."""
-        fitter = None
-        for step in (TUNE, *range(len(self.seeds))):
+        """Makes the runs that are missing."""
+        fitter = None  # opening it may take the backbone through all rows
+        for key in self.in_order():
+            if self.runs.find(key) is None:
+                token_pooling = self.of_all["token_pooling"]
+                fitter = fitter or self.regime.open(self.args.backbone, self.data, token_pooling)
+                self.keep(key, fitter)
+
+    def in_order(self) -> Iterator[Row]:
+        """The keys of all runs: first the tuning of every pooling, then all poolings with one seed after another."""
+        for pooling in self.poolings:
+            yield from self.keys(pooling, TUNE)
+        for nth in range(len(self.seeds)):
             for pooling in self.poolings:
-                keys = self.keys(pooling, TUNE) if step == TUNE else self.keys(pooling, FINAL)[step : step + 1]
-                for key in keys:
-                    if self.runs.find(key) is None:
-                        token_pooling = self.of_all["token_pooling"]
-                        fitter = fitter or self.regime.open(self.args.backbone, self.data, token_pooling)
-                        self.keep(key, fitter)
+                yield self.keys(pooling, FINAL)[nth]
 
     def keep(self, key: Row, fitter: FrozenSet | FinetunedSet) -> None:
         """Makes one run, and keeps it."""
         final = key["kind"] == FINAL
         fit: Fit = fitter.fit(build_of(key["pooling"]), int(key["seed"]), Setting.of(key), with_test=final)
         row = key | {
-            "metric": METRIC[self.data.problem_type],
+            "metric": self.metric,
             "validation": f"{self.score(fit.validation, self.data.validation.labels):.4f}",
             "test": f"{self.score(fit.test, self.data.test.labels):.4f}" if final else "",
             "parameters": str(fit.parameters),
             "flops": str(fit.flops),
             "seconds": f"{fit.seconds:.2f}",
-            "versions": versions(),
+            "versions": f"torch {version('torch')} transformers {version('transformers')}",
         }
         self.runs.add(row, self.predictions(fit.test) if final else None)
-        shown = (
-            "token_pooling dataset pooling kind seed learning_rate head_learning_rate epochs validation test".split()
-        )
-        print(time.strftime("%H:%M:%S"), *(row[name] for name in shown), f"{fit.seconds:.1f} s", flush=True)
+        print(time.strftime("%H:%M:%S"), *(row[name] for name in PRINTED), f"{fit.seconds:.1f} s", flush=True)
 
     def score(self, logits: np.ndarray, labels: list) -> float:
-        found = self.metrics.compute(self.metrics.decide(logits), np.array(labels))
-        return found[METRIC[self.data.problem_type]]
+        return self.task.score(self.task.decide(logits), np.array(labels))[self.metric]
 
-    def predictions(self, logits: np.ndarray) -> dict[str, Any]:
-        """Per test row, from which the metric can be computed again: its number, its label, what is predicted and how
-        sure that is. Labels are numbers, in the order of their names; of several labels a row, a list of them."""
-        kind, labels = self.data.problem_type, np.array(self.data.test.labels)
-        decided = self.metrics.decide(logits)
-        columns = {"id": np.array(self.data.test.ids, dtype=np.int32)}
-        if kind == SINGLE:
-            top = softmax(logits, axis=1).max(1)
-            return columns | {
-                "label": labels.astype(np.int16),
-                "prediction": decided.astype(np.int16),
-                "score": top.astype(np.float16),
-            }
-        if kind == REGRESSION:
-            columns |= {"label": labels.reshape(len(labels), -1)[:, 0].astype(np.float32)}
-            return columns | {"prediction": logits[:, 0].astype(np.float32)}
-        columns |= {"label": _positions(labels), "prediction": _positions(decided)}
-        least = np.abs(expit(logits) - 0.5).min(1)  # of the label that is least certain
-        return columns | {"score": (0.5 + least).astype(np.float16)}
+    def predictions(self, logits: np.ndarray) -> tuple[Entries, Entries]:
+        """What the test rows have and what is predicted for them, from which the metric can be computed again."""
+        labels = np.array(self.data.test.labels)
+        decided = self.task.decide(logits)
+        if isinstance(self.task, MultiLabel):
+            return positions(labels), positions(decided)
+        if self.task.has_numbers:
+            decided = rounded(logits[:, :1])
+        return labels.reshape(len(labels), -1).tolist(), decided.reshape(len(labels), -1).tolist()
 
 
-def _positions(table: np.ndarray) -> list[np.ndarray]:
-    """Of zeros and ones (N, C), the numbers of the labels that each row has."""
-    return [row.nonzero()[0].astype(np.int16) for row in table]
+def positions(table: np.ndarray) -> Entries:
+    """The numbers of the labels that each row has, from zeros and ones (N, C)."""
+    return [row.nonzero()[0].tolist() for row in table]
 
 
 if __name__ == "__main__":

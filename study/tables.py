@@ -1,10 +1,11 @@
-"""The tables and pictures of EVIDENCE.md, from the study's CSV files and predictions alone.
+"""The tables and pictures of the study, from its CSV files and predictions alone.
 
-    python -m lstmpool.study.tables --output study/results
-    python -m lstmpool.study.tables --output study/results --pooling attention  # and no page
+    python -m study.tables --output study/results
+    python -m study.tables --output study/results --pooling attention  # prints only
 
-fills the tables in beside the folder, where EVIDENCE.md is, prints them, and draws two pictures a regime, backbone and
-token pooling: the LSTM's paired differences to the other poolings, and the critical differences of the mean ranks.
+Both are given in the checkout. The command first gathers the predictions of runs that ended since the last time. It
+then prints the tables, fills TABLES.md and the short answer on EVIDENCE.md, both beside the folder, and draws two
+pictures for each regime, backbone and token pooling: the LSTM's differences to the others, and the mean ranks.
 """
 
 import sys
@@ -17,24 +18,16 @@ import numpy as np
 from scipy.stats import rankdata
 
 from lstmpool.benchmarks.results import fill_page, markdown, parser_of
-from lstmpool.study.plots import differences_plot, rank_test, ranks_plot
-from lstmpool.study.poolings import BEST_LAYER, SINGLE_LAYERS, UNRANKED
-from lstmpool.study.records import FINAL, TUNE, Runs, Setting, read_rows
-from lstmpool.study.statistics import (
-    Difference,
-    Table,
-    bounds,
-    difference,
-    family_of,
-    final_rows,
-    read_tables,
-)
+from study.answer import LSTM, answer
+from study.differences import FEW, ROPE, Difference, bounds, compared, equivalence
+from study.plots import differences_plot, rank_test, ranks_plot
+from study.poolings import BEST_LAYER, SINGLE_LAYERS, UNRANKED
+from study.records import FINAL, TUNE, Setting, read_rows
+from study.statistics import Table, final_rows, read_tables
+from study.store import Runs
 
 
-ROPE = 0.01  # a difference below one point is no reason to choose
-FEW = 5  # families; below it neither ranks, nor an interval or a test over sets say anything
-LSTM = "lstm"
-PLAINEST = "last"  # what every pooling is compared with, too
+PLAINEST = "last"  # every pooling is compared with this one, too
 
 
 @dataclass
@@ -45,29 +38,41 @@ class Arguments:
     pooling: str = field(default=LSTM, metadata={"help": "The pooling that the others are compared with."})
     page: str | None = field(
         default=None,
-        metadata={"help": "Page to fill in. Unset: OUTPUT/../EVIDENCE.md with the LSTM's tables, none with others."},
+        metadata={"help": "Page to fill in. Unset: TABLES.md and EVIDENCE.md beside OUTPUT, with the LSTM's tables."},
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Makes tables and pictures; returns the exit status."""
-    parser = parser_of(Arguments, "evidence_tables", __doc__)
+    parser = parser_of(Arguments, "python -m study.tables", __doc__)
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     output = Path(args.output)
+    for path in output.glob("*.csv"):
+        Runs(path).predictions.gather()
     tables = read_tables(output)
     if not tables:
-        parser.error(f"expected results in {output}, found none. Make some with lstmpool.study.run.")
+        parser.error(f"expected results in {output}, found none. Make some with python -m study.run.")
     text = all_tables(tables, args.pooling, output)
+    short = answer(tables)
     print(text)
-    page = output.parent / "EVIDENCE.md" if args.page is None else Path(args.page)
-    if page.is_file() and (args.page or args.pooling == LSTM):
-        fill_page(page, "tables", text)
+    print(short)
+    if args.page is not None:
+        fill_page(Path(args.page), "tables", text)
+    elif args.pooling == LSTM:
+        for page, name, part in (("TABLES.md", "tables", text), ("EVIDENCE.md", "answer", short)):
+            if (output.parent / page).is_file():
+                fill_page(output.parent / page, name, part)
     for table in tables:
-        if differences := compared(table, args.pooling):
-            differences_plot(table, differences, args.pooling, output / picture(table, f"differences-{args.pooling}"))
-        if (ranked := to_rank(table)) is not None:
-            ranks_plot(*ranked, output / picture(table, "ranks"))
+        draw(table, args.pooling, output)
     return 0
+
+
+def draw(table: Table, pooling: str, output: Path) -> None:
+    """The pictures of a table: the differences of `pooling`, and the ranks where there are sets enough."""
+    if differences := compared(table, pooling):
+        differences_plot(table, differences, pooling, output / picture(table, f"differences-{pooling}"))
+    if (ranked := to_rank(table)) is not None:
+        ranks_plot(*ranked, output / picture(table, "ranks"))
 
 
 def picture(table: Table, of: str) -> str:
@@ -76,53 +81,58 @@ def picture(table: Table, of: str) -> str:
 
 
 def to_rank(table: Table) -> tuple[list[str], list[str], np.ndarray] | None:
-    """Families, poolings and scores (F, P), or None if they are too few."""
+    """Families, poolings and scores (F, P); None if there are too few."""
     poolings = [pooling for pooling in table.poolings if pooling not in UNRANKED]
     families, poolings, scores = table.family_scores(poolings)
     return (families, poolings, scores) if len(families) >= FEW and len(poolings) > 2 else None
 
 
-def compared(table: Table, pooling: str) -> dict[str, Difference]:
-    """The differences of `pooling` to each other one with a set in common."""
-    found = {other: difference(table, pooling, other) for other in table.poolings if other != pooling}
-    return {other: value for other, value in found.items() if value is not None}
-
-
-def above_plainest(table: Table, pooling: str) -> dict[str, Difference]:
-    """The differences of all but `pooling` to the plainest one."""
-    others = [other for other in table.poolings if other not in (pooling, PLAINEST)]
-    found = {other: difference(table, other, PLAINEST) for other in others}
-    return {other: value for other, value in found.items() if value is not None}
-
-
 def all_tables(tables: list[Table], pooling: str, output: Path) -> str:
-    """Markdown; a section for each regime and token pooling, then the settings that were chosen and the hours."""
+    """Markdown: a section for each table, then the chosen settings and the hours."""
     parts = []
     for table in tables:
-        seeds = sorted({seed for runs in table.rows.values() for seed in runs})
-        parts += [
-            f"### {table.title}",
-            f"{len(table.sets)} set{'s' * (len(table.sets) > 1)}, seeds {', '.join(map(str, seeds))}.",
-        ]
-        parts += ["**Test scores**, in hundredths, with half the width of the 95 % interval:", means(table)]
-        if differences := compared(table, pooling):
-            parts += [f"**{pooling} less the other pooling**, in hundredths:", pairs(table, differences)]
-            parts += [f"![differences]({output.name}/{picture(table, f'differences-{pooling}')})"]
-            parts += ["The same by set:", by_set(differences)]
-        if pooling != PLAINEST and (above := above_plainest(table, pooling)):
-            parts += [f"**The others less {PLAINEST}**, in hundredths:", pairs(table, above)]
-        if (ranked := to_rank(table)) is not None:
-            result = rank_test(*ranked)
-            told = f"Friedman's test of the ranks: p = {result.pvalue:.1g}; critical difference {result.cd:.2f}."
-            parts += [f"![ranks]({output.name}/{picture(table, 'ranks')})", told]
-        parts += ["**Cost beside quality:**", costs(table)]
-    parts += ["### Settings and hours", *(chosen(table, output) for table in tables), hours(output)]
+        parts += section(table, pooling, output)
+    parts.append("### Settings and hours")
+    parts += [chosen(table, output) for table in tables]
+    parts.append(hours(output))
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
+def section(table: Table, pooling: str, output: Path) -> list[str]:
+    """The paragraphs on one table."""
+    seeds = sorted({seed for runs in table.rows.values() for seed in runs})
+    parts = [
+        f"### {table.title}",
+        f"{len(table.sets)} set{'s' * (len(table.sets) > 1)}, seeds {', '.join(map(str, seeds))}.",
+        "**Test scores**, in hundredths, with half the width of the 95 % interval:",
+        means(table),
+    ]
+    if differences := compared(table, pooling):
+        parts += [
+            f"**{pooling} less the other pooling**, in hundredths:",
+            pairs(table, differences),
+            f"![differences]({output.name}/{picture(table, f'differences-{pooling}')})",
+            "The same by set:",
+            by_set(differences),
+        ]
+    if pooling != PLAINEST:
+        others = [other for other in table.poolings if other not in (pooling, PLAINEST)]
+        if above := compared(table, PLAINEST, others, others_first=True):
+            parts += [f"**The others less {PLAINEST}**, in hundredths:", pairs(table, above)]
+    if (ranked := to_rank(table)) is not None:
+        result = rank_test(*ranked)
+        parts += [
+            f"![ranks]({output.name}/{picture(table, 'ranks')})",
+            f"Friedman's test of the ranks: p = {result.pvalue:.1g}; critical difference {result.cd:.2f}.",
+        ]
+    return [*parts, "**Cost beside quality:**", costs(table)]
+
+
 def means(table: Table) -> str:
-    """One row a pooling, one column a set; then the mean over what all have, siblings once, and the mean rank there of
-    those that are ranked."""
+    """One row a pooling, one column a set, then the mean over the sets that all have, and the mean rank on these.
+
+    A family counts once in the mean. Only the ranked poolings have a rank.
+    """
     families, complete, scores = table.family_scores()
     of_all = dict(zip(complete, scores.mean(0), strict=True))
     _, ranked, of_ranked = to_rank(table) or ([], [], np.zeros((1, 0)))
@@ -133,27 +143,28 @@ def means(table: Table) -> str:
             of_all |= dict(zip(lower, scores.mean(0), strict=True))
     lines = []
     for pooling in [*table.poolings, *table.lower_layers]:
-        cells = []
-        for dataset in table.sets:
-            drawn = table.draws(dataset, [pooling])
-            if drawn is None:
-                cells.append("")
-            else:
-                low, high = bounds(drawn[0, 1:])
-                cells.append(f"{100 * drawn[0, 0]:.1f} ±{50 * (high - low):.1f}")
+        cells = [score_cell(table, dataset, pooling) for dataset in table.sets]
         mean = f"{100 * of_all[pooling]:.1f}" if pooling in of_all else ""
         lines.append([pooling, *cells, mean, f"{ranks[pooling]:.1f}" if pooling in ranks else ""])
     shares = [table.most_frequent(dataset) for dataset in table.sets]
-    lines.append(
-        ["most frequent test label", *("" if share is None else f"{100 * share:.1f}" for share in shares), "", ""]
-    )
+    constant = ["" if share is None else f"{100 * share:.1f}" for share in shares]
+    lines.append(["most frequent test label", *constant, "", ""])
     head = ["pooling", *(f"{d} ({table.metric(d)})" for d in table.sets), f"mean of {len(families)}", "mean rank"]
     return markdown(head, lines)
 
 
+def score_cell(table: Table, dataset: str, pooling: str) -> str:
+    """A score with half the width of its interval, or nothing where there is no run."""
+    drawn = table.draws(dataset, [pooling])
+    if drawn is None:
+        return ""
+    low, high = bounds(drawn[0, 1:])
+    return f"{100 * drawn[0, 0]:.1f} ±{50 * (high - low):.1f}"
+
+
 def mean_ranks(scores: np.ndarray) -> np.ndarray:
-    """(P,) from scores (F, P): the mean place, where 1 is best and ties share theirs."""
-    return rankdata(-scores.round(9), axis=1).mean(0)  # what differs in rounding alone is equal
+    """The mean place (P,) from scores (F, P); 1 is the best, and equal scores share their places."""
+    return rankdata(-scores.round(9), axis=1).mean(0)  # scores that differ by rounding alone are equal
 
 
 def pairs(table: Table, differences: dict[str, Difference]) -> str:
@@ -165,37 +176,27 @@ def pairs(table: Table, differences: dict[str, Difference]) -> str:
     lines = []
     for other, found in differences.items():
         estimate, low, high = (100 * value for value in found.pooled)
-        enough = len({family_of(dataset) for dataset in found.by_set}) >= FEW  # else their spread is too uncertain
-        wide = found.over_sets if enough else None, found.without_one
         lines.append(
             [
                 other,
                 str(len(found.by_set)),
                 " / ".join(map(str, found.tally)),
                 f"{estimate:+.1f} ({low:+.1f} to {high:+.1f})",
-                *("" if of is None else f"{100 * of[0]:+.1f} to {100 * of[1]:+.1f}" for of in wide),
-                f"{100 * found.detectable:.1f}" if enough else "",
-                equivalence(table, found) if enough else "too few sets",
+                span(found.over_sets if found.enough else None),
+                span(found.without_one),
+                f"{100 * found.detectable:.1f}" if found.enough else "",
+                ", ".join(f"{p:.2f}" for p in equivalence(table, found)) if found.enough else "too few sets",
             ]
         )
     return markdown(head, lines)
 
 
-def equivalence(table: Table, found: Difference) -> str:
-    """The Bayesian signed-rank test's probabilities, over families, that of three cases for a new one, the pooling is
-    better, practically equal or worse, each is the likeliest (Benavoli et al. 2017,
-    https://jmlr.org/papers/v18/16-305.html)."""
-    import baycomp  # no other part of the project needs it
-
-    scores = defaultdict(list)
-    for dataset in found.by_set:
-        of_set = [table.score(dataset, pooling) for pooling in (found.pooling, found.other)]
-        scores[family_of(dataset)].append(of_set)
-    mine, its = np.array([np.mean(values, axis=0) for values in scores.values()]).T  # (F,) each
-    return ", ".join(f"{p:.2f}" for p in baycomp.two_on_multiple(mine, its, rope=ROPE, random_state=0))
+def span(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}"
 
 
 def by_set(differences: dict[str, Difference]) -> str:
+    """One row a set, one column for each other pooling."""
     sets = list(dict.fromkeys(d for found in differences.values() for d in found.by_set))
     lines = []
     for dataset in sets:
@@ -214,10 +215,11 @@ def costs(table: Table) -> str:
     lines = []
     for pooling in table.poolings:
         rows = [row for (_, p), runs in table.rows.items() if p == pooling for row in runs.values()]
-        numbers = [median(float(row[name]) for row in rows) for name in ("parameters", "flops")]
+        parameters = median(float(row["parameters"]) for row in rows)
+        flops = median(float(row["flops"]) for row in rows)
         pace = median(float(row["seconds"]) / (int(row["epochs"]) * int(row["train_rows"])) for row in rows)
         score = f"{100 * of_all[pooling]:.1f}" if pooling in of_all else ""
-        lines.append([pooling, f"{numbers[0]:,.0f}", f"{numbers[1] / 1e6:.3f}", f"{1000 * 1000 * pace:.0f}", score])
+        lines.append([pooling, f"{parameters:,.0f}", f"{flops / 1e6:.3f}", f"{1000 * 1000 * pace:.0f}", score])
     head = [
         "pooling",
         "new parameters",
@@ -229,35 +231,36 @@ def costs(table: Table) -> str:
 
 
 def chosen(table: Table, output: Path) -> str:
-    """How often each setting of the grid was chosen, by pooling, and each layer."""
+    """How often each setting of the grid was chosen for each pooling, and how often each layer was the best."""
     tried = Runs.of(output, table.regime, table.token_pooling).rows
     grid = {Setting.of(row) for row in tried if row["kind"] == TUNE and row["backbone"] == table.backbone}
-    of_pooling, single = defaultdict(Counter), Counter()
+    grid = sorted(grid, key=lambda s: (s.epochs, s.learning_rate, s.head_learning_rate or 0.0))
+    of_pooling = defaultdict(Counter)
+    single = Counter()
     for (_, pooling), runs in table.rows.items():
-        row = next(iter(runs.values()))  # of several seeds, one
+        row = next(iter(runs.values()))  # all seeds have the same setting
         of_pooling[pooling][Setting.of(row)] += 1
         single[row["pooling"]] += pooling == BEST_LAYER
-    grid = sorted(grid, key=lambda s: (s.epochs, s.learning_rate, s.head_learning_rate or 0.0))
     lines = [
         [pooling, *(str(of_pooling[pooling][setting]) for setting in grid)]
         for pooling in [*table.poolings, *table.lower_layers]
     ]
     parts = [f"{table.title}: on how many sets each setting was best on validation"]
-    parts += [markdown(["pooling", *map(shown, grid)], lines)]
+    parts.append(markdown(["pooling", *map(shown, grid)], lines))
     if single.total():
-        parts += [
-            f"The layer that was best alone: {', '.join(f'{layer} {single[layer]}' for layer in SINGLE_LAYERS)}."
-        ]
+        layers = ", ".join(f"{layer} {single[layer]}" for layer in SINGLE_LAYERS)
+        parts.append(f"The layer that was best alone: {layers}.")
     return "\n\n".join(part.rstrip() for part in parts)
 
 
 def shown(setting: Setting) -> str:
+    """The head of a setting's column."""
     head = setting.head_learning_rate
     return f"{setting.epochs} epochs, {setting.learning_rate:g}" + ("" if head is None else f", head {head:g}")
 
 
 def hours(output: Path) -> str:
-    """What the runs took, and which final runs do not count, as another setting came to be the best."""
+    """How long the runs took, and how many final runs do not count because another setting became the best."""
     lines = []
     for path in sorted(output.glob("*.csv")):
         rows = read_rows(path)

@@ -1,24 +1,25 @@
-"""The evidence study on tiny data: any folder of the format works, no run is made twice, and a kill costs one run."""
+"""The study on tiny data: any folder of the format works, no run is made twice, and a kill costs one run."""
 
 import gzip
 from collections import defaultdict
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from lstmpool.pooling_lstmpool import LayerPooling
-from lstmpool.study.data import read_set
-from lstmpool.study.finetuned import FinetunedSet, above_layers, draw
-from lstmpool.study.frozen import FrozenSet
-from lstmpool.study.poolings import POOLINGS, own
-from lstmpool.study.records import COLUMNS, KEY, Setting, append_row, best, predictions_name, read_rows
-from lstmpool.study.regimes import REGIMES, build_of
-from lstmpool.study.run import main
 from lstmpool.training.errors import InputError
 from lstmpool.training.model import layer_cache
+from study.data import read_set
+from study.finetuned import FinetunedSet, above_layers, draw
+from study.frozen import FrozenSet
+from study.poolings import POOLINGS, own
+from study.predictions import name_of
+from study.records import COLUMNS, KEY, Setting, append_row, best, read_rows
+from study.regimes import REGIMES, build_of
+from study.run import main
+from study.store import Runs
 
 from ..training_fixtures import save_backbone, sentences, write_csv
 
@@ -187,7 +188,7 @@ def test_a_run_of_another_setting_is_another_run(column, tmp_path):
     for other in (row, row | {column: "2"}):
         append_row(tmp_path / "runs.csv", other)
     assert len(read_rows(tmp_path / "runs.csv")) == 2
-    assert predictions_name(row) != predictions_name(row | {column: "2"})
+    assert name_of(row) != name_of(row | {column: "2"})
 
 
 def test_a_dry_run_says_what_remains_and_how_long_it_takes(words, runs, data, capsys):
@@ -211,18 +212,17 @@ def test_a_dry_run_says_what_remains_and_how_long_it_takes(words, runs, data, ca
 def test_the_predictions_of_a_run_give_its_test_score_again(name, metric, words, data):
     assert main([*words[:4], "--datasets", name, "--poolings", "last", "--seeds", "1"]) == 0
     final = read_rows(data / "out" / "frozen-mean.csv")[-1]
-    (file,) = (data / "out" / "predictions" / "frozen" / name).iterdir()
-    assert file.name == predictions_name(final)
-    table = pyarrow.parquet.read_table(file).to_pydict()
-    assert table["id"] == list(range(8))
-    label, found = table["label"], table["prediction"]
+    (file,) = (data / "out" / "predictions" / "frozen-mean").iterdir()
+    assert file.name == name_of(final)
+    kept = Runs.of(data / "out", "frozen", "mean").predictions.read(final)
+    label, found = kept["label"], kept["prediction"]
+    assert len(label) == len(found) == 8  # the rows of the test file, in its order
     if name == "one":
-        assert label == [int((34 + i) % 3 > 0) for i in range(8)]  # no, yes
+        assert label == [[int((34 + i) % 3 > 0)] for i in range(8)]  # no, yes
         score = np.mean(np.array(label) == found)
-        assert all(0.5 <= value <= 1 for value in table["score"])
     elif name == "pairs":
-        assert label == [(34 + i) % 7 / 2 for i in range(8)]
-        score = np.corrcoef(label, found)[0, 1]
+        assert label == [[(34 + i) % 7 / 2] for i in range(8)]
+        score = np.corrcoef(np.ravel(label), np.ravel(found))[0, 1]
     else:
         assert label[:3] == [[0, 2], [], [0]]  # rows 34, 35 and 36
         hits = sum(len(set(a) & set(b)) for a, b in zip(label, found, strict=True))
@@ -281,13 +281,13 @@ def test_zipped_files_are_read_and_a_label_unknown_to_training_counts_as_a_mista
     (folder / "train.csv.gz").write_bytes(gzip.compress((folder / "train.csv").read_bytes()))
     (folder / "train.csv").unlink()
     found = read_set(tmp_path, "rare", None, None)
-    assert found.labels.names == ["a", "b", "new"]
+    assert found.task.names == ["a", "b", "new"]
     assert found.test.labels[-1] == 2 and 2 not in found.train.labels
 
 
 def test_an_empty_cell_is_a_row_without_labels(data):
     found = read_set(data, "several", None, None)
-    assert found.labels.names == ["a", "b", "c"]
+    assert found.task.names == ["a", "b", "c"]
     assert found.train.labels[:5] == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 1]]
 
 

@@ -1,28 +1,26 @@
 """The study's tables: differences, intervals, ranks and families, from runs made up so that all can be worked out."""
 
-import re
-
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
 
-from lstmpool.study.plots import rank_test
-from lstmpool.study.records import COLUMNS, Runs
-from lstmpool.study.statistics import (
-    difference,
+from lstmpool.training.errors import InputError
+from study.differences import compared, difference
+from study.plots import rank_test
+from study.records import COLUMNS
+from study.statistics import (
     family_of,
     final_rows,
     item_sums,
     metric_of,
     read_tables,
 )
-from lstmpool.study.tables import (
-    above_plainest,
+from study.store import Runs
+from study.tables import (
     all_tables,
     by_set,
     chosen,
-    compared,
     costs,
     hours,
     main,
@@ -32,9 +30,6 @@ from lstmpool.study.tables import (
     picture,
     to_rank,
 )
-from lstmpool.training.errors import InputError
-
-from ..training_fixtures import ROOT
 
 
 def keep(output, dataset, pooling, correct, seed=1, regime="frozen", **fields):
@@ -49,8 +44,8 @@ def keep(output, dataset, pooling, correct, seed=1, regime="frozen", **fields):
     if (dataset, pooling, row["backbone"]) not in tried:
         runs.add(row | {"seed": "0", "kind": "tune"})
         runs.add(row | {"seed": "0", "kind": "tune", "learning_rate": "0.004", "validation": "0.4"})
-    columns = {"id": range(len(correct)), "label": [1] * len(correct), "prediction": [int(c) for c in correct]}
-    runs.add(row | {"seed": str(seed), "kind": "final", "test": f"{np.mean(correct):.4f}"}, columns)
+    predictions = [[1.0] for _ in correct], [[float(c)] for c in correct]
+    runs.add(row | {"seed": str(seed), "kind": "final", "test": f"{np.mean(correct):.4f}"}, predictions)
 
 
 def test_metrics_are_those_of_the_items_that_are_drawn():
@@ -218,7 +213,7 @@ def test_what_all_sets_have_is_ranked(tmp_path):
 @pytest.fixture
 def study(tmp_path):
     """Six sets: lstm is right on 30 of 40 items, last on the first 20 of them, max as lstm."""
-    output = tmp_path / "evidence"
+    output = tmp_path / "results"
     for dataset in ("cr", "mr", "cola", "rte", "mrpc", "snips"):
         for pooling, right in (("lstm", 30), ("last", 20), ("max", 30)):
             for seed in (1, 2):
@@ -235,8 +230,9 @@ def test_the_tables_hold_the_numbers(study):
     assert last.endswith("| +25.0 to +25.0 | +25.0 to +25.0 | 0.0 | 1.00, 0.00, 0.00 |")
     no = "+0.0 to +0.0"
     assert top == f"| max | 6 | 0 / 6 / 0 | +0.0 ({no}) | {no} | {no} | 0.0 | 0.00, 1.00, 0.00 |"
-    assert list(above_plainest(table, "lstm")) == ["max"]
-    (line,) = pairs(table, above_plainest(table, "lstm")).splitlines()[2:]
+    above = compared(table, "last", ["max", "gru"], others_first=True)
+    assert list(above) == ["max"]  # gru has no runs
+    (line,) = pairs(table, above).splitlines()[2:]
     assert line == last.replace("| last |", "| max |")  # which is right where lstm is
     assert by_set(found).splitlines()[2].startswith("| cr | +25.0 (+1")
     # 2 s for 4 epochs of 500 rows
@@ -287,10 +283,17 @@ def test_the_rates_of_the_new_layers_are_part_of_a_setting(tmp_path):
 
 
 def test_the_command_fills_the_page_and_draws_the_pictures(study, capsys):
-    page = study.parent / "EVIDENCE.md"
+    page = study.parent / "TABLES.md"
     page.write_text("above\n<!-- tables: made by --table -->\nold\n<!-- end of tables -->\nbelow\n")
+    short = study.parent / "EVIDENCE.md"
+    short.write_text("above\n<!-- answer: made by --table -->\nold\n<!-- end of answer -->\nbelow\n")
     assert main(["--output", str(study)]) == 0
-    assert "### frozen, mean, b" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    answered = "| Does it pay to look below the top layer? | frozen | mean | last | 6 | +25.0 (+"
+    assert "### frozen, mean, b" in printed and answered in printed
+    assert short.read_text().startswith("above\n") and short.read_text().endswith("below\n")
+    assert answered in short.read_text() and "old" not in short.read_text()
+    assert not (study / "predictions" / "frozen-mean").exists()  # gathered into the file beside it
     text = page.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "| last | 6 | 6 / 0 / 0 |" in text
     for name in ("differences-lstm-frozen-mean-b.png", "ranks-frozen-mean-b.png"):
@@ -306,17 +309,3 @@ def test_the_command_fills_the_page_and_draws_the_pictures(study, capsys):
     with pytest.raises(SystemExit):
         main(["--output", str(study / "none")])
     assert "expected results in" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_page_shows_the_results_that_are_kept():
-    output = ROOT / "benchmarks" / "evidence"
-    assert all_tables(read_tables(output), "lstm", output).strip() in (output.parent / "EVIDENCE.md").read_text()
-
-
-def test_the_readme_quotes_the_verdict():
-    page, readme = ((ROOT / path).read_text(encoding="utf-8") for path in ("study/EVIDENCE.md", "README.md"))
-    verdict = " ".join(page.partition("## Verdict\n")[2].partition("\n## ")[0].split())
-    quoted = " ".join(readme.partition("### Is it worth it?\n")[2].partition("\n## ")[0].split())
-    sentences = [part for part in re.split(r"(?<=\.) (?=[A-Z\[])", quoted) if "](study/EVIDENCE.md)" not in part]
-    assert len(sentences) == 3 and all(sentence in verdict for sentence in sentences)
