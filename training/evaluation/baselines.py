@@ -7,7 +7,8 @@ from sklearn.base import BaseEstimator
 from transformers import Trainer
 
 from lstmpool.training.loop.logits import in_given_order
-from lstmpool.training.tasks.task import LOWER_IS_BETTER, Task
+from lstmpool.training.tasks.metrics import LOWER_IS_BETTER
+from lstmpool.training.tasks.task import Task
 
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # of the linear model's regularisation: C, or 1 / alpha

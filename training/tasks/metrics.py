@@ -1,6 +1,7 @@
 """Metrics by task, computed without a network: `evaluate` metrics of the project's own over scikit-learn.
 
-`evaluate.load("accuracy")` would fetch code from the Hub.
+`evaluate.load("accuracy")` would fetch code from the Hub. To add a metric, compute it in `_compute` and name it in
+`shown` or `hidden`; add it to `LOWER_IS_BETTER` if that is so.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,16 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
-class _Metric(evaluate.Metric):
-    row: datasets.Value | datasets.Sequence
+LOWER_IS_BETTER = ("loss", "mse", "mae", "mcrmse")
+
+
+class TaskMetric(evaluate.Metric):
+    """All metrics of a task."""
+
+    row: datasets.Value | datasets.Sequence  # one answer, or one label
+    headline: str  # by which results are compared
+    shown: dict[str, str]  # the titles of those that are shown
+    hidden: tuple[str, ...] = ()  # those that are in metrics.json alone
 
     def __init__(self):
         super().__init__(keep_in_memory=True)  # otherwise a file of the predictions goes to the user's cache
@@ -24,11 +33,17 @@ class _Metric(evaluate.Metric):
         return evaluate.MetricInfo(description=description, citation="", inputs_description="", features=features)
 
 
-class SingleLabelMetric(_Metric):
+class SingleLabelMetric(TaskMetric):
     """Of integers (B,): accuracy, F1 averaged over the labels that occur (macro) and over rows (weighted), and
     Matthews correlation, which is 0 for a guess however unbalanced the labels are."""
 
     row = datasets.Value("int64")
+    headline = "accuracy"
+    shown = {
+        "accuracy": "accuracy",
+        "f1_macro": "macro F1",
+    }
+    hidden = ("f1_weighted", "matthews_correlation")
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         return {
@@ -39,11 +54,17 @@ class SingleLabelMetric(_Metric):
         }
 
 
-class MultiLabelMetric(_Metric):
+class MultiLabelMetric(TaskMetric):
     """Of zeros and ones (B, C): F1 over all decisions (micro) and averaged over labels (macro), and the share of rows
     with no label wrong (subset accuracy)."""
 
     row = datasets.Sequence(datasets.Value("int64"))
+    headline = "f1_micro"
+    shown = {
+        "f1_micro": "micro F1",
+        "f1_macro": "macro F1",
+    }
+    hidden = ("subset_accuracy",)
 
     def _compute(self, predictions: list[list[int]], references: list[list[int]]) -> dict[str, float]:
         predicted, true = np.array(predictions), np.array(references)
@@ -54,13 +75,21 @@ class MultiLabelMetric(_Metric):
         }
 
 
-class RegressionMetric(_Metric):
+class RegressionMetric(TaskMetric):
     """Of numbers (B, C): each error and correlation is taken per target, and averaged over the C targets.
 
     MCRMSE is the mean over targets of the root of the mean squared error. A correlation with constant numbers is NaN.
     """
 
     row = datasets.Sequence(datasets.Value("float64"))
+    headline = "mse"
+    shown = {
+        "mse": "MSE",
+        "mae": "MAE",
+        "pearson": "Pearson",
+        "spearman": "Spearman",
+    }
+    hidden = ("mcrmse",)
 
     def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
         predicted, true = np.array(predictions), np.array(references)
@@ -72,6 +101,20 @@ class RegressionMetric(_Metric):
             "pearson": _correlation(pearsonr, predicted, true),
             "spearman": _correlation(spearmanr, predicted, true),
         }
+
+
+class SeveralTargetsMetric(RegressionMetric):
+    """The same of several targets, which are judged by MCRMSE."""
+
+    headline = "mcrmse"
+    shown = {
+        "mse": "MSE",
+        "mae": "MAE",
+        "pearson": "Pearson",
+        "spearman": "Spearman",
+        "mcrmse": "MCRMSE",
+    }
+    hidden = ()
 
 
 def _correlation(measure: Callable, predicted: np.ndarray, true: np.ndarray) -> float:

@@ -30,12 +30,6 @@ class MultiLabel(Classification):
     problem_type = "multi_label_classification"
     title = "any number of labels a text"
     metric = MultiLabelMetric()
-    headline = "f1_micro"
-    titles = {
-        "f1_micro": "micro F1",
-        "f1_macro": "macro F1",
-    }
-    other_metrics = ("subset_accuracy",)
     has_thresholds = True
 
     @staticmethod

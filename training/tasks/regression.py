@@ -13,8 +13,12 @@ from sklearn.preprocessing import StandardScaler
 from lstmpool.training.tasks.cells import Columns, numbers_of
 from lstmpool.training.tasks.intervals import bootstrap
 from lstmpool.training.tasks.losses import SmoothL1
-from lstmpool.training.tasks.metrics import RegressionMetric
+from lstmpool.training.tasks.metrics import RegressionMetric, SeveralTargetsMetric
 from lstmpool.training.tasks.task import BINS, LossSettings, RowLosses, Task
+
+
+ONE_TARGET = RegressionMetric()
+SEVERAL_TARGETS = SeveralTargetsMetric()
 
 
 class Regression(Task):
@@ -24,11 +28,14 @@ class Regression(Task):
     title = "regression"
     output_title = "Target"
     hub_tag = "text-regression"
-    metric = RegressionMetric()
     pictures = ("predicted_against_true",)
     has_probabilities = False
     has_numbers = True
     simplest_title = "mean of training"
+
+    @property
+    def metric(self) -> RegressionMetric:
+        return ONE_TARGET if len(self.names) == 1 else SEVERAL_TARGETS
 
     def encode(self, columns: Columns, where: str) -> list[Any]:
         columns = self.in_columns(columns, where)
@@ -78,26 +85,6 @@ class Regression(Task):
         if len(self.names) == 1:
             return {title: table[:, 0]}
         return {f"{title}_{name}": table[:, i] for i, name in enumerate(self.names)}
-
-    @property
-    def headline(self) -> str:
-        return "mcrmse" if len(self.names) > 1 else "mse"
-
-    @property
-    def titles(self) -> dict[str, str]:
-        titles = {
-            "mse": "MSE",
-            "mae": "MAE",
-            "pearson": "Pearson",
-            "spearman": "Spearman",
-        }
-        if len(self.names) > 1:
-            titles["mcrmse"] = "MCRMSE"
-        return titles
-
-    @property
-    def other_metrics(self) -> tuple[str, ...]:
-        return () if len(self.names) > 1 else ("mcrmse",)
 
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         errors = (self._as_rows(answers) - self._as_rows(labels)) ** 2  # (N, C)

@@ -26,12 +26,6 @@ class SingleLabel(Classification):
     title = "one label a text"
     metric = SingleLabelMetric()
     pictures = ("confusion_matrix",)
-    headline = "accuracy"
-    titles = {
-        "accuracy": "accuracy",
-        "f1_macro": "macro F1",
-    }
-    other_metrics = ("f1_weighted", "matthews_correlation")
     gives_several_answers = False
 
     @staticmethod

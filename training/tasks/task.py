@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import evaluate
 import numpy as np
 from sklearn.base import BaseEstimator
 from torch import Tensor
@@ -20,10 +19,10 @@ from lstmpool.training.errors import InputError
 from lstmpool.training.flag_conditions import Flags
 from lstmpool.training.flag_rules import WITH_METRICS, check
 from lstmpool.training.tasks.cells import Columns
+from lstmpool.training.tasks.metrics import LOWER_IS_BETTER, TaskMetric
 
 
 AUTO = "auto"  # stands for the headline metric until the task is known
-LOWER_IS_BETTER = ("loss", "mse", "mae", "mcrmse")
 BINS = 10  # of numbers, with equally many rows each: what splits spread alike
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]  # logits (B, C) and labels to the sum of the rows' losses
@@ -55,7 +54,6 @@ class Task(ABC):
     title: ClassVar[str]  # in a sentence
     output_title: ClassVar[str]  # what one output is called
     hub_tag: ClassVar[str]
-    metric: ClassVar[evaluate.Metric]
     pictures: ClassVar[tuple[str, ...]] = ()  # what is drawn of it, see `output/plots.py`
     has_probabilities: ClassVar[bool] = True
     has_thresholds: ClassVar[bool] = False  # each output has its own, above which it is given
@@ -145,25 +143,25 @@ class Task(ABC):
     # ------------------------------------------------------------------------------------------------ measuring
     @property
     @abstractmethod
-    def titles(self) -> dict[str, str]:
-        """The metrics that are shown, with their titles. The first is the headline, or the last of several numbers."""
+    def metric(self) -> TaskMetric:
+        """All metrics of the task, in one."""
 
     @property
-    @abstractmethod
+    def titles(self) -> dict[str, str]:
+        """The metrics that are shown, with their titles."""
+        return self.metric.shown
+
+    @property
     def headline(self) -> str:
         """The metric by which results are compared, and the best epoch is chosen unless the user names another."""
-
-    @property
-    def other_metrics(self) -> tuple[str, ...]:
-        """The metrics that are computed and not shown."""
-        return ()
+        return self.metric.headline
 
     def best_by(self, named: str) -> BestBy:
         """What `--metric_for_best_model` comes to. Raises InputError if this task has no such metric."""
         metric = named.removeprefix("eval_")
         if metric == AUTO:
             metric = self.headline
-        known = (*self.titles, *self.other_metrics, "loss")
+        known = (*self.metric.shown, *self.metric.hidden, "loss")
         check(WITH_METRICS, Flags(training={"metric_for_best_model": metric}, metrics=known))
         return BestBy(metric, metric not in LOWER_IS_BETTER)
 
