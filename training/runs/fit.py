@@ -235,6 +235,8 @@ def _write(
                 backbone=job.backbone,
                 lora=job.model_args if job.model_args.peft else None,
                 data=numbers,
+                data_args=job.data_args,
+                results=evaluation.results,
                 max_seq_length=job.tokenizer.model_max_length,
                 best=best,
                 table=table,
