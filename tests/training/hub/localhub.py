@@ -186,8 +186,8 @@ def validate_yaml(h: Handler) -> None:
 
 def wrong_in_index(model: dict[str, Any]) -> list[str]:
     """What the Hub demands of a model's results."""
-    wrong = [] if model.get("name") and model.get("results") else ['"model-index" must have a name and results']
-    for result in model.get("results", []):
+    wrong = [f'"model-index.{key}" is required' for key in ("name", "results") if model.get(key) is None]
+    for result in model.get("results") or []:  # a card of the library's `Trainer` has an empty list
         wanted = {"task": ("type",), "dataset": ("type", "name")}
         for key, names in wanted.items():
             wrong += [f'"{key}.{name}" is required' for name in names if not result.get(key, {}).get(name)]
