@@ -1,6 +1,6 @@
-"""The loading snippet of a published model card, pinned to the commit that it loads.
+"""Pins the loading snippet of a published model card to the commit that it loads.
 
-A commit cannot name itself, so the card in a repository names the one before it, which differs in the card alone.
+A commit cannot name itself, so the card in a repository names the commit before, which differs in the card alone.
 """
 
 import re
@@ -14,11 +14,12 @@ TITLE = re.compile(r"^# +(.*?) *$", re.MULTILINE)
 def pin_card(card: str, repo_id: str, commit: str, folder: str) -> str:
     """Puts the repository and the commit into each line that loads this model by a revision.
 
-    Such a line names the repository, the `folder` or the card's title; a line with another name loads another model,
-    such as the backbone, and stays. If there is none, a snippet is added.
+    Such a line names the repository, the `folder` or the card's title. A line with another name loads another model,
+    such as the backbone, and stays. If no line loads this model, a snippet is added.
     """
     own = {repo_id, folder, *TITLE.findall(card)[:1]}
-    lines, pinned = card.splitlines(keepends=True), False
+    lines = card.splitlines(keepends=True)
+    pinned = False
     for i, line in enumerate(lines):
         names = {name for _, name in NAME.findall(line)}
         if MOVING.search(line) and names and names <= own:
@@ -30,7 +31,7 @@ def pin_card(card: str, repo_id: str, commit: str, folder: str) -> str:
 
 
 def snippet_of(card: str, repo_id: str, commit: str) -> str:
-    """The first block of code in a pinned card that loads the commit, or, if none does, lines that do."""
+    """The first block of code in a pinned card that loads the commit; if there is none, lines that load it."""
     blocks = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
     return next((block for block in blocks if commit in block), _snippet(repo_id, commit))
 

@@ -1,7 +1,7 @@
-"""Loads a model as a stranger does: in a fresh isolated process, from an empty directory, with an empty cache, where
-`lstmpool` cannot be imported, so that the code which runs is the code that came with the model.
+"""Loads a model as a stranger does: in a fresh isolated process, from an empty directory, with an empty cache.
 
-This file is the program of that process, too. It imports nothing of the project.
+`lstmpool` cannot be imported there, so the code that runs is the code that came with the model. This file is the
+program of that process, too, so it imports nothing of the project.
 """
 
 import hashlib
@@ -24,19 +24,21 @@ PROBES = (
     "The first delivery was late, the second went to the wrong address; who can tell me where the third one is now?",
     "I have written to you three times about this order and nobody has answered. " * 12,
 )
-TOKENS = 256  # a longer text is cut, so that the check takes no longer for a model that reads long ones
+TOKENS = 256  # a longer text is cut, so that a model which reads long texts is checked as fast
 SECONDS = 1800
-# All that the process keeps of the Hub's settings: no token but the one given, no cache, no offline mode.
+# The only settings of the Hub that the process keeps: no cache, no offline mode, and no token but the one given.
 KEPT = ("HF_ENDPOINT", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_ETAG_TIMEOUT")
 
 
 class LoadError(Exception):
-    """The model cannot be loaded, or is another one. Says so in one line."""
+    """The model cannot be loaded, or is another one. The message is one line."""
 
 
 def probe_logits(model: torch.nn.Module, tokenizer: Any) -> list[list[float]]:
-    """Logits (rows, C) of each probe alone, and, if the tokenizer can pad, of all of them in one batch."""
-    batches = [[text] for text in PROBES] + ([list(PROBES)] if tokenizer.pad_token is not None else [])
+    """Logits (rows, C) of each probe alone and, if the tokenizer can pad, of all of them in one batch."""
+    batches = [[text] for text in PROBES]
+    if tokenizer.pad_token is not None:
+        batches.append(list(PROBES))
     options = {"truncation": True, "max_length": min(tokenizer.model_max_length, TOKENS), "return_tensors": "pt"}
     rows = []
     for batch in batches:
@@ -50,24 +52,27 @@ def load_in_fresh_process(source: str, revision: str | None = None, token: str |
     """Loads a folder (without a network), or a `revision` of a repository on the Hub, through the auto classes.
 
     Returns:
-        `logits` of the probes, and `code`: the SHA-256 of each code file that ran, by its name.
+        `logits`, those of the probes, and `code`, the SHA-256 of each code file that ran, by its name.
 
     Raises:
-        LoadError: if it does not load, or weights are missing from it.
+        LoadError: if the model does not load, or lacks weights.
     """
     from_hub = revision is not None
     environment = {k: v for k, v in os.environ.items() if k in KEPT or not re.match("HF_|HUGGING|TRANSFORMERS_|PY", k)}
-    environment |= {"HF_TOKEN": token} if token else {}
+    if token:
+        environment["HF_TOKEN"] = token
     environment["HF_HUB_OFFLINE"] = "0" if from_hub else "1"
     with tempfile.TemporaryDirectory(prefix="lstmpool-") as scratch:
-        empty, answer = Path(scratch, "empty"), Path(scratch, "answer.json")
+        answer = Path(scratch, "answer.json")
+        empty = Path(scratch, "empty")
         empty.mkdir()
+        environment["HF_HOME"] = str(Path(scratch, "hf"))
         words = [source if from_hub else str(Path(source).resolve()), revision or "", str(answer)]
         try:
             done = subprocess.run(
                 [sys.executable, "-I", __file__, *words, str(torch.get_num_threads())],
                 cwd=empty,
-                env={**environment, "HF_HOME": str(Path(scratch, "hf"))},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -82,8 +87,9 @@ def load_in_fresh_process(source: str, revision: str | None = None, token: str |
 
 
 def largest_difference(logits: list[list[float]], others: list[list[float]]) -> float:
-    """Largest distance of two logits, as a share of the largest logit if that is above 1; inf for another shape."""
-    one, other = torch.tensor(logits), torch.tensor(others)
+    """The largest distance of two logits, as a share of the largest logit if that is over 1; inf for other shapes."""
+    one = torch.tensor(logits)
+    other = torch.tensor(others)
     if one.shape != other.shape:
         return float("inf")
     difference = ((one - other).abs().max() / one.abs().max().clamp(min=1)).item()
@@ -94,7 +100,7 @@ def _main(source: str, revision: str, answer: str, threads: str) -> None:
     sys.modules["lstmpool"] = None  # cannot be imported, installed or not
     torch.set_num_threads(int(threads))  # the order of a sum, and so its rounding, depends on it
     options = {"revision": revision} if revision else {}
-    trusting = {**options, "trust_remote_code": True}
+    trusting = options | {"trust_remote_code": True}
     AutoConfig.from_pretrained(source, **trusting)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     model, report = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **trusting)

@@ -1,7 +1,7 @@
 """A folder as it goes to the Hub: which of its files are published, and whether they are fit to be.
 
-Only files that are known are published: a stranger's machine reads them, and what else lies in the folder (such as
-predictions, logs and checkpoints) may be private. Nothing pickled is among them.
+Only the files that are listed here are published: a stranger's machine reads them. What else lies in the folder, such
+as predictions, logs and checkpoints, may be private. Pickles are never published.
 """
 
 import difflib
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import metadata_load
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
@@ -23,13 +24,33 @@ from lstmpool.fields_lstmpool import PROBLEM_TYPES
 from lstmpool.training.output.folder import CODE
 
 
-TOKENIZER = (
-    "added_tokens.json bpe.codes chat_template.jinja dict.txt entity_vocab.json merges.txt normalizer.json "
-    "sentencepiece.bpe.model source.spm special_tokens_map.json spiece.model spm.model target.spm tokenizer.json "
-    "tokenizer.model tokenizer_config.json vocab.json vocab.txt"
-).split()
-# besides, the weights and the images that the model card shows
-PUBLISHED = {"README.md", "LICENSE", "config.json", "metrics.json", *TOKENIZER, *(path.name for path in CODE)}
+# What is published besides the code, the weights and the images that the model card shows.
+PUBLISHED = {
+    "README.md",
+    "LICENSE",
+    "config.json",
+    "metrics.json",
+    # of tokenizers
+    "added_tokens.json",
+    "bpe.codes",
+    "chat_template.jinja",
+    "dict.txt",
+    "entity_vocab.json",
+    "merges.txt",
+    "normalizer.json",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "special_tokens_map.json",
+    "spiece.model",
+    "spm.model",
+    "target.spm",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+}
+PUBLISHED |= {path.name for path in CODE}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 IMAGE = re.compile(r"!\[[^\]]*\]\(([\w.-]+\.(?:png|svg|jpg))\)")
 HEADER = {"library_name": "transformers", "pipeline_tag": "text-classification"}
@@ -38,7 +59,7 @@ IGNORED = "/training_args.bin"
 
 @dataclass(frozen=True)
 class CodeFile:
-    """One of the code files: its SHA-256, that of the installed release, and the lines in which they differ."""
+    """A code file: its SHA-256, that of the installed release, and the lines in which they differ."""
 
     name: str
     sha256: str
@@ -47,10 +68,10 @@ class CodeFile:
 
 
 def prepare_output_dir(model: PreTrainedModel, folder: str | Path) -> None:
-    """Makes each push of the library's `Trainer` load by itself. To be called before `train()`.
+    """Makes each push of the library's `Trainer` load by itself. Call it before `train()`.
 
-    During training, `Trainer` uploads `args.output_dir`, into which it copies weights and config but not the model's
-    code. This puts the code there, and a `.gitignore` by which the Hub leaves out the pickled `training_args.bin`.
+    During training, `Trainer` copies weights and config into `args.output_dir` and uploads that, without the model's
+    code. This function adds the code, and a `.gitignore` that keeps the pickled `training_args.bin` off the Hub.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +86,7 @@ def prepare_output_dir(model: PreTrainedModel, folder: str | Path) -> None:
 
 
 def choose_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of what is published of a folder, and of what is left out of it."""
+    """The names of the files in a folder that are published, and of those that are left out."""
     card = folder / "README.md"
     images = set(IMAGE.findall(card.read_text(encoding="utf-8", errors="replace"))) if card.is_file() else set()
     known = PUBLISHED | images | _weights(folder)
@@ -74,7 +95,7 @@ def choose_files(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def check_files(folder: Path) -> list[str]:
-    """What is wrong with a folder that holds what is to be published: one line each, with the remedy."""
+    """What is wrong with a folder of files to publish: one line each, with the remedy."""
     wrong = []
     for path in sorted(folder.iterdir()):
         if _is_pickle(path):
@@ -91,7 +112,7 @@ def check_files(folder: Path) -> list[str]:
 
 
 def compare_code(folder: Path) -> list[CodeFile]:
-    """The folder's code files, which must be there, beside those of the installed release."""
+    """Compares the folder's code files, which must be there, with those of the installed release."""
     found = []
     for released in CODE:
         path = folder / released.name
@@ -104,7 +125,7 @@ def compare_code(folder: Path) -> list[CodeFile]:
 
 
 def _weights(folder: Path) -> set[str]:
-    """Names of the weights: one file, or an index and the parts that it names."""
+    """The names of the weights: one file, or an index and the parts that it names."""
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else None
     if (folder / WEIGHTS).is_file() or not index:
         return {WEIGHTS}
@@ -134,7 +155,7 @@ def _check_config(config: dict[str, Any]) -> list[str]:
 
 
 def _check_references(folder: Path) -> list[str]:
-    """Code that lies in another repository is named `owner/name--module.Class`."""
+    """What is wrong with references to code: `owner/name--module.Class` names code in another repository."""
     wrong = []
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -157,23 +178,20 @@ def _check_weights(folder: Path) -> list[str]:
 
 
 def _check_card(folder: Path) -> list[str]:
-    """The header of the model card, as far as it can be judged here; a push asks the Hub's own validator, too."""
-    path, lines = (
-        folder / "README.md",
-        "\n".join(["---", *(f"{key}: {value}" for key, value in HEADER.items()), "---"]),
-    )
+    """What is wrong with the header of the model card, as far as this machine can tell. A push asks the Hub, too."""
+    path = folder / "README.md"
+    lines = "\n".join(["---", *(f"{key}: {value}" for key, value in HEADER.items()), "---"])
     if not path.is_file():
         return [f"README.md, the model card, not found. Write one that begins with {lines!r}."]
     try:
-        text = path.read_text(encoding="utf-8")
+        header = metadata_load(path)
     except UnicodeDecodeError as error:
         return [f"README.md must be UTF-8, found the byte {error.object[error.start]:#x}. Save it as UTF-8."]
-    match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    try:
-        header = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError as error:
         return [f"the header of README.md is not valid YAML: {error}"]
-    if not isinstance(header, dict):
+    except ValueError:  # a list or a text, where a dictionary belongs
+        header = None
+    if header is None:
         return [f"README.md must begin with a header such as {lines!r}, found none."]
     return [
         f"the header of README.md must have {key}: {value}, found {header.get(key)!r}."
@@ -183,7 +201,7 @@ def _check_card(folder: Path) -> list[str]:
 
 
 def _is_pickle(path: Path) -> bool:
-    """By content: torch's archives are zip files, a pickle begins with its protocol; neither is ever a text."""
+    """Judges by content: torch's archives are zip files, a pickle begins with its protocol. No text does either."""
     with path.open("rb") as file:
         start = file.read(4)
     return start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05" and path.suffix != ".safetensors")

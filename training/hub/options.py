@@ -7,8 +7,8 @@
 Log in first with `hf auth login`, or set HF_TOKEN. Weights, config, code, tokenizer and model card go up in one
 commit; a second one pins the snippet in the card to the first.
 
-Exit status: 0 when all is well; 2 when nothing was published, with one line for each thing to mend; 3 when something
-was pushed that could not be shown to be right, which is then named.
+Exit status: 0 when all is well. 2 when nothing was published; each thing to mend has one line. 3 when a commit was
+pushed, or may have been, that was not shown to be right; the line names it.
 """
 
 # The text above is the command's help. Here are its flags, which are read before `publishing`, as that needs torch.

@@ -29,7 +29,7 @@ TOLERANCE = 1e-5  # of the largest logit: two processes on one machine may round
 
 
 class UnfitFolder(InputError):
-    """A folder that is not fit to be published. `problems` are its lines."""
+    """The folder is not fit to be published. Each of the `problems` is one line."""
 
     def __init__(self, problems: list[str]):
         super().__init__(" ".join(problems))
@@ -38,7 +38,7 @@ class UnfitFolder(InputError):
 
 @dataclass(frozen=True)
 class Checked:
-    """A folder that passed: its `name`, a copy of what will be published, and the logits that this must give."""
+    """A folder that passed: its `name`, a copy of what will be published, and the logits that the copy must give."""
 
     name: str
     folder: Path
@@ -49,7 +49,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Published:
-    """Where a model is now. `commit` was loaded by a stranger; `snippet` loads it."""
+    """Where a model is now. A stranger has loaded `commit`; `snippet` loads it."""
 
     repo_id: str
     commit: str
@@ -85,10 +85,10 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def checked(folder: Path) -> Iterator[Checked]:
-    """Checks a folder. What is checked is a copy of the files that are published, so that nothing else is.
+    """Copies the files that are published, and checks the copy, so that no other file can make the check pass.
 
     Raises:
-        UnfitFolder: if it must not be published.
+        UnfitFolder: if the folder must not be published.
     """
     if not folder.is_dir():
         raise UnfitFolder([f"expected the folder of a saved model, found none at {folder}."])
@@ -107,7 +107,8 @@ def push(model: Checked, hub: Hub, options: Options) -> Published:
     """Pushes a checked folder, loads the commit in a fresh process, and pins the model card to it.
 
     Raises:
-        InputError: if nothing was published. PushError: if something was that could not be shown to be right.
+        InputError: if nothing was published.
+        PushError: if a commit was pushed, or may have been, that was not shown to be right.
     """
     card = (model.folder / "README.md").read_text(encoding="utf-8")
     hub.check_card(card)
@@ -129,19 +130,22 @@ def push(model: Checked, hub: Hub, options: Options) -> Published:
 
 
 def describe(model: Checked) -> str:
-    """What will be published, and the code that `trust_remote_code` will trust, beside the installed release."""
-    lines = [f"Fit to be published: {', '.join(sorted(path.name for path in model.folder.iterdir()))}."]
-    lines += [f"Left out: {', '.join(model.left_out)}."] if model.left_out else []
+    """Says what will be published, and how the code that `trust_remote_code` will trust differs from the release."""
+    names = sorted(path.name for path in model.folder.iterdir())
+    lines = [f"Fit to be published: {', '.join(names)}."]
+    if model.left_out:
+        lines.append(f"Left out: {', '.join(model.left_out)}.")
     for file in model.code:
         verdict = "differs from the installed release:" if file.difference else "is that of the installed release:"
         lines.append(f"{file.name} {verdict}")
-        lines += [f"  sha256 {file.sha256}  this folder", f"  sha256 {file.released}  installed release"]
+        lines.append(f"  sha256 {file.sha256}  this folder")
+        lines.append(f"  sha256 {file.released}  installed release")
         lines += [f"  {line}" for line in file.difference]
     return "\n".join(lines)
 
 
 def _logits(folder: Path) -> list[list[float]]:
-    """Logits of the probes by the installed code, once a fresh process has given the same by the folder's own."""
+    """The probes' logits by the installed code. The folder's own code, in a fresh process, must give the same."""
     try:
         model = LstmPoolForSequenceClassification.from_pretrained(folder).eval()
         logits = probe_logits(model, AutoTokenizer.from_pretrained(folder))

@@ -1,7 +1,10 @@
-"""One repository on the Hub, and what is done to it in a push. What the Hub refuses is told in one line.
+"""One repository on the Hub, and what a push does to it. What the Hub refuses is told in one line.
 
 All of a model goes up in one commit: a reader sees it whole or not at all. A connection that breaks before that leaves
 the repository as it was; the next run uploads what is still missing.
+
+`HfApi.upload_folder` would choose, delete and commit in one call. But its patterns cannot tell a stale file at the top
+from a person's file in a folder, and it does not say whether an error came before the commit or after it.
 """
 
 import re
@@ -19,7 +22,6 @@ from huggingface_hub.errors import (
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
 
@@ -28,19 +30,20 @@ from lstmpool.training.errors import InputError
 from lstmpool.training.hub.folder import PUBLISHED, read_json
 
 
-# HTTPError is that of the http library, which differs with the release of huggingface_hub; not OSError, a full disk
+# HTTPError is that of the http library, which differs by release of huggingface_hub. OSError is left out: a full disk
+# is no matter of the connection.
 CONNECTION = (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError)
 PICKLES = tuple(".bin .ckpt .joblib .npy .npz .pickle .pkl .pt .pth".split())
 KEPT = {"README.md", "LICENSE"}  # may have been written on the Hub itself
 
 
 class PushError(Exception):
-    """Something was pushed, or may have been, that was not shown to be right. Its message names it."""
+    """A commit that was not shown to be right was pushed, or may have been. The message names it."""
 
 
 @dataclass
 class Hub:
-    """A repository, and the token by which it is written. `head` is the newest commit of `branch`."""
+    """A repository, and the token that writes to it. `head` is the newest commit of `branch`."""
 
     api: HfApi
     repo_id: str
@@ -53,10 +56,10 @@ class Hub:
 
     @classmethod
     def connect(cls, repo_id: str | None, branch: str, token: str | None = None) -> "Hub":
-        """Looks whether the token (unset: that of HF_TOKEN or `hf auth login`) is one that the Hub knows.
+        """Asks the Hub whether it knows the token (unset: that of HF_TOKEN or `hf auth login`).
 
         Raises:
-            InputError: if it is not, if there is none, or if `repo_id` is not OWNER/NAME.
+            InputError: if it does not, if there is no token, or if `repo_id` is not OWNER/NAME.
         """
         try:
             validate_repo_id(repo_id or "")
@@ -84,28 +87,26 @@ class Hub:
         """Finds the repository, or makes it; then the branch.
 
         Raises:
-            InputError: if it may not be written, holds something else, is public against one's wish, or has the tag.
+            InputError: if the token may not write to it, if it holds another kind of model, if it is public and
+                `private` was asked for, or if it has the tag already.
         """
         with self._told():
-            try:
-                self.api.model_info(self.repo_id)
-            except RepositoryNotFoundError:
+            if not self.api.repo_exists(self.repo_id):
                 self.api.create_repo(self.repo_id, private=private or None)  # None: the owner's default
                 self.so_far = f"The new repository {self.repo_id} is there, and empty."
-            branches, tags = self._look()
+            tags = self._look()
             self._check_is_ours()
             if private and not self.private:
                 raise InputError(f"{self.repo_id} exists and is public. Choose another name, or change its settings.")
             if tag in tags:
                 raise InputError(f"{self.repo_id} has a tag {tag} already. Choose another. {self.so_far}")
-            if self.branch not in branches:
-                self.api.create_branch(self.repo_id, branch=self.branch)
+            self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True)
 
     def push(self, files: dict[str, Path], message: str = "Upload model") -> str:
-        """One commit with these files, by their names on the Hub, and without what an earlier push left.
+        """Makes one commit, which adds these files, by their names on the Hub, and deletes what an earlier push left.
 
         Returns:
-            The id of the commit, which is the newest one if that holds the same already.
+            The id of the commit. If nothing has changed, there is none, and this is the id of the newest one.
         """
         with self._told():
             self._look()
@@ -116,16 +117,14 @@ class Hub:
         return commit
 
     def push_card(self, card: str, commit: str) -> None:
-        """A second commit, with another README.md alone: all else must be what `commit` holds."""
+        """Makes a second commit, which changes README.md alone: the Hub refuses it on top of any but `commit`."""
+        self.head = commit
         try:
-            new = self._commit([CommitOperationAdd("README.md", card.encode())], f"Pin the snippet to {commit[:7]}")
-            before, after = self._blobs(commit), self._blobs(new)
-        except (InputError, *CONNECTION) as error:
+            self._commit([CommitOperationAdd("README.md", card.encode())], f"Pin the snippet to {commit[:7]}")
+        except InputError as error:
             raise PushError(
                 f"{self.repo_id} at commit {commit} is right, but its card could not be pinned: {error}"
             ) from None
-        if changed := sorted(k for k in before | after if k != "README.md" and before.get(k) != after.get(k)):
-            raise PushError(f"{self.repo_id} has the new commit {new}, in which {changed[0]} is not what was checked.")
 
     def tag(self, tag: str) -> None:
         """Names the newest commit."""
@@ -134,16 +133,18 @@ class Hub:
         except CONNECTION as error:
             raise PushError(f"{self.repo_id} at commit {self.head} is right, but got no tag {tag}: {error}") from None
 
-    def _look(self) -> tuple[set[str], set[str]]:
-        """Asks for the newest commit of the branch, or of the one it will start from; returns branches and tags."""
-        info, refs = self.api.model_info(self.repo_id), self.api.list_repo_refs(self.repo_id)
+    def _look(self) -> set[str]:
+        """Asks for the newest commit of the branch, or of the one that it will start from. Returns the tags."""
+        info = self.api.model_info(self.repo_id)
+        refs = self.api.list_repo_refs(self.repo_id)
         heads = {ref.name: ref.target_commit for ref in refs.branches}
-        self.private, self.head = bool(info.private), heads.get(self.branch, info.sha)
+        self.private = bool(info.private)
+        self.head = heads.get(self.branch, info.sha)
         self.files = tuple(self.api.list_repo_files(self.repo_id, revision=self.head))
-        return set(heads), {ref.name for ref in refs.tags}
+        return {ref.name for ref in refs.tags}
 
     def _check_is_ours(self) -> None:
-        """A name that is taken by another kind of model is not written over."""
+        """Raises InputError if another kind of model has taken the name."""
         others = [name for name in self.files if name not in {*KEPT, ".gitattributes", ".gitignore"}]
         if not others:
             return
@@ -159,6 +160,10 @@ class Hub:
             )
 
     def _commit(self, operations: list[Any], message: str) -> str:
+        """Makes a commit on top of `head`, and of nothing else; returns its id.
+
+        The upload is a step of its own: an error in it cannot have made a commit, an error after it can.
+        """
         with self._told():
             additions = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
             self.api.preupload_lfs_files(self.repo_id, additions, revision=self.branch)
@@ -168,8 +173,9 @@ class Hub:
                     self.repo_id, operations, commit_message=message, revision=self.branch, parent_commit=self.head
                 )
         except InputError as error:
-            # a lost answer, or that somebody else was faster, of which one's own second attempt cannot be told apart
-            if (newest := self._newest()) != self.head:
+            # The answer was lost, or somebody else was faster: the client's second attempt makes both look the same.
+            newest = self._newest()
+            if newest != self.head:
                 named = f"the new commit {newest}" if newest else "a new commit, which it cannot be asked for now"
                 reason = str(error).removesuffix(self.so_far)
                 raise PushError(f"{self.repo_id} may have {named}, by this push or another's: {reason}") from None
@@ -184,20 +190,18 @@ class Hub:
         except CONNECTION:
             return None
 
-    def _blobs(self, revision: str) -> dict[str, str]:
-        tree = self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision)
-        return {entry.path: entry.blob_id for entry in tree if hasattr(entry, "blob_id")}
-
     @contextmanager
     def _told(self) -> Iterator[None]:
         """Turns what the Hub's client raises into one line that says what to do."""
-        at, so_far = self.api.endpoint, self.so_far
+        at = self.api.endpoint
+        so_far = self.so_far
         try:
             yield
         except OfflineModeIsEnabled:
             raise InputError(f"HF_HUB_OFFLINE is set, so that {at} cannot be asked. Unset it. {so_far}") from None
         except HfHubHTTPError as error:
-            status, reason = error.response.status_code, error.server_message or str(error)
+            status = error.response.status_code
+            reason = error.server_message or str(error)
             remedy = {
                 401: "The token is wrong or has expired: log in again with `hf auth login`, or set HF_TOKEN.",
                 403: f"This token may not write to {self.repo_id}: use one that may, or a name of your own.",
@@ -213,6 +217,6 @@ class Hub:
 
 
 def _is_stale(name: str) -> bool:
-    """What must not stand beside a new model: files of an older one, anything pickled, checkpoints."""
-    of_model = name in PUBLISHED - KEPT or re.fullmatch(r"[^/]+\.safetensors(\.index\.json)?", name)
-    return bool(of_model) or name.endswith(PICKLES) or re.match("(last-)?checkpoint", name) is not None
+    """Whether this must not stand beside a new model: a file of an older one, a pickle, or a checkpoint."""
+    of_model = name in PUBLISHED - KEPT or re.fullmatch(r"[^/]+\.safetensors(\.index\.json)?", name) is not None
+    return of_model or name.endswith(PICKLES) or name.startswith(("checkpoint", "last-checkpoint"))

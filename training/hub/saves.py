@@ -1,8 +1,8 @@
 """What `train_trainer.py --push_to_hub` does: checkpoints go to the Hub during training, the finished model after it.
 
 The library's own pushes during training leave out the code, upload whatever lies in the folder, and lose their errors.
-These push a copy of the checkpoint, which loads by itself, in one commit; what came of them is told once training is
-over, however it ends.
+These push a copy of the checkpoint, which loads by itself, in one commit. Once training is over, however it ends, the
+command says what came of them.
 """
 
 import shutil
@@ -24,33 +24,37 @@ from lstmpool.training.training_arguments import TrainingArguments
 
 
 class HubRun:
-    """The repository of a run. Made before training, so that a wrong token or name is told then."""
+    """The repository of a run. It is made before training, so that a wrong token or name is told then."""
 
     def __init__(self, args: TrainingArguments):
-        """Raises InputError if the Hub does not know the token, or the name is none."""
-        self.folder, self.options = Path(args.output_dir), Options(private=args.hub_private_repo)
+        """Raises InputError if the Hub does not know the token, or the name is not OWNER/NAME."""
+        self.folder = Path(args.output_dir)
+        self.options = Options(private=args.hub_private_repo)
         self.hub = Hub.connect(args.hub_model_id, args.hub_revision or "main")
         self.saves = _PushSaves(self.hub, args.hub_strategy)
-        self.waited, self.wrong = False, []
-        disable_progress_bars()  # of uploads, beside that of the training
+        self.waited = False
+        self.wrong: list[str] = []
+        disable_progress_bars()  # those of uploads would break up that of the training
 
     def open(self) -> list[TrainerCallback]:
-        """Finds or makes the repository; returns what pushes during training. Raises InputError if it cannot."""
+        """Finds or makes the repository; returns what pushes during training. Raises InputError if that fails."""
         self.hub.open(self.options.private)
         return [] if self.saves.strategy == HubStrategy.END else [self.saves]
 
     def wait(self) -> None:
-        """Waits for the pushes that are under way, and tells which steps were pushed and which were not.
+        """Waits for the pushes that are under way, and says which steps were pushed and which were not.
 
-        To be called at the end of training, also if that is an error or Ctrl-C: nobody would hear of them otherwise.
+        Call it at the end of training, after an error or Ctrl-C as well: otherwise nobody hears of a failed push.
         """
         if not self.waited:
             self.waited = True
             self.saves.wait()
 
     def publish(self) -> None:
-        """Publishes the finished folder as the command `publish` does, once the pushes under way are over. What fails
-        is told by `check`."""
+        """Publishes the finished folder as the command `publish` does, once the pushes under way are over.
+
+        Errors are kept for `check`, which raises them.
+        """
         self.wait()
         try:
             with checked(self.folder) as model:
@@ -65,23 +69,25 @@ class HubRun:
             self.wrong.append("not every checkpoint was pushed; the reasons stand above.")
 
     def check(self) -> None:
-        """Raises PushError if a push failed; all that did are named, and what is whole and what to do."""
+        """Raises PushError if a push failed. It names each that did, what is whole, and what to do."""
         if self.wrong:
             raise PushError("\n".join(self.wrong))
 
 
 class _PushSaves(TrainerCallback):
-    """Pushes each checkpoint in the background, or leaves it out while the one before is still under way."""
+    """Pushes each checkpoint in the background, but skips it while the one before is still under way."""
 
     def __init__(self, hub: Hub, strategy: HubStrategy):
-        self.hub, self.strategy = hub, strategy
+        self.hub = hub
+        self.strategy = strategy
         self.jobs: dict[int, Future] = {}  # by step
         self.left_out: list[int] = []
         self.wrong: list[str] = []
         self.copies = TemporaryDirectory(prefix="lstmpool-")  # a checkpoint may be deleted before it is pushed
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        step, checkpoint = state.global_step, Path(args.output_dir, f"checkpoint-{state.global_step}")
+        step = state.global_step
+        checkpoint = Path(args.output_dir, f"checkpoint-{step}")
         if any(not job.done() for job in self.jobs.values()):
             self.left_out.append(step)
             return
@@ -98,7 +104,7 @@ class _PushSaves(TrainerCallback):
         self.jobs[step] = self.hub.api.run_as_future(self._push, files, step, copy)
 
     def wait(self) -> None:
-        """Prints what came of each push, once all are over. `wrong` is then complete."""
+        """Waits until all pushes are over, and prints what came of each. `wrong` is then complete."""
         if running := [step for step, job in self.jobs.items() if not job.done()]:
             print(f"Waiting for the push of step {running[0]}.", flush=True)
         errors = {step: job.exception() for step, job in self.jobs.items()}

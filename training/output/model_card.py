@@ -1,30 +1,49 @@
 """The model card, README.md of the output folder: what the model is for, how it was made, how good it is, how to load.
 
-It is made to be published, so it names no folder of the machine it was made on, and claims nothing that is not known:
-no licence, no language.
+The card may be published, so it names no folder of the machine, and its header claims only what is known. The words
+are in the template beside this file; this module fills in the numbers.
 """
 
+import math
 import platform
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.training.arguments import ModelArguments
+from lstmpool.training.arguments import DataArguments, ModelArguments
+from lstmpool.training.data.rows import LIMITS
 from lstmpool.training.data.summary import balance_words
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output.terminal import markdown_table
 from lstmpool.training.tasks.inference import TASKS
+from lstmpool.training.tasks.task import Task
 from lstmpool.training.training_arguments import TrainingArguments
+
+
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+# Our metrics by the names they have on the Hub, and what sets them apart there. A metric that the Hub does not know,
+# such as MCRMSE, stays out of the header.
+HUB_METRICS: dict[str, tuple[str, dict[str, str] | None]] = {
+    "accuracy": ("accuracy", None),
+    "f1_macro": ("f1", {"average": "macro"}),
+    "f1_micro": ("f1", {"average": "micro"}),
+    "f1_weighted": ("f1", {"average": "weighted"}),
+    "matthews_correlation": ("matthews_correlation", None),
+    "mse": ("mse", None),
+    "mae": ("mae", None),
+    "pearson": ("pearsonr", None),
+    "spearman": ("spearmanr", None),
+}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the card tells of a finished run."""
+    """What the card says about a finished run."""
 
     name: str
     config: LstmPoolConfig
@@ -34,189 +53,230 @@ class Run:
     max_seq_length: int
     best: str
     table: list[list[str]]
-    learned: dict[str, Any]  # see `fold_into`
+    learned: dict[str, Any]  # see `learned_head`
     plots: list[str]
     snippet: list[str]
     command: list[str]
-    lora: ModelArguments | None = None  # what the adapters were made by, if there are any
+    lora: ModelArguments | None = None  # how the adapters were made, if there are any
+    data_args: DataArguments | None = None  # where the rows came from; unset: nowhere that others can look up
+    results: dict[str, dict[str, float]] = field(default_factory=dict)  # by split and metric
+
+    @property
+    def task(self) -> type[Task]:
+        return TASKS[self.config.problem_type]
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.lora is not None and not self.lora.merge
 
 
 def model_card(run: Run) -> str:
     """The whole card, with the header that the Hub reads."""
-    header = {
-        "library_name": "peft" if _is_adapter(run) else "transformers",
-        "pipeline_tag": "text-classification",
-        "tags": ["lstmpool", TASKS[run.config.problem_type].hub_tag],
-    }
-    if run.backbone.on_hub:
-        header["base_model"] = run.backbone.title
-    return f"""---
-{yaml.safe_dump(header, sort_keys=False).strip()}
----
-
-# {run.name}
-
-{_what(run)}
-
-## Load it
-
-{_loading(run)}
-
-```python
-{chr(10).join(run.snippet)}
-```
-
-## Results
-
-{markdown_table(run.table)}
-
-{_how_measured(run)}
-{_learned(run)}{_plots(run)}
-## Data
-
-{_data(run)}
-
-## Training
-
-{_settings(run) if run.args.do_train else "None in this run: the model of `--init_from` was taken as it is."}
-
-```
-{_command(run.command)}
-```
-
-{_versions(run)}
-"""
+    judged_on = "test" if "test" in run.data and run.data["test"]["labels"] else "validation"
+    card = ModelCard.from_template(
+        _header(run),
+        template_path=str(TEMPLATE),
+        name=run.name,
+        task=run.task.title,
+        backbone=run.backbone.title,
+        family=run.config.backbone_config.model_type,
+        pooling=_pooling(run.config),
+        token_pooling=run.config.token_pooling,
+        layers=", ".join(map(str, run.config.layers)),
+        outputs=_outputs(run),
+        adapter=run.is_adapter,
+        snippet="\n".join(run.snippet),
+        results=markdown_table(run.table),
+        best=run.best,
+        searched=run.args.hp_search,
+        chose_epoch="validation" in run.data and run.args.do_train and run.args.load_best_model_at_end,
+        judged_on=judged_on,
+        temperature=_temperature(run.learned),
+        calibration=_calibration(run.learned, judged_on),
+        thresholds=_thresholds(run.learned, judged_on),
+        plots=run.plots,
+        data=_data(run),
+        trained=run.args.do_train,
+        settings=_settings(run),
+        command=_command(run.command),
+        versions=_versions(run),
+    )
+    return f"{card}\n"
 
 
-def _what(run: Run) -> str:
-    config = run.config
-    pooling = config.layer_pooling
-    if pooling in ("lstm", "gru"):
-        direction = "bidirectional" if config.lstm_bidirectional else "one-way"
-        pooling = f"a {direction} {pooling.upper()} ({config.lstm_hidden_size} units a direction)"
-    names = ", ".join(f"`{name}`" for name in config.id2label.values())
-    outputs = TASKS[config.problem_type].output_title
-    layers = ", ".join(map(str, config.layers))
-    return (
-        f"Text classification ({TASKS[config.problem_type].title}): `{run.backbone.title}` "
-        f"({config.backbone_config.model_type}), fine-tuned with lstmpool. The {config.token_pooling} vectors of its "
-        f"layers {layers} are read by {pooling}.\n\n{outputs}s ({config.num_labels}): {names}"
+def _header(run: Run) -> ModelCardData:
+    """What the Hub reads. Neither a licence nor a language follows from files or from a backbone, so none is named."""
+    on_hub = _dataset_on_hub(run)
+    results = _hub_results(run) if on_hub else []
+    return ModelCardData(
+        library_name="peft" if run.is_adapter else "transformers",
+        pipeline_tag="text-classification",
+        tags=["lstmpool", run.task.hub_tag],
+        base_model=run.backbone.title if run.backbone.on_hub else None,
+        datasets=[on_hub] if on_hub and "train" in run.data else None,
+        model_name=run.name if results else None,
+        eval_results=results or None,
     )
 
 
-def _is_adapter(run: Run) -> bool:
-    return run.lora is not None and not run.lora.merge
+def _dataset_on_hub(run: Run) -> str | None:
+    """The name of the data set, if it is one on the Hub; a folder of that name would have been read instead."""
+    name = run.data_args.dataset_name if run.data_args else None
+    return name if name and not Path(name).exists() else None
 
 
-def _loading(run: Run) -> str:
-    if _is_adapter(run):
-        return (
-            "This is an adapter: what was trained in the backbone, the pooler and the classifier. It needs `lstmpool` "
-            f"and `peft`, and loads its backbone, `{run.backbone.title}`, from where that was; if it has moved, say "
-            "where to: `load_adapter(name, backbone=...)`."
+def _hub_results(run: Run) -> list[EvalResult]:
+    """The results on a split of the data set; on test or, if there is none, on validation.
+
+    The Hub asks which data set and split gave a number. Local files have no name that others can look up, so their
+    results are in the card's table alone (the card of the library's `Trainer` leaves them out, too). The same goes for
+    rows that are only a part of a split: those held out of training, a fold, and those left by a limit.
+    """
+    split = next((name for name in ("test", "validation") if name in run.results), None)
+    if split is None:
+        return []
+    args = run.data_args
+    place = getattr(args, f"{split}_split_name") or split
+    if getattr(args, LIMITS[split]) is not None or run.data[split]["source"] != f"{args.dataset_name} {place}":
+        return []
+    results = []
+    for metric, value in run.results[split].items():
+        if metric not in HUB_METRICS or not math.isfinite(value):
+            continue
+        hub_name, metric_args = HUB_METRICS[metric]
+        result = EvalResult(
+            task_type="text-classification",
+            dataset_type=args.dataset_name,
+            dataset_name=args.dataset_name,
+            dataset_config=args.dataset_config_name,
+            dataset_split=place,
+            dataset_revision=args.dataset_revision,
+            metric_type=hub_name,
+            metric_name=metric,
+            metric_value=value,
+            metric_args=metric_args,
         )
-    return (
-        "The model brings its own code, three files that import torch and transformers only; `trust_remote_code=True` "
-        "runs it.\n`model` is its name on the Hub and `revision` the commit whose code you have read; for a folder, "
-        "leave `revision` out."
-    )
+        results.append(result)
+    return results
 
 
-def _how_measured(run: Run) -> str:
-    of_rows = "In brackets, a 95% bootstrap interval over rows; it does not tell of the chance in training."
-    if run.args.hp_search:
-        of_rows = f"Validation rows also chose the rates and the like, by --hp_search {run.args.hp_search}. {of_rows}"
-    if "validation" not in run.data or not (run.args.do_train and run.args.load_best_model_at_end):
-        return f"{run.best} {of_rows}"
-    return f"{run.best} Validation rows chose the epoch; this run saw test rows, if any, once, at its end. {of_rows}"
+def _pooling(config: LstmPoolConfig) -> str:
+    """The subject of the sentence that says who reads the layers."""
+    if config.layer_pooling not in ("lstm", "gru"):
+        return f"The layer pooling `{config.layer_pooling}`"
+    direction = "bidirectional" if config.lstm_bidirectional else "one-way"
+    return f"A {direction} {config.layer_pooling.upper()} ({config.lstm_hidden_size} units a direction)"
 
 
-def _learned(run: Run) -> str:
-    """What was fitted on validation and lies in the weights, and what it did to rows that it was not fitted on."""
-    lines, split = [], "test" if "test" in run.data and run.data["test"]["labels"] else "validation"
-    if "temperature" in run.learned:
-        effect = run.learned["calibration"][split]
-        rows = [[name, f"{effect['before'][name]:.4f}", f"{effect['after'][name]:.4f}"] for name in effect["before"]]
-        lines += [
-            f"The classifier was divided by a temperature of {run.learned['temperature']:.3f}, fitted on validation. "
-            f"On {split}:",
-            markdown_table([["", "before", "after"], *rows]),
-        ]
-    if "folded_thresholds" in run.learned:
-        effect = run.learned["thresholds"][split]
-        rows = [
-            [name, f"{effect['at_half'][name]:.3f}", f"{effect['at_thresholds'][name]:.3f}"]
-            for name in effect["at_half"]
-        ]
-        lines += [
-            "The classifier's bias was moved so that a score of 0.5 is the threshold that gave each label's best F1 "
-            f"on validation; scores are no longer plain probabilities. On {split}:",
-            markdown_table([["", "before", "after"], *rows]),
-        ]
-    return "".join(f"\n{line}\n" for line in lines)
+def _outputs(run: Run) -> str:
+    names = ", ".join(f"`{name}`" for name in run.config.id2label.values())
+    return f"{run.task.output_title}s ({run.config.num_labels}): {names}"
 
 
-def _plots(run: Run) -> str:
-    return "".join(f"\n![{name.removesuffix('.png').replace('_', ' ')}]({name})\n" for name in run.plots)
+def _temperature(learned: dict[str, Any]) -> str:
+    return f"{learned['temperature']:.3f}" if "temperature" in learned else ""
+
+
+def _calibration(learned: dict[str, Any], split: str) -> str:
+    """How honest the scores of `split` were before and after the temperature; empty without one."""
+    if "temperature" not in learned:
+        return ""
+    effect = learned["calibration"][split]
+    return _before_and_after(effect["before"], effect["after"], digits=4)
+
+
+def _thresholds(learned: dict[str, Any], split: str) -> str:
+    """How good the decisions on `split` were before and after the bias was moved; empty if it was not."""
+    if "folded_thresholds" not in learned:
+        return ""
+    effect = learned["thresholds"][split]
+    return _before_and_after(effect["at_half"], effect["at_thresholds"], digits=3)
+
+
+def _before_and_after(before: dict[str, float], after: dict[str, float], digits: int) -> str:
+    rows = [["", "before", "after"]]
+    for name in before:
+        rows.append([name, f"{before[name]:.{digits}f}", f"{after[name]:.{digits}f}"])
+    return markdown_table(rows)
 
 
 def _data(run: Run) -> str:
     rows = [["split", "source", "rows", "tokens, median", "cut", "also in train", "labels"]]
     for name, of in run.data.items():
-        also = str(of["also_in_train"]) if "also_in_train" in of else ""
-        numbers = [str(of["rows"]), f"{of['tokens']['median']:g}", f"{of['truncated']:.1%}", also]
-        rows.append([name, f"`{of['source']}`", *numbers, balance_words(of["labels"])])
+        row = [
+            name,
+            f"`{of['source']}`",
+            str(of["rows"]),
+            f"{of['tokens']['median']:g}",
+            f"{of['truncated']:.1%}",
+            str(of.get("also_in_train", "")),
+            balance_words(of["labels"]),
+        ]
+        rows.append(row)
     return markdown_table(rows)
 
 
 def _settings(run: Run) -> str:
+    """What the run was trained with; a setting that was off has no row."""
     args = run.args
     head_rate = args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
-    settings = {
-        "epochs": f"{args.num_train_epochs:g}" if args.max_steps < 0 else f"{args.max_steps} steps",
-        f"learning rate, {'backbone' if run.lora is None else 'adapters'}": f"{args.learning_rate:g}",
-        "learning rate, new layers": f"{head_rate:g}",
-        **_lora(run.lora),
-        **(
-            {"rate of a layer, times that above": f"{args.layerwise_lr_decay:g}"}
-            if args.layerwise_lr_decay < 1
-            else {}
-        ),
-        "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",
-        "batch": str(args.train_batch_size * args.gradient_accumulation_steps * args.world_size),
-        "weight decay": f"{args.weight_decay:g}",
-        "optimizer": args.optim.value,
-        "gradient norm, at most": f"{args.max_grad_norm:g}",
-        **({"classes weighted": args.class_weights} if args.class_weights else {}),
-        **({"label smoothing": f"{args.label_smoothing_factor:g}"} if args.label_smoothing_factor else {}),
-        **({"loss": args.regression_loss} if TASKS[run.config.problem_type].has_numbers else {}),
-        "pooler dropout": f"{run.config.pooler_dropout:g}",
-        "tokens, at most": str(run.max_seq_length),
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
-        "seed": str(args.seed),
-    }
-    return markdown_table([["setting", "value"], *map(list, settings.items())])
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    trained = "backbone" if run.lora is None else "adapters"
+
+    rows = [["setting", "value"]]
+    rows.append(["epochs", f"{args.num_train_epochs:g}" if args.max_steps < 0 else f"{args.max_steps} steps"])
+    rows.append([f"learning rate, {trained}", f"{args.learning_rate:g}"])
+    rows.append(["learning rate, new layers", f"{head_rate:g}"])
+    if run.lora is not None:
+        rows.append(["LoRA", _lora(run.lora)])
+    if args.layerwise_lr_decay < 1:
+        rows.append(["rate of a layer, times that above", f"{args.layerwise_lr_decay:g}"])
+    rows.append(["schedule", f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}"])
+    rows.append(["batch", str(batch)])
+    rows.append(["weight decay", f"{args.weight_decay:g}"])
+    rows.append(["optimizer", args.optim.value])
+    rows.append(["gradient norm, at most", f"{args.max_grad_norm:g}"])
+    if args.class_weights:
+        rows.append(["classes weighted", args.class_weights])
+    if args.label_smoothing_factor:
+        rows.append(["label smoothing", f"{args.label_smoothing_factor:g}"])
+    if run.task.has_numbers:
+        rows.append(["loss", args.regression_loss])
+    rows.append(["pooler dropout", f"{run.config.pooler_dropout:g}"])
+    rows.append(["tokens, at most", str(run.max_seq_length)])
+    rows.append(["precision", _precision(args)])
+    rows.append(["seed", str(args.seed)])
+    return markdown_table(rows)
 
 
-def _lora(args: ModelArguments | None) -> dict[str, str]:
-    if args is None:
-        return {}
-    size = f"rank {args.lora_rank}, alpha {args.lora_alpha}, dropout {args.lora_dropout:g}"
+def _lora(args: ModelArguments) -> str:
     modules = " ".join(args.lora_target_modules or ["the family's default modules"])
-    return {"LoRA": f"{size}, in {modules}{', merged' if args.merge else ''}"}
+    merged = ", merged" if args.merge else ""
+    return f"rank {args.lora_rank}, alpha {args.lora_alpha}, dropout {args.lora_dropout:g}, in {modules}{merged}"
+
+
+def _precision(args: TrainingArguments) -> str:
+    if args.bf16:
+        return "bf16"
+    return "fp16" if args.fp16 else "float32"
 
 
 def _command(words: list[str]) -> str:
-    """The command as it was typed, with folders of the machine left out."""
+    """The command as it was typed, without the folders of the machine."""
     return shlex.join(["python", "train_trainer.py", *map(_public, words)])
 
 
 def _public(word: str) -> str:
+    """The word, with a path outside the working directory cut down to its name."""
     flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     path = PurePath(value)
-    return flag + equals + (path.name if path.is_absolute() or ".." in path.parts or "~" in path.parts else value)
+    private = path.is_absolute() or ".." in path.parts or "~" in path.parts
+    return flag + equals + (path.name if private else value)
 
 
 def _versions(run: Run) -> str:
-    packages = ("lstmpool", "torch", "transformers", "datasets", "scikit-learn", *(["peft"] if run.lora else []))
-    return f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages)
+    packages = ["lstmpool", "torch", "transformers", "datasets", "scikit-learn"]
+    if run.lora:
+        packages.append("peft")
+    named = ", ".join(f"{name} {version(name)}" for name in packages)
+    return f"Python {platform.python_version()}, {named}"

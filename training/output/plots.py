@@ -1,6 +1,6 @@
 """Plots of a finished run, each a PNG: how it learnt, and where it is right and wrong.
 
-Drawn with matplotlib's objects alone, without pyplot, so that neither a display nor any global state is touched.
+They use matplotlib's objects without pyplot, so they need no display and change no global state.
 """
 
 from pathlib import Path
@@ -13,13 +13,16 @@ from matplotlib.ticker import MaxNLocator
 from lstmpool.training.evaluation.calibration import BINS
 
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"  # told apart with any kind of colour vision
-NUMBERED = 12  # classes up to which the counts are written into a confusion matrix
-NAMED = 40  # and up to which its axes name every class
+# Everyone can tell these apart, with any kind of colour vision.
+BLUE = "#0072b2"
+ORANGE = "#d55e00"
+GREY = "#999999"
+NUMBERED = 12  # a confusion matrix of up to this many classes shows its counts
+NAMED = 40  # one of up to this many names every class on its axes
 
 
 def learning_curve(log_history: list[dict[str, Any]], path: Path, metric: str, title: str) -> None:
-    """Both losses, and the validation metric called `metric` and titled `title`, over epochs (from Trainer's log)."""
+    """Draws both losses, and the validation metric `metric`, titled `title`, over epochs. Reads Trainer's log."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, headline = figure.subplots(1, 2)
     for axes, key, label, color in (
@@ -39,7 +42,7 @@ def learning_curve(log_history: list[dict[str, Any]], path: Path, metric: str, t
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: list[str], path: Path) -> None:
-    """Rows are true classes (N,), columns predicted ones (N,); colours are shares of a row, numbers are texts."""
+    """Draws true classes (N,) as rows, predicted ones (N,) as columns. Colours are shares of a row, numbers texts."""
     total = len(names)
     counts = np.zeros((total, total), dtype=int)
     np.add.at(counts, (labels, predictions), 1)
@@ -64,7 +67,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: list[st
 
 
 def predicted_against_true(targets: np.ndarray, predictions: np.ndarray, names: list[str], path: Path) -> None:
-    """One panel a target, of (N, C) true and predicted numbers; on the line they are equal."""
+    """Draws true and predicted numbers, both (N, C), in one panel a target. On the line they are equal."""
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.6 * columns + 0.4, 3.6 * rows), layout="constrained")
@@ -82,8 +85,12 @@ def predicted_against_true(targets: np.ndarray, predictions: np.ndarray, names: 
 
 
 def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-    """How often what was claimed is so, against how surely it was claimed: curves by name, of confidences (M,) and
-    whether they were right (M,), in equally wide bins. Below, how many claims fall into each bin."""
+    """Draws how often a claim is right against how sure the model was of it. Below, how many claims are in each bin.
+
+    Args:
+        curves: by name, the confidences (M,) and whether each claim was right (M,).
+        path: the file to write.
+    """
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="perfectly calibrated")

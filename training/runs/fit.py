@@ -368,6 +368,8 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str]) -> 
         plots=plots,
         snippet=_loading_lines(state, name, revision="main"),
         command=job.command,
+        data_args=job.data_args,
+        results=state.evaluation.results,
     )
     return model_card(run)
 

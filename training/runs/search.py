@@ -134,7 +134,7 @@ class Search:
         return given if all(given[name] in values for name, values in self.space.items()) else {}
 
     def _done(self, study: Any) -> list[Any]:
-        """The trials that count: those with a number and those that ended without. Their runs keep numbers alone."""
+        """The trials that count: those with a number and those that ended without one. Their weights are removed."""
         from optuna.trial import TrialState
 
         done = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -143,33 +143,45 @@ class Search:
         return done
 
     def _repeat_cut_off(self, study: Any) -> None:
-        """Marks what a kill has left running as failed, once its settings are the next to be tried; a kill between the
-        two may have left that half done."""
+        """Queues the settings of each trial that was cut off, in its folder, and then marks that trial as failed.
+
+        A kill between these two steps loses nothing: the next start finds the settings in the queue.
+
+        optuna's `RetryHeartbeatStaleTrialCallback` would need a thread that writes to the study during training and a
+        wait at the next start; it takes the two steps in the other order, and forgets a trial that Ctrl-C ended.
+        """
         from optuna.trial import TrialState
 
-        repeated = {self._folder_of(trial) for trial in study.get_trials(states=(TrialState.WAITING,))}
+        queued = {self._folder_of(trial) for trial in study.get_trials(states=(TrialState.WAITING,))}
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            folder = self._folder_of(trial)
             values = trial.system_attrs.get("fixed_params", {}) | trial.params
-            drawn = len(values) == len(self.space)  # else it was cut off while they were drawn, and nothing was run
-            if drawn and self._folder_of(trial) not in repeated:
-                study.enqueue_trial(values, user_attrs={"folder": self._folder_of(trial).name})
+            all_drawn = len(values) == len(self.space)  # if not, nothing was run with them
+            if all_drawn and folder not in queued:
+                study.enqueue_trial(values, user_attrs={"folder": folder.name})
             study.tell(trial.number, state=TrialState.FAIL)
 
     def _try_one(self, study: Any, number: int) -> None:
+        """Runs the next trial and tells the study how it ended.
+
+        A trial without a number is marked as pruned, which the sampler takes for worse than every number. With
+        `study.optimize(catch=...)` it would count as failed, and the sampler would not learn to avoid its settings.
+        """
         from optuna.trial import TrialState
 
+        began = time.monotonic()
         trial = study.ask()
         values = {name: _suggest(trial, name, of) for name, of in self.space.items()}
-        folder, began, metric = self._folder_of(trial), time.monotonic(), self.job.best.metric
         print(f"trial {number} of {self.args.hp_search}: {_words(values)}", end=" ", flush=True)
-        value, end = self._value(folder, values)
+        value, end = self._value(self._folder_of(trial), values)
         trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
         if math.isfinite(value):
             study.tell(trial, value)
+            metric = self.job.best.metric
             print(f"-> validation {self.job.task.titles.get(metric, metric)} {value:.4f}", flush=True)
         else:
             trial.set_user_attr("end", end)
-            study.tell(trial, state=TrialState.PRUNED)  # which the sampler takes for worse than every number
+            study.tell(trial, state=TrialState.PRUNED)
             print(f"-> {end}", flush=True)
 
     def _value(self, folder: Path, values: dict[str, Any]) -> tuple[float, str]:

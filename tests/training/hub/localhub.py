@@ -178,9 +178,22 @@ def validate_yaml(h: Handler) -> None:
         wrong = [
             f'"{key}" must be a string' for key in ("license", "pipeline_tag") if type(card.get(key, "")) is not str
         ]
+        wrong += [line for model in card.get("model-index", []) for line in wrong_in_index(model)]
     except (yaml.YAMLError, AttributeError) as error:
         wrong = [str(error)]
     h.send(400 if wrong else 200, {"errors": [{"message": text} for text in wrong], "warnings": []})
+
+
+def wrong_in_index(model: dict[str, Any]) -> list[str]:
+    """What the Hub demands of a model's results."""
+    wrong = [f'"model-index.{key}" is required' for key in ("name", "results") if model.get(key) is None]
+    for result in model.get("results") or []:  # a card of the library's `Trainer` has an empty list
+        wanted = {"task": ("type",), "dataset": ("type", "name")}
+        for key, names in wanted.items():
+            wrong += [f'"{key}.{name}" is required' for name in names if not result.get(key, {}).get(name)]
+        for metric in result.get("metrics", [{}]):
+            wrong += [f'"metrics.{name}" is required' for name in ("type", "value") if metric.get(name) is None]
+    return wrong
 
 
 # Repositories

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from lstmpool.training.hub.publishing import main
 from lstmpool.training.output.folder import CODE
 
 from ...conftest import tiny_model
+from ..output.test_model_card import ON_HUB, RESULTS, SETS, card
 from .conftest import ANN, BOB, READER, SHARED
 from .localhub_repo import POINTER, Repo
 
@@ -149,6 +151,32 @@ except PushError as error:
     assert "answered 412" in busy and "Somebody pushed at the same time: run the command again." in busy
 
 
+def test_a_card_is_not_pinned_on_top_of_what_somebody_else_has_pushed(hub, clients):
+    hub.repos["ann/raced"] = repo = Repo(private=False)
+
+    def fault(method, path):
+        if "/ann/raced/preupload/" in path and len(repo.pushed()) == 1:  # between the model and its card
+            repo.commit("main", {"modeling_lstmpool.py": b"theirs"}, "faster")
+
+    hub.fault = fault
+    code = """
+from pathlib import Path
+from lstmpool.training.hub.repository import Hub, PushError
+Path("modeling_lstmpool.py").write_text("mine")
+hub = Hub.connect("ann/raced", "main")
+hub.open(False)
+commit = hub.push({"modeling_lstmpool.py": Path("modeling_lstmpool.py")})
+try:
+    hub.push_card("pinned", commit)
+except PushError as error:
+    print(error)
+"""
+    (line,) = clients.python(code, token=ANN).stdout.splitlines()
+    mine, theirs = repo.pushed()
+    assert line.startswith(f"ann/raced may have the new commit {theirs.id}, by this push or another's: ")
+    assert "README.md" not in theirs.files and repo.heads["main"] == theirs.id
+
+
 def test_a_new_repository_is_private_on_request_or_by_the_default_of_its_owner(hub, clients):
     code = """
 from lstmpool.training.hub.repository import Hub
@@ -238,3 +266,26 @@ print(hub.push({{path.name: path for path in Path({str(folder / "other")!r}).ite
     done = clients.python(code, token=ANN)
     files = set(hub.repos["lab/old"].commits[done.stdout.strip()].files)
     assert not files & set(stale) and set(kept) <= files and "model.safetensors" in files
+
+
+VALIDATE = """
+from huggingface_hub import ModelCard
+for path in PATHS:
+    card = ModelCard.load(path)
+    try:
+        card.validate()
+        print("valid", len(card.data.eval_results or []))
+    except ValueError as error:
+        print("refused", error)
+"""
+
+
+def test_the_hub_takes_the_header_of_a_card_with_and_without_results(clients, tmp_path):
+    texts = [
+        card(tmp_path, data=SETS, rows=ON_HUB, results=RESULTS)[0],
+        card(tmp_path, on_hub=False)[0],
+    ]
+    paths = [str(tmp_path / f"{number}.md") for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        Path(path).write_text(text)
+    assert clients.python(VALIDATE.replace("PATHS", repr(paths))).stdout.splitlines() == ["valid 2", "valid 0"]

@@ -1,6 +1,7 @@
 import pytest
 import yaml
 
+from lstmpool.training.arguments import DataArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output.model_card import Run, model_card
 from lstmpool.training.training_arguments import TrainingArguments
@@ -13,15 +14,27 @@ TEXTS = {"tokens": {"median": 5.5, "longest": 9}, "truncated": 0.25, "labels": {
 DATA = {name: {"source": f"{name}.csv", "rows": 4, **TEXTS} for name in ("train", "validation", "test")}
 
 
-def card(folder, on_hub=True, data=DATA, learned=None, command=(), fields=(), **options):
-    """A card of a made-up run, and its header."""
+def card(
+    folder,
+    on_hub=True,
+    data=DATA,
+    learned=None,
+    command=(),
+    fields=(),
+    name="mine",
+    rows=None,
+    results=None,
+    **options,
+):
+    """A card of a made-up run, and its header. `rows` are the arguments that say where its rows came from."""
+    fields = {"id2label": {0: "no", 1: "yes"}} | dict(fields)
     options = {"do_train": True, "eval_strategy": "epoch", "save_strategy": "epoch", **options}
     options = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", **options}
     args = TrainingArguments(str(folder), use_cpu=True, report_to=[], learning_rate=2e-5, **options)
     text = model_card(
         Run(
-            name="mine",
-            config=tiny_config(num_labels=2, id2label={0: "no", 1: "yes"}, **dict(fields)),
+            name=name,
+            config=tiny_config(num_labels=2, **fields),
             args=args,
             backbone=Backbone("--backbone", "/home/me/bert", "owner/bert", on_hub, {}),
             data=data,
@@ -32,9 +45,11 @@ def card(folder, on_hub=True, data=DATA, learned=None, command=(), fields=(), **
             plots=["confusion_matrix.png"],
             snippet=["print(1)"],
             command=list(command),
+            data_args=DataArguments(**(rows or {})),
+            results=results or {},
         )
     )
-    return text, yaml.safe_load(text.split("---")[1])
+    return text, yaml.safe_load(text.split("\n---\n")[0])
 
 
 def test_the_header_claims_what_is_known(tmp_path):
@@ -43,6 +58,70 @@ def test_the_header_claims_what_is_known(tmp_path):
     assert "base_model" not in header and header["tags"] == ["lstmpool", "text-regression"]
     assert "Targets (2): `no`, `yes`" in text and "| loss | mse |" in text
     assert "| loss |" not in card(tmp_path)[0]
+
+
+SETS = {name: {"source": f"nyu-mll/glue {name}", "rows": 4, **TEXTS} for name in ("train", "validation", "test")}
+ON_HUB = {"dataset_name": "nyu-mll/glue", "dataset_config_name": "mrpc", "dataset_revision": "v1"}
+RESULTS = {"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.75, "f1_macro": 0.25, "mcrmse": 9.0, "ece": 9.0}}
+
+
+def test_results_on_a_split_of_a_data_set_on_the_hub_are_in_the_header(tmp_path):
+    header = card(tmp_path, data=SETS, rows=ON_HUB, results=RESULTS)[1]
+    assert header["datasets"] == ["nyu-mll/glue"] and "model_name" not in header
+    (index,) = header["model-index"]
+    dataset = {"type": "nyu-mll/glue", "name": "nyu-mll/glue", "config": "mrpc", "revision": "v1", "split": "test"}
+    macro = {"type": "f1", "name": "f1_macro", "value": 0.25, "args": {"average": "macro"}}
+    assert index == {
+        "name": "mine",
+        "results": [
+            {
+                "task": {"type": "text-classification"},
+                "dataset": dataset,
+                "metrics": [{"type": "accuracy", "name": "accuracy", "value": 0.75}, macro],
+            }
+        ],
+    }
+
+
+def test_a_regression_is_told_by_the_names_of_the_hub_and_without_what_is_no_number(tmp_path):
+    data = {"validation": SETS["validation"] | {"source": "nyu-mll/glue dev"}}
+    results = {"validation": {"mse": 0.5, "mae": 0.25, "pearson": float("nan"), "spearman": 0.125}}
+    rows = ON_HUB | {"validation_split_name": "dev"}
+    header = card(tmp_path, data=data, rows=rows, results=results, fields={"problem_type": "regression"})[1]
+    (of_split,) = header["model-index"][0]["results"]
+    assert of_split["dataset"]["split"] == "dev" and "datasets" not in header  # nothing was trained
+    assert [(of["type"], of["value"]) for of in of_split["metrics"]] == [
+        ("mse", 0.5),
+        ("mae", 0.25),
+        ("spearmanr", 0.125),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "source"),
+    [
+        pytest.param({"test_file": "test.csv"}, "test.csv", id="a file has no name that others can look up"),
+        pytest.param(ON_HUB | {"max_predict_samples": 3}, "nyu-mll/glue test", id="a part of the split"),
+        pytest.param(ON_HUB, "10% of nyu-mll/glue test", id="rows held out"),
+        pytest.param({"dataset_name": "a_folder"}, "a_folder test", id="a folder is read before the Hub is asked"),
+    ],
+)
+def test_results_on_other_rows_are_in_the_table_alone(tmp_path, monkeypatch, rows, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_folder").mkdir()
+    data = SETS | {"test": SETS["test"] | {"source": source}}
+    text, header = card(tmp_path, data=data, rows=rows, results=RESULTS)
+    assert "model-index" not in header and "model_name" not in header
+    assert header.get("datasets") == (["nyu-mll/glue"] if "dataset_config_name" in rows else None)
+    assert "| test | lstm over 4 layers | 0.750 [0.700, 0.800] |" in text
+
+
+def test_no_name_breaks_the_header_or_is_read_as_a_template(tmp_path):
+    name, label = 'a: "b" #c\n---\nlicense: mit', "{{ 7 * 7 }} {% if %}"
+    fields = {"id2label": {0: label, 1: "---"}}
+    text, header = card(tmp_path, name=name, data=SETS, rows=ON_HUB, results=RESULTS, fields=fields)
+    assert header["model-index"][0]["name"] == name and "license" not in header
+    assert f"Labels (2): `{label}`, `---`" in text
 
 
 def test_it_shows_results_plots_and_data(tmp_path):
@@ -57,6 +136,8 @@ def test_it_shows_results_plots_and_data(tmp_path):
     assert "Epoch 2 was kept. Validation rows chose the epoch" in text
     assert "chose the epoch" not in card(tmp_path, data={"train": DATA["train"]})[0]
     assert "chose the epoch" not in card(tmp_path, load_best_model_at_end=False)[0]
+    searched = card(tmp_path, hp_search=3)[0]
+    assert "at its end. Validation rows also chose the rates and the like, by --hp_search 3. Brackets" in searched
 
 
 def test_what_was_learnt_is_shown_on_rows_that_it_was_not_fitted_on(tmp_path):
