@@ -31,13 +31,13 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lstmpool.training.arguments import DataArguments, ModelArguments
 from lstmpool.training.errors import InputError
-from lstmpool.training.help import exit_with_help_if_asked
+from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.help import exit_with_help_if_asked
 
 
 if TYPE_CHECKING:  # takes seconds to import, and --help does without
-    from lstmpool.training.training_arguments import TrainingArguments
+    from lstmpool.training.flags.training_arguments import TrainingArguments
 
 
 def main(argv: list[str] | None = None) -> int:

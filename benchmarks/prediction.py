@@ -27,13 +27,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from lstmpool.benchmarks.results import split_file
 from lstmpool.benchmarks.rounds import Arguments, Comparison
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
-from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.data.files import read_table
 from lstmpool.training.data.rows import Split
+from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.model.backbone import Backbone, quiet_loading
-from lstmpool.training.training_arguments import TrainingArguments
 
 
 BATCH = 32

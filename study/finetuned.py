@@ -22,15 +22,15 @@ from transformers import (
     set_seed,
 )
 
-from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments
 from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.trainer import LstmPoolTrainer, split_groups
 from lstmpool.training.model.backbone import Backbone, quiet_loading
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.tasks.single_label import SingleLabel
-from lstmpool.training.training_arguments import DEFAULTS, TrainingArguments
 from study.data import TextSet
 from study.frozen import Fit, head_flops
 from study.poolings import Build, put_pooling

@@ -20,8 +20,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.data.rows import Split
+from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.model.backbone import Backbone, quiet_loading
 from lstmpool.training.model.layer_cache import StatesCollator, cached_states
 from lstmpool.training.model.target_scale import TargetScale

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from lstmpool.benchmarks.results import parser_of
-from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression

@@ -11,14 +11,14 @@ from typing import Any
 
 from transformers.integrations import get_available_reporting_integrations
 
-from lstmpool.training.arguments import DataArguments, ModelArguments
 from lstmpool.training.data.sources import named_splits
-from lstmpool.training.defaults import worked_out
 from lstmpool.training.errors import InputError
-from lstmpool.training.flag_rules import AT_ONCE, WITH_PROCESSES, WITH_SPLITS, Flags, check
-from lstmpool.training.help import exit_with_help_if_asked, make_parser
-from lstmpool.training.recipe import unknown, with_recipe
-from lstmpool.training.training_arguments import DEFAULTS, TrainingArguments
+from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.defaults import worked_out
+from lstmpool.training.flags.help import exit_with_help_if_asked, make_parser
+from lstmpool.training.flags.recipe import unknown, with_recipe
+from lstmpool.training.flags.rules import AT_ONCE, WITH_PROCESSES, WITH_SPLITS, Flags, check
+from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments
 
 
 def parse_arguments(
@@ -29,7 +29,7 @@ def parse_arguments(
 
     Raises:
         InputError: for a recipe that cannot be read, an unknown name, a value of the wrong kind, or flags that break
-            one of the `flag_rules`.
+            one of the `rules`.
     """
     exit_with_help_if_asked(argv, description)
     given = _read_words(argv)

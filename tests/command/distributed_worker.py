@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 from lstmpool.train_trainer import main
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
-from lstmpool.training.training_arguments import TrainingArguments
 
 from ..conftest import random_inputs, tiny_model
 

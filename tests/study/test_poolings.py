@@ -7,8 +7,8 @@ import torch
 from transformers import BertConfig
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
-from lstmpool.training.training_arguments import DEFAULTS, TrainingArguments
 from study.frozen import head_flops, predict, train_head
 from study.poolings import POOLINGS, SINGLE_LAYERS, put_pooling, scramble
 from study.records import Setting

@@ -8,9 +8,9 @@ from datasets import Dataset, DatasetDict
 from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import InputError
-from lstmpool.training.flag_rules import WITH_TASK, Flags, check
-from lstmpool.training.help import library_flags, make_parser
-from lstmpool.training.training_arguments import TrainingArguments
+from lstmpool.training.flags.help import library_flags, make_parser
+from lstmpool.training.flags.rules import WITH_TASK, Flags, check
+from lstmpool.training.flags.training_arguments import TrainingArguments
 
 from ..training_fixtures import run_python
 

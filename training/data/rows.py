@@ -9,10 +9,10 @@ from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.training.arguments import DataArguments
 from lstmpool.training.data.order import token_counts
 from lstmpool.training.data.sources import read_rows
 from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.flags.arguments import DataArguments
 from lstmpool.training.tasks.inference import infer_task, task_of_model
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.task import Task

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from datasets import Dataset, get_dataset_split_names, load_dataset
 
-from lstmpool.training.arguments import SPLITS, DataArguments
 from lstmpool.training.data.files import read_table
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.flag_rules import DATA_SOURCE, Flags, check
+from lstmpool.training.flags.arguments import SPLITS, DataArguments
+from lstmpool.training.flags.rules import DATA_SOURCE, Flags, check
 
 
 def named_splits(args: DataArguments) -> dict[str, str]:

@@ -17,10 +17,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import HubStrategy
 
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.hub.folder import choose_files
 from lstmpool.training.hub.publishing import Options, checked, describe, push
 from lstmpool.training.hub.repository import Hub, PushError
-from lstmpool.training.training_arguments import TrainingArguments
 
 
 class HubRun:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
-from lstmpool.training.training_arguments import TrainingArguments
+from lstmpool.training.flags.training_arguments import TrainingArguments
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

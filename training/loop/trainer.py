@@ -13,10 +13,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lstmpool.training.data.order import token_counts
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.checkpoints import Kept, find_best
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.trainable_parts import learning_rates
-from lstmpool.training.training_arguments import TrainingArguments
 
 
 def split_groups(optimizer: torch.optim.Optimizer, rates: dict[int, float]) -> None:

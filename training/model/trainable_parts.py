@@ -5,10 +5,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError
-from lstmpool.training.flag_rules import WITH_LAYERS, Flags, check
-from lstmpool.training.training_arguments import TrainingArguments
+from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.rules import WITH_LAYERS, Flags, check
+from lstmpool.training.flags.training_arguments import TrainingArguments
 
 
 def check_layers(args: ModelArguments, config: LstmPoolConfig) -> None:

@@ -15,14 +15,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.training.arguments import DataArguments, ModelArguments
 from lstmpool.training.data.rows import LIMITS
 from lstmpool.training.data.summary import balance_words
+from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output.terminal import markdown_table
 from lstmpool.training.tasks.inference import TASKS
 from lstmpool.training.tasks.task import Task
-from lstmpool.training.training_arguments import TrainingArguments
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")

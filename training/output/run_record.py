@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lstmpool.training.arguments import DataArguments, ModelArguments
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
-from lstmpool.training.training_arguments import TrainingArguments
+from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.writing import write_text
 
 

@@ -22,6 +22,7 @@ from lstmpool.training.data.summary import data_lines, describe_data
 from lstmpool.training.evaluation.baselines import Scores, fit_baselines, top_states
 from lstmpool.training.evaluation.learned_head import Arrays, Learned, calibrate, find_thresholds, fold_scale
 from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.checkpoints import find_best
 from lstmpool.training.loop.interruption import stop_at_step
 from lstmpool.training.loop.logits import predict_logits
@@ -42,7 +43,6 @@ from lstmpool.training.output.terminal import describe_best, describe_model, loa
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.tasks.losses import MeanLoss
 from lstmpool.training.tasks.task import LossSettings
-from lstmpool.training.training_arguments import TrainingArguments
 
 
 def no_files(evaluation: Evaluation) -> Writers:

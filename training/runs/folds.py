@@ -16,6 +16,7 @@ import pandas
 from lstmpool.training.data.fold_assignment import assign_folds
 from lstmpool.training.errors import InputError
 from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.output.artifacts import Writers, predictions_of
 from lstmpool.training.output.folder import json_writer, prepare_output, write_output
@@ -25,7 +26,6 @@ from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.output.terminal import rows_of, text_table
 from lstmpool.training.runs.fit import Extras, fit
 from lstmpool.training.runs.job import Job, Tokens
-from lstmpool.training.training_arguments import TrainingArguments
 
 
 LOGITS = "logits.npz"  # of a fold: what its model says of the rows that it was trained without, and of the test rows

@@ -6,15 +6,15 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lstmpool.training.arguments import DataArguments, ModelArguments
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
-from lstmpool.training.flag_conditions import Flags
-from lstmpool.training.flag_rules import WITH_TASK, check
+from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.conditions import Flags
+from lstmpool.training.flags.rules import WITH_TASK, check
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.trainable_parts import check_layers
 from lstmpool.training.tasks.task import BestBy, Task
-from lstmpool.training.training_arguments import TrainingArguments
 
 
 @dataclass(frozen=True)

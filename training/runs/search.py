@@ -29,6 +29,7 @@ from huggingface_hub.constants import HF_HOME
 
 from lstmpool.training.errors import Diverged, InputError
 from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.output.artifacts import Writers
 from lstmpool.training.output.run_record import RunRecord
@@ -37,7 +38,6 @@ from lstmpool.training.output.tables import write_table
 from lstmpool.training.runs.fit import fit
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.runs.search_space import OF_MODEL, Space, Values
-from lstmpool.training.training_arguments import TrainingArguments
 
 
 STUDIES = Path(HF_HOME) / "lstmpool_studies"  # not in the layer cache, which may be deleted

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.training_arguments import TrainingArguments
+from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.training_arguments import TrainingArguments
 
 
 SCALES = ("log", "linear")

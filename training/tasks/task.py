@@ -16,8 +16,8 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from lstmpool.training.errors import InputError
-from lstmpool.training.flag_conditions import Flags
-from lstmpool.training.flag_rules import WITH_METRICS, check
+from lstmpool.training.flags.conditions import Flags
+from lstmpool.training.flags.rules import WITH_METRICS, check
 from lstmpool.training.tasks.cells import Columns
 from lstmpool.training.tasks.metrics import LOWER_IS_BETTER, TaskMetric
 

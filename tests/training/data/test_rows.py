@@ -4,10 +4,10 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from lstmpool.training.arguments import DataArguments
 from lstmpool.training.data.rows import read_splits, token_counts
 from lstmpool.training.data.sources import named_splits
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import DataArguments
 
 from ...conftest import tiny_config
 from ...training_fixtures import save_backbone, sentences, write_csv

@@ -1,9 +1,9 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from lstmpool.training.arguments import DataArguments
 from lstmpool.training.data.sources import named_splits, read_rows
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import DataArguments
 
 from ...training_fixtures import write_csv
 

@@ -133,7 +133,7 @@ def test_a_run_that_is_killed_after_its_training_is_not_trained_further(work, na
 @pytest.mark.slow
 @pytest.mark.parametrize("name", kills.SETTINGS)
 def test_a_killed_run_ends_with_the_same_weights(work, name, monkeypatch):
-    monkeypatch.setattr("lstmpool.training.layer_cache.CACHE", work / "cache")
+    monkeypatch.setattr("lstmpool.training.model.layer_cache.CACHE", work / "cache")
     found = kills.measure(work, kills.SETTINGS[name], 10)
     assert all(same for _, same in found), found
     assert {"between saves", "inside a save"} <= {where for where, _ in found}, found

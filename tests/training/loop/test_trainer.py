@@ -7,11 +7,11 @@ from datasets import Dataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer, check_settings, split_groups
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume
 from lstmpool.training.runs.fit import Extras, State, _prepare_folder
-from lstmpool.training.training_arguments import TrainingArguments
 
 from ...conftest import tiny_model
 

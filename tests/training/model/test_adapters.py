@@ -16,10 +16,10 @@ from transformers import AutoModel, AutoTokenizer, pipeline
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.train_trainer import main
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.hub.publishing import main as publish
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.model.adapters import load_adapter, lora_config
-from lstmpool.training.training_arguments import TrainingArguments
 
 from ...command import test_train_trainer_results as results
 from ...conftest import random_inputs, tiny_model

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.model.backbone import Backbone
 
 from ...conftest import tiny_model

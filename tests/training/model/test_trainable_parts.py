@@ -3,10 +3,10 @@ import torch
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
-from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.trainable_parts import check_layers, learning_rates, prepare_layers, stack_of
-from lstmpool.training.training_arguments import TrainingArguments
 
 from ...conftest import backbone_config, random_inputs, tiny_config, tiny_model
 

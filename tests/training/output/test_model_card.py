@@ -1,10 +1,10 @@
 import pytest
 import yaml
 
-from lstmpool.training.arguments import DataArguments
+from lstmpool.training.flags.arguments import DataArguments
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output.model_card import Run, model_card
-from lstmpool.training.training_arguments import TrainingArguments
 
 from ...conftest import tiny_config
 

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from lstmpool.training.arguments import DataArguments, ModelArguments
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.output.run_record import RunRecord, list_files, settings_of
-from lstmpool.training.training_arguments import TrainingArguments
 
 
 def settings(folder, model=None, **training):

@@ -18,6 +18,7 @@ import torch
 from lstmpool.train_trainer import main
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import Diverged, InputError
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.layer_cache import CACHE
 from lstmpool.training.output.run_record import RunRecord, settings_of
 from lstmpool.training.output.start import Resume
@@ -25,7 +26,6 @@ from lstmpool.training.runs import search as hp_search
 from lstmpool.training.runs.job import read_job
 from lstmpool.training.runs.search import Search, check_goes_on, unsearched
 from lstmpool.training.runs.search_space import space_of
-from lstmpool.training.training_arguments import TrainingArguments
 
 from ... import kills
 

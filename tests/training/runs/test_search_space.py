@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from lstmpool.training.arguments import ModelArguments
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.runs.search_space import BOUNDS, Values, space_of
-from lstmpool.training.training_arguments import TrainingArguments
 
 
 def space(given, model=None, **flags):

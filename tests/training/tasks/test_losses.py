@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.tasks.losses import MeanLoss, balanced_weights
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
 from lstmpool.training.tasks.task import LossSettings
-from lstmpool.training.training_arguments import TrainingArguments
 
 from ...conftest import random_inputs, tiny_model
 from ...training_fixtures import task_of

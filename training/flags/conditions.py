@@ -1,4 +1,4 @@
-"""What is known of a command's flags, and the conditions of `flag_rules` that take more than a line.
+"""What is known of a command's flags, and the conditions of `rules` that take more than a line.
 
 A condition is named after what is wrong. It returns what fills the braces of the rule's message, or nothing.
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
-from lstmpool.training.arguments import DataArguments, ModelArguments
-from lstmpool.training.defaults import DOING, splits_of
+from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.defaults import DOING, splits_of
 
 
 POSITIVE = (

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 import transformers
 
-from lstmpool.training.arguments import TrainingFields
-from lstmpool.training.defaults import FINE_TUNING
+from lstmpool.training.flags.arguments import TrainingFields
+from lstmpool.training.flags.defaults import FINE_TUNING
 
 
 # What a fine-tune wants, on this machine.

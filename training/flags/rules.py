@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
-from lstmpool.training.defaults import DOING
 from lstmpool.training.errors import InputError
-from lstmpool.training.flag_conditions import (
+from lstmpool.training.flags.conditions import (
     Flags,
     Found,
     adapter_flag_alone,
@@ -41,6 +40,7 @@ from lstmpool.training.flag_conditions import (
     unfit_value,
     unknown_metric,
 )
+from lstmpool.training.flags.defaults import DOING
 
 
 class Rule(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from lstmpool.training.arguments import SPLITS
 from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.flags.arguments import SPLITS
 
 
 FILES = {f"{split}_file" for split in SPLITS}

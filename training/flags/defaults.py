@@ -1,12 +1,12 @@
 """What a flag is that was not given: what a fine-tune wants, and what follows from the rows that there are.
 
-`worked_out` is a pure function: it changes nothing that it is given, and what it returns is checked by `flag_rules`.
+`worked_out` is a pure function: it changes nothing that it is given, and what it returns is checked by `rules`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from lstmpool.training.arguments import AUTO, DataArguments
+from lstmpool.training.flags.arguments import AUTO, DataArguments
 
 
 # Where a fine-tune wants something else than the library's defaults.

@@ -3,11 +3,11 @@
 import pytest
 
 from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
-from lstmpool.training import flag_rules
-from lstmpool.training.arguments import DataArguments, ModelArguments
-from lstmpool.training.defaults import FINE_TUNING, worked_out
 from lstmpool.training.errors import InputError
-from lstmpool.training.flag_rules import (
+from lstmpool.training.flags import rules as tables_of_rules
+from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.defaults import FINE_TUNING, worked_out
+from lstmpool.training.flags.rules import (
     AT_ONCE,
     DATA_SOURCE,
     MODEL,
@@ -208,7 +208,7 @@ def test_a_package_that_is_missing_is_asked_for(monkeypatch, flags, package, ext
 
 
 def test_each_rule_has_a_case():
-    tables = [table for name, table in vars(flag_rules).items() if name.isupper() and isinstance(table, tuple)]
+    tables = [table for name, table in vars(tables_of_rules).items() if name.isupper() and isinstance(table, tuple)]
     rules = {rule.message: rule for table in tables for rule in table if isinstance(rule, Rule)}
     met = {next(rule.message for rule in table if rule.broken(flags)) for (table, flags), _ in CASES}
     left = sorted(rules.keys() - met)

@@ -15,9 +15,9 @@ from typing import Any
 
 from transformers.hf_argparser import HfArgumentParser
 
-from lstmpool.training.arguments import DataArguments, ModelArguments, TrainingFields
-from lstmpool.training.defaults import FINE_TUNING
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import DataArguments, ModelArguments, TrainingFields
+from lstmpool.training.flags.defaults import FINE_TUNING
 
 
 USAGE = "python train_trainer.py [RECIPE.yaml or RECIPE.json] [--flag value ...]"
