@@ -75,8 +75,7 @@ def prepare_output_dir(model: PreTrainedModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for thing in (model, model.config, model.base_model.pooler):
-        path = Path(inspect.getfile(type(thing)))
+    for path in Path(inspect.getfile(type(model))).parent.glob("*_lstmpool.py"):
         shutil.copyfile(path, folder / path.name)
     path = folder / ".gitignore"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""

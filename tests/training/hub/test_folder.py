@@ -134,7 +134,7 @@ def test_missing_code_is_named(folder):
 def test_the_code_is_compared_with_the_installed_one_line_by_line(folder):
     path = folder / "configuration_lstmpool.py"
     path.write_text(path.read_text() + "# mine\n")
-    changed, same, _ = compare_code(folder)
+    changed, same, *_ = compare_code(folder)
     assert (changed.name, same.name) == ("configuration_lstmpool.py", "modeling_lstmpool.py")
     assert changed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != changed.released
     assert changed.difference[-1] == "+# mine"
