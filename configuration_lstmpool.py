@@ -39,12 +39,6 @@ class Families:
     NOT_A_STACK = frozenset({"albert", "canine", "funnel"})
     # Their layers are called past their hooks, or on hidden states of another shape.
     NOT_HOOKED = frozenset({"squeezebert", "xlnet"})
-    # The part of a layer that adds what entered it to its attention; what follows acts on each token alone.
-    ONE_TOKEN_AFTER = {"distilbert": "sa_layer_norm"} | dict.fromkeys(
-        "bert camembert convbert data2vec-text deberta deberta-v2 electra ernie esm layoutlm markuplm megatron-bert "
-        "mpnet rembert roberta roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl".split(),
-        "attention",
-    )
     # They number their tokens from 2, which an explicit `position_ids` would have to know.
     OFFSET_POSITIONS = frozenset({"mra", "nystromformer", "yoso"})
     # Names of the norm that follows the top layer of a pre-norm family, and a family with another.

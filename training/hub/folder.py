@@ -6,7 +6,6 @@ predictions, logs and checkpoints) may be private. Nothing pickled is among them
 
 import difflib
 import hashlib
-import inspect
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from lstmpool.configuration_lstmpool import PROBLEM_TYPES, LstmPoolConfig
-from lstmpool.training.output.folder import CODE
+from lstmpool.training.code_files import CODE, code_of
 
 
 TOKENIZER = (
@@ -53,8 +52,7 @@ def prepare_output_dir(model: PreTrainedModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for thing in (model, model.config, model.base_model.pooler):
-        path = Path(inspect.getfile(type(thing)))
+    for path in code_of(model):
         shutil.copyfile(path, folder / path.name)
     path = folder / ".gitignore"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""

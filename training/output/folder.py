@@ -5,7 +5,6 @@ the middle leaves no half of a model that loads. Checkpoints keep the optimizer;
 anything pickled.
 """
 
-import inspect
 import json
 import math
 import os
@@ -17,9 +16,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from lstmpool import configuration_lstmpool, modeling_lstmpool, pooling_lstmpool
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
 from lstmpool.training.arguments import TrainingArguments
+from lstmpool.training.code_files import CODE
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.checkpoints import checkpoints_in, damage, find_checkpoint, is_last, newest_whole
 from lstmpool.training.output.run_record import NAME as RECORD
@@ -27,7 +26,6 @@ from lstmpool.training.output.run_record import RunRecord
 
 
 Writer = Callable[[Path], Any]
-CODE = [Path(inspect.getfile(module)) for module in (configuration_lstmpool, modeling_lstmpool, pooling_lstmpool)]
 STAGING = ".unfinished"
 CONFIGS = (ADAPTER_CONFIG_NAME, "config.json")  # by which a folder is known for that of a model
 # What a finished run leaves beside its checkpoints; --overwrite removes these and nothing else.

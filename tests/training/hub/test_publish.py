@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
+from lstmpool.training.code_files import CODE
 from lstmpool.training.hub.publishing import main
-from lstmpool.training.output.folder import CODE
 
 from ...conftest import tiny_model
 from .conftest import ANN, BOB, READER, SHARED
