@@ -75,7 +75,8 @@ class LayerCapture:
 
     def _run_hooked(self, backbone: nn.Module, inputs: dict[str, Any], pool: Pool) -> tuple[Any, list[Tensor]]:
         """The states are taken by the hooks; only (B, H) of each layer stays."""
-        layers, taken = self.config.layers, _Taken(self.config.layers, pool)
+        layers = self.config.layers
+        taken = _Taken(layers, pool)
         outer = getattr(_this_thread, "taken", None)  # of a model in one of whose layers this one runs
         _this_thread.taken = taken
         try:
@@ -89,7 +90,8 @@ class LayerCapture:
 
     def _run_whole(self, backbone: nn.Module, inputs: dict[str, Any], pool: Pool) -> tuple[Any, list[Tensor]]:
         """The states are taken after the run; (B, T, H) of every layer stays until then."""
-        outputs = backbone(**inputs | {"output_hidden_states": True}, return_dict=True)
+        inputs["output_hidden_states"] = True
+        outputs = backbone(**inputs, return_dict=True)
         return outputs, [pool(outputs.hidden_states[layer]) for layer in self.config.layers]
 
 

@@ -122,7 +122,7 @@ def _loading(run: Run) -> str:
             "where to: `load_adapter(name, backbone=...)`."
         )
     return (
-        "The model brings its own code, three files that import torch and transformers only; `trust_remote_code=True` "
+        "The model brings its own code, which imports torch and transformers only; `trust_remote_code=True` "
         "runs it.\n`model` is its name on the Hub and `revision` the commit whose code you have read; for a folder, "
         "leave `revision` out."
     )
