@@ -91,7 +91,7 @@ class Backbone:
         return config
 
     def identity(self) -> str:
-        """Tells these weights from others that may come to lie at the same path.
+        """A string that tells these weights from others that may lie at the same path later.
 
         For a folder, it is a digest of the config and the weights. For a model on the Hub, whose config must have been
         loaded, it is the commit; it is empty if the commit is not known.

@@ -59,7 +59,7 @@ class Found:
         is_file: whether it is a file and not a folder.
         record: the record of the folder's run, if there is one.
         files: sorted names of the files that a run may have written, now or in an older release.
-        ours: those of `files` that this folder's run has written: those in its record's list, or all without a list.
+        ours: those of `files` that this folder's run has written, by its record's list; all if it has no list.
         folds: names of the folders of a cross-validation's folds.
         checkpoints: those in the folder, the newest first.
         another_kind: whether the folder holds weights, a config or checkpoints of another kind of model.
