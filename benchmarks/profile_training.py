@@ -45,7 +45,7 @@ from lstmpool.training.loop import trainer
 from lstmpool.training.model import layer_cache
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.layer_cache import StatesCollator
-from lstmpool.training.runs import fit, job
+from lstmpool.training.runs import finish, fit, job
 
 
 IMPORTED = "import lstmpool.training.command_line, lstmpool.training.runs.search"  # what a run needs
@@ -66,9 +66,9 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "final predictions": [(fit, "predict_logits")],
     "metrics, plots, card, folder": [
         (Evaluation, "of"),
-        (fit, "plots_of"),
-        (fit, "model_card"),
-        (fit, "write_output"),
+        (finish, "plots_of"),
+        (finish, "model_card"),
+        (finish, "write_output"),
     ],
 }
 RUNS = {  # the flags of each, on top of the command's defaults
