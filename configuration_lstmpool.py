@@ -35,30 +35,6 @@ class Families:
     NOT_A_STACK = frozenset({"albert", "canine", "funnel"})
     # Their layers are called past their hooks, or on hidden states of another shape.
     NOT_HOOKED = frozenset({"squeezebert", "xlnet"})
-    # The part of a layer that adds what entered it to its attention; what follows acts on each token alone.
-    ONE_TOKEN_AFTER = {
-        "bert": "attention",
-        "camembert": "attention",
-        "convbert": "attention",
-        "data2vec-text": "attention",
-        "deberta": "attention",
-        "deberta-v2": "attention",
-        "distilbert": "sa_layer_norm",
-        "electra": "attention",
-        "ernie": "attention",
-        "esm": "attention",
-        "layoutlm": "attention",
-        "markuplm": "attention",
-        "megatron-bert": "attention",
-        "mpnet": "attention",
-        "rembert": "attention",
-        "roberta": "attention",
-        "roberta-prelayernorm": "attention",
-        "roc_bert": "attention",
-        "roformer": "attention",
-        "xlm-roberta": "attention",
-        "xlm-roberta-xl": "attention",
-    }
     # They number their tokens from 2, which an explicit `position_ids` would have to know.
     OFFSET_POSITIONS = frozenset({"mra", "nystromformer", "yoso"})
     # Names of the norm that follows the top layer of a pre-norm family, and a family with another.

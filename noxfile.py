@@ -22,8 +22,8 @@ import nox
 ROOT = Path(__file__).parent
 MODEL_TESTS = [
     f"tests/model/test_{name}.py"
-    for name in "configuration_lstmpool modeling_lstmpool pooling_lstmpool capture top_token library backbones "
-    "families own_code_backbone remote_code trainer".split()
+    for name in "configuration_lstmpool modeling_lstmpool pooling_lstmpool capture library backbones "
+    "families own_code_backbone remote_code old_folders trainer".split()
 ]
 TEST_REQUIREMENTS = ("accelerate", "datasets", "hypothesis", "pytest")  # no extra: those are for the newest version
 

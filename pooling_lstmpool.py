@@ -132,6 +132,11 @@ class ConcatPooling(LayerPooling):
 
 
 POOLING_CLASSES = {
-    **{"lstm": RecurrentPooling, "gru": RecurrentPooling, "attention": AttentionPooling, "concat": ConcatPooling},
-    **{"weighted": WeightedPooling, "max": MaxPooling, "last": LastPooling},
+    "lstm": RecurrentPooling,
+    "gru": RecurrentPooling,
+    "attention": AttentionPooling,
+    "weighted": WeightedPooling,
+    "max": MaxPooling,
+    "concat": ConcatPooling,
+    "last": LastPooling,
 }

@@ -6,7 +6,7 @@
     weighted   the WeightedLayerPooling of sentence-transformers over all layers, CLS, a linear head
     lstmpool   this project, all layers read
     lstmpool, two thirds   the same with `layers` ending at two thirds of the depth
-    lstmpool, mean   the same with mean vectors, for which the top layer runs in full; counted, and not timed
+    lstmpool, mean   the same with mean vectors and all layers; counted, and not timed
 
 The naive code is given the benefit of the doubt: its backbone has no pooler, which nothing would read.
 """

@@ -7,7 +7,6 @@ several or no classes, or of one number. Classes are numbers, in the order of th
 """
 
 import hashlib
-import os
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 
 from lstmpool.training.errors import InputError
+from lstmpool.training.writing import writing
 from study.records import KEY, Row, key_of
 
 
@@ -120,17 +120,16 @@ def _read(file: Path) -> pyarrow.Table:
 
 
 def _write(file: Path, table: pyarrow.Table) -> None:
-    """Writes the whole file under another name first, so that a kill leaves the old one."""
+    """Writes the whole file; a kill leaves the old one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    # runs on one set resemble one another: dictionaries of values would hide that from the compression
-    pyarrow.parquet.write_table(
-        table,
-        unfinished,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=False,
-        write_statistics=False,
-        store_schema=False,
-    )
-    os.replace(unfinished, file)
+    with writing(file) as unfinished:
+        # runs on one set resemble one another: dictionaries of values would hide that from the compression
+        pyarrow.parquet.write_table(
+            table,
+            unfinished,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=False,
+            write_statistics=False,
+            store_schema=False,
+        )

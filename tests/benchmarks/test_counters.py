@@ -72,8 +72,7 @@ STEP = 2 * 4 * 256 * (24 + 256)  # of the LSTM in one direction, for one text
         ("stock", 2 * 24 * 24 + 2 * 24 * 2),  # its pooler and classifier
         ("naive", 4 * STEP + 2 * 512 * 2),
         ("lstmpool, mean", 2 * STEP + 2 * 4 * 256 * 24 + 2 * 512 * 2),
-        # after the attention of the upper layer, seven of the eight tokens are left out
-        ("lstmpool", 2 * STEP + 2 * 4 * 256 * 24 + 2 * 512 * 2 - 7 * 2 * (2 * 24 * 96)),
+        ("lstmpool", 2 * STEP + 2 * 4 * 256 * 24 + 2 * 512 * 2),
     ],
 )
 def test_the_flops_of_a_small_model_by_hand(variant, beyond_two_layers):
@@ -96,7 +95,7 @@ def test_a_point_of_the_curves_by_hand():
     assert both["weight_bytes"] == alone["weight_bytes"] == str(4 * parameters)
 
 
-@pytest.mark.parametrize(("shape", "bound"), [("6x384", 0.92), ("12x768", 0.97)])
+@pytest.mark.parametrize(("shape", "bound"), [("6x384", 1.01), ("12x768", 1.01)])
 def test_flops_over_the_stock_class(shape, bound):
     cell, counts = Cell.parse(f"{shape}/training/8x128"), {}
     for name in ("stock", "lstmpool", TWO_THIRDS):
@@ -106,7 +105,7 @@ def test_flops_over_the_stock_class(shape, bound):
         for step in (inference, training):
             counts[name, step] = flops(lambda step=step, side=side, inputs=inputs: step(side, inputs))
     for step in (inference, training):
-        assert 0.8 < counts["lstmpool", step] / counts["stock", step] <= bound
+        assert 1 < counts["lstmpool", step] / counts["stock", step] <= bound
         assert 0.5 < counts[TWO_THIRDS, step] / counts["stock", step] <= 0.70
 
 

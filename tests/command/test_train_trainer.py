@@ -14,6 +14,7 @@ from lstmpool.training.hub.repository import PushError
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.tasks.metrics import SingleLabelMetric
 
+from ..conftest import CODE
 from ..training_fixtures import ROOT, run_python, save_backbone, sentences, write_csv
 
 
@@ -55,10 +56,9 @@ def in_process(work, monkeypatch, *words):
 def test_the_folder_is_complete_and_holds_nothing_pickled(finished, work):
     folder, _ = finished
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    code = {"configuration_lstmpool.py", "fields_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
     results = {"run.json", "metrics.json", "test_predictions.csv", "learning_curve.png", "confusion_matrix.png"}
-    assert names == {"README.md", "config.json", "model.safetensors", *results, *code, *tokenizer}
+    assert names == {"README.md", "config.json", "model.safetensors", *results, *CODE, *tokenizer}
     assert (
         len(list(folder.glob("checkpoint-*"))) == 1
     )  # the best one; that of the last epoch went when all was written

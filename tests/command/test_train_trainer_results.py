@@ -202,7 +202,8 @@ def test_a_temperature_is_in_the_saved_weights(work, monkeypatch):
     measured = {name: before["results"]["test"][name] for name in ("log_loss", "brier", "ece")}
     assert effect["test"]["before"] == pytest.approx(measured, rel=1e-4)
     labels = (rows["label"] == "other").to_numpy().astype(int)
-    wanted = probability_metrics(loaded_logits(folder, rows["text"]), labels, SingleLabel.problem_type)
+    task = SingleLabel(["animal", "other"])
+    wanted = probability_metrics(task, loaded_logits(folder, rows["text"]), labels)
     assert effect["test"]["after"] == pytest.approx(wanted, rel=1e-3, abs=1e-4)
     assert (folder / "reliability.png").is_file() and "temperature" in (folder / "README.md").read_text()
 

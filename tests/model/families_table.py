@@ -36,7 +36,7 @@ def row(family):
     ]
     try:
         model = LstmPoolForSequenceClassification(tiny_config(family))
-        found = "hooks" if model.lstmpool._streams else "output_hidden_states"
+        found = "hooks" if model.lstmpool.capture.streams else "output_hidden_states"
         facts = [found, model.config.num_hidden_layers, model.config.token_pooling, model.config.layer_norm]
     except Exception:
         facts = ["FAILS", "", "", ""]

@@ -4,15 +4,21 @@ import copy
 import gc
 import pickle
 import threading
+from functools import partial
 
 import pytest
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.utils.checkpoint import checkpoint
+from transformers import BertModel
+from transformers.models.bert.modeling_bert import BertAttention, BertEncoder, BertLayer, BertOutput
 
-from lstmpool import modeling_lstmpool
+from lstmpool import capture_lstmpool
+from lstmpool.capture_lstmpool import find_stack, layer_lists
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
 from lstmpool.pooling_lstmpool import pool_tokens
 
-from ..conftest import FAMILIES, random_inputs, since, tiny_config, tiny_model
+from ..conftest import FAMILIES, backbone_config, random_inputs, since, tiny_config, tiny_model
 
 
 # backbones with gradient checkpointing; those without say so (test_library.py)
@@ -22,11 +28,11 @@ STREAMED = [family for family in FAMILIES if family not in ("albert", "xlnet")]
 
 def from_hidden_states(base, inputs):
     """What the base model gives by `output_hidden_states=True`, layer by layer after the run."""
-    streams, base._streams = base._streams, False
+    streams, base.capture.streams = base.capture.streams, False
     try:
         outputs = base(**inputs)
     finally:
-        base._streams = streams
+        base.capture.streams = streams
     return outputs
 
 
@@ -49,7 +55,7 @@ def test_streamed_states_are_the_hidden_states_bit_for_bit(family, token_pooling
     streamed = base(**inputs)
     torch.manual_seed(1)
     collected = from_hidden_states(base, inputs)
-    assert base._streams is (family in STREAMED)
+    assert base.capture.streams is (family in STREAMED)
     assert streamed.layer_states.shape == (3, 4, 16)
     assert torch.equal(streamed.layer_states, collected.layer_states)
     assert torch.equal(streamed.pooler_output, collected.pooler_output)
@@ -188,7 +194,7 @@ def test_nothing_is_left_after_an_exception():
     model.lstmpool.backbone.encoder.layer[2].forward = fail
     with pytest.raises(RuntimeError, match="a layer failed"):
         model(**inputs)
-    assert getattr(modeling_lstmpool._active, "capture", None) is None
+    assert getattr(capture_lstmpool._this_thread, "taken", None) is None
     model.lstmpool.backbone.encoder.layer[2].forward = forward
     assert torch.equal(model(**inputs).logits, wanted)
 
@@ -196,7 +202,7 @@ def test_nothing_is_left_after_an_exception():
 def test_the_bare_backbone_can_be_called_and_captures_nothing():
     model = tiny_model()
     model.lstmpool.backbone(**random_inputs())
-    assert getattr(modeling_lstmpool._active, "capture", None) is None
+    assert getattr(capture_lstmpool._this_thread, "taken", None) is None
 
 
 def test_a_model_inside_a_layer_of_another_has_its_own_capture():
@@ -231,6 +237,203 @@ def test_a_copied_and_a_pickled_model_still_capture():
         assert torch.equal(other(**inputs).layer_states, model(**inputs).layer_states)
 
 
+# -------------------------------------------------------------------------- backbones that somebody changed or wrapped
+def assert_same_by_hidden_states(model, inputs):
+    """Layer states, logits and, to 1e-9, every gradient are those of a run that returns all hidden states."""
+    model = model.double()
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    runs = []
+    for streams in (True, False):
+        model.lstmpool.capture.streams = streams
+        outputs = model(**inputs, labels=torch.tensor([0, 1, 2]))
+        gradients = torch.autograd.grad(outputs.loss, list(parameters.values()), allow_unused=True)
+        found = dict(zip(parameters, gradients, strict=True))
+        runs.append((outputs, found))
+    (streamed, gradients), (whole, wanted) = runs
+    assert torch.equal(streamed.layer_states, whole.layer_states) and torch.equal(streamed.logits, whole.logits)
+    for name in parameters:
+        assert (gradients[name] is None) == (wanted[name] is None), name
+        if wanted[name] is not None:  # a sum over the layers, in another order
+            torch.testing.assert_close(gradients[name], wanted[name], atol=1e-9, rtol=1e-9, msg=name)
+
+
+class MixesAfterTheStack(BertModel):
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        outputs = super().forward(input_ids, attention_mask, position_ids=position_ids, **kwargs)
+        outputs.last_hidden_state = outputs.last_hidden_state + outputs.last_hidden_state.mean(1, keepdim=True)
+        return outputs
+
+
+class MixesInTheLayer(BertOutput):
+    def forward(self, hidden, inputs):
+        return super().forward(hidden, inputs).flip(1)
+
+
+def mix(module, args, output):
+    return output - output.mean(1, keepdim=True)
+
+
+def with_own_output(backbone):
+    backbone.encoder.layer[-1].output = MixesInTheLayer(backbone.config)
+
+
+def with_hook_inside(backbone):
+    backbone.encoder.layer[-1].output.dense.register_forward_hook(mix)
+
+
+def with_hook_on_the_encoder(backbone):
+    backbone.encoder.register_forward_pre_hook(lambda module, args: None)
+
+
+def with_own_forward(backbone):
+    output = backbone.encoder.layer[-1].output
+    forward = output.forward
+    output.forward = lambda *args: mix(output, args, forward(*args))
+
+
+def with_backward_hook(backbone):
+    backbone.encoder.layer[-1].register_full_backward_hook(lambda module, inputs, outputs: None)
+
+
+def with_backward_pre_hook(backbone):
+    backbone.encoder.layer[-1].output.register_full_backward_pre_hook(lambda module, outputs: None)
+
+
+def with_chunks(backbone):
+    for layer in backbone.encoder.layer:
+        layer.chunk_size_feed_forward = 4
+
+
+CHANGES = [
+    with_own_output,
+    with_hook_inside,
+    with_hook_on_the_encoder,
+    with_own_forward,
+    with_backward_hook,
+    with_backward_pre_hook,
+    with_chunks,
+]
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_backbone_with_code_of_ones_own(change, later):
+    torch.manual_seed(0)
+    backbone = BertModel(backbone_config())
+    if not later:
+        change(backbone)
+    model = LstmPoolForSequenceClassification(tiny_config(), backbone=backbone).eval()
+    inputs = random_inputs(tokens=8, lengths=[8, 3, 5])
+    before = model(**inputs).logits
+    if later:
+        change(backbone)
+        silent = (with_hook_on_the_encoder, with_backward_hook, with_backward_pre_hook, with_chunks)
+        assert torch.allclose(model(**inputs).logits, before, atol=1e-6) == (change in silent)
+    assert_same_by_hidden_states(model, inputs)
+
+
+def test_the_highest_state_is_what_the_backbone_returns_in_the_end():
+    model, inputs = tiny_model(), random_inputs()
+    plain = model.lstmpool(**inputs)
+    model.lstmpool.backbone.__class__ = MixesAfterTheStack
+    mixed = model.lstmpool(**inputs)
+    assert torch.equal(mixed.layer_states[:, -1], mixed.last_hidden_state[:, 0])
+    assert torch.equal(mixed.layer_states[:, :-1], plain.layer_states[:, :-1])
+    assert not torch.allclose(mixed.layer_states[:, -1], plain.layer_states[:, -1], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertEncoder, BertLayer, BertAttention])
+def test_what_runs_again_in_the_backward_pass(kind):
+    model = tiny_model().train()
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, kind))
+    assert_same_by_hidden_states(model, random_inputs(lengths=[7, 3, 5]))
+
+
+def test_layers_whose_forward_is_checkpointed():
+    model = tiny_model().train()
+    for layer in model.lstmpool.backbone.encoder.layer:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    assert_same_by_hidden_states(model, random_inputs(lengths=[7, 3, 5]))
+
+
+def test_layers_that_are_compiled_by_themselves():
+    reset()
+    model, inputs = tiny_model(), random_inputs(lengths=[7, 3, 5])
+    wanted = model(**inputs)
+    for layer in model.lstmpool.backbone.encoder.layer:
+        layer.compile(backend="eager")
+    found = model(**inputs)
+    torch.testing.assert_close(found.layer_states, wanted.layer_states, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.logits, wanted.logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("adapted", [["query", "value"], ["query", "dense"]])
+def test_adapters(adapted):
+    peft = pytest.importorskip("peft")
+    model = tiny_model()
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=adapted, init_lora_weights=False))
+    assert_same_by_hidden_states(model, random_inputs(lengths=[7, 3, 5]))
+
+
+def test_a_backbone_that_was_put_into_something_else():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    model, inputs = tiny_model(), random_inputs()
+    wanted = model(**inputs).logits
+    model.lstmpool.backbone = Wrapper(model.lstmpool.backbone)
+    assert torch.equal(model(**inputs).logits, wanted)
+
+
+def test_a_layer_that_stands_twice_in_the_stack_gives_the_states_of_both_places():
+    torch.manual_seed(0)
+    backbone, inputs = BertModel(backbone_config()), random_inputs(lengths=[7, 3, 5])
+    backbone.encoder.layer[2] = backbone.encoder.layer[1]
+    model = LstmPoolForSequenceClassification(tiny_config(), backbone=backbone).eval()
+    assert model.lstmpool.layer_stack is None
+    outputs = model(**inputs, output_hidden_states=True)
+    wanted = torch.stack([hidden[:, 0] for hidden in outputs.hidden_states[1:]], dim=1)
+    assert torch.equal(outputs.layer_states, wanted) and torch.equal(model(**inputs).layer_states, wanted)
+
+
+def test_two_lists_of_the_same_length_are_no_stack():
+    torch.manual_seed(0)
+    backbone = BertModel(backbone_config())
+    backbone.encoder.beside = torch.nn.ModuleList(torch.nn.Identity() for _ in backbone.encoder.layer)
+    assert layer_lists(backbone, 4) == ["encoder.layer", "encoder.beside"]
+    assert find_stack(backbone, 4) is None and find_stack(backbone, 3) is None
+    del backbone.encoder.beside[0]
+    assert find_stack(backbone, 4) == "encoder.layer" and find_stack(backbone, 3) == "encoder.beside"
+    model = LstmPoolForSequenceClassification(tiny_config(), backbone=backbone)
+    assert model.lstmpool.layer_stack == "encoder.layer" and model.lstmpool.capture.streams
+
+
+def test_a_config_that_is_changed_after_the_model_was_made():
+    model, inputs = tiny_model(), random_inputs(lengths=[7, 3, 5])
+    model.config.token_pooling = "mean"
+    assert_same_by_hidden_states(model, inputs)
+    hidden = model(**inputs, output_hidden_states=True).hidden_states[1]
+    found = model(**inputs).layer_states[1, 0]
+    torch.testing.assert_close(found, hidden[1, :3].mean(0), atol=1e-6, rtol=0)  # a text of 3 tokens
+
+
+def test_a_convolution_over_all_tokens():
+    config = tiny_config("deberta-v2", layers=[1])  # the layer that it is added to
+    config.backbone_config.conv_kernel_size = 3
+    model = LstmPoolForSequenceClassification(config).eval()
+    assert_same_by_hidden_states(model, random_inputs(lengths=[7, 3, 5]))
+
+
+def test_one_token_texts_and_rows_of_padding():
+    assert_same_by_hidden_states(tiny_model(), random_inputs(3, 1))
+    assert_same_by_hidden_states(tiny_model(attn_implementation="eager"), random_inputs(lengths=[7, 0, 3]))
+
+
 # -------------------------------------------------------------------------------------------------------------- memory
 def test_inference_keeps_no_layer():
     """Tensors of the size of a layer's (B, T, H) that are alive when the last layer begins."""
@@ -261,6 +464,4 @@ def test_base_and_classifier_return_the_same_states():
     model = tiny_model()
     base = LstmPoolModel(model.config)
     base.load_state_dict(model.lstmpool.state_dict())
-    found, wanted = base.eval()(**random_inputs()).layer_states, model(**random_inputs()).layer_states
-    assert torch.equal(found[:, :-1], wanted[:, :-1])
-    torch.testing.assert_close(found[:, -1], wanted[:, -1], atol=1e-6, rtol=1e-6)  # one token of the top layer, or all
+    assert torch.equal(base.eval()(**random_inputs()).layer_states, model(**random_inputs()).layer_states)

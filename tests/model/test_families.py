@@ -140,9 +140,8 @@ def check_states(family):
                 for module in model.modules():
                     if isinstance(module, torch.nn.Dropout):
                         module.p = 0.2
-            # the base model: the classifier's top state may differ by rounding, where it runs for one token
-            streamed = run(model.lstmpool, inputs, train).layer_states
-            both = run(model.lstmpool, inputs, train, output_hidden_states=True)
+            streamed = run(model, inputs, train).layer_states
+            both = run(model, inputs, train, output_hidden_states=True)
             layers = model.config.layers
             assert len(both.hidden_states) == model.config.num_hidden_layers + 1, (
                 f"{len(both.hidden_states)} hidden states, {model.config.num_hidden_layers} layers"

@@ -90,7 +90,7 @@ def run(code):
 def test_trusted_it_is_read_and_trained(checkpoint):
     model = LstmPoolForSequenceClassification.from_backbone(str(checkpoint), trust_remote_code=True, num_labels=2)
     assert type(model.lstmpool.backbone).__module__.startswith("transformers_modules.")
-    assert model.config.layers == [1, 2, 3] and model.config.token_pooling == "cls" and model.lstmpool._streams
+    assert model.config.layers == [1, 2, 3] and model.config.token_pooling == "cls" and model.lstmpool.capture.streams
     inputs = random_inputs(lengths=[7, 3, 5])
     hidden_states = model(**inputs, output_hidden_states=True).hidden_states
     states = torch.stack([hidden_states[layer][:, 0] for layer in (1, 2, 3)], dim=1)

@@ -11,7 +11,7 @@ import torch
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
 
-from ..conftest import tiny_config, tiny_model
+from ..conftest import CODE, tiny_config, tiny_model
 
 
 PREAMBLE = """
@@ -121,8 +121,7 @@ torch.save({{"logits": outputs.logits, "layer_states": outputs.layer_states}}, {
     run_isolated(code, tmp_path / "empty", tmp_path)
     shutil.rmtree(saved)
     shutil.rmtree(tmp_path / "hf")
-    code = {"configuration_lstmpool.py", "fields_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
-    assert {"config.json", "model.safetensors", *code} <= {path.name for path in again.iterdir()}
+    assert {"config.json", "model.safetensors", *CODE} <= {path.name for path in again.iterdir()}
     saved_map = json.loads((again / "config.json").read_text())["auto_map"]
     assert len(saved_map) == 3 and not any("--" in name for name in saved_map.values())
     code = LOAD.replace("FOLDER", repr(str(again))).replace("WANTED", repr(str(tmp_path / "wanted2.pt")))
@@ -159,9 +158,7 @@ def test_installed_the_local_code_is_used(saved):
     assert type(AutoModelForSequenceClassification.from_pretrained(saved)) is LstmPoolForSequenceClassification
 
 
-@pytest.mark.parametrize(
-    "name", ["configuration_lstmpool.py", "fields_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"]
-)
+@pytest.mark.parametrize("name", sorted(CODE))
 def test_the_hub_files_import_nothing_but_torch_and_transformers(name):
     import ast
     from pathlib import Path
@@ -172,9 +169,5 @@ def test_the_hub_files_import_nothing_but_torch_and_transformers(name):
     modules |= {node.module for node in froms if node.level == 0}
     outside = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
     assert outside <= {"torch", "transformers"}
-    assert {node.module for node in froms if node.level} <= {
-        "configuration_lstmpool",
-        "fields_lstmpool",
-        "pooling_lstmpool",
-    }
+    assert {f"{node.module}.py" for node in froms if node.level} <= CODE - {name}
     assert not any(part.startswith("_") for module in modules for part in module.split(".")[1:])

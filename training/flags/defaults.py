@@ -42,7 +42,8 @@ def worked_out(
         defaults: such as `FINE_TUNING`.
         places: of the splits that there are, see `named_splits`.
     """
-    values = {**defaults, **given}
+    values = dict(defaults)
+    values.update(given)
     _choose_what_is_done(values, data, places)
     if values.get("do_eval"):
         _choose_evaluation(values, saving_is_given="save_strategy" in given)

@@ -6,7 +6,6 @@ as predictions, logs and checkpoints, may be private. Pickles are never publishe
 
 import difflib
 import hashlib
-import inspect
 import json
 import re
 import shutil
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.fields_lstmpool import PROBLEM_TYPES
-from lstmpool.training.output.folder import CODE
+from lstmpool.training.code_files import CODE, code_of
 
 
 # What is published besides the code, the weights and the images that the model card shows.
@@ -75,8 +74,7 @@ def prepare_output_dir(model: PreTrainedModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for thing in (model, model.config, model.base_model.pooler):
-        path = Path(inspect.getfile(type(thing)))
+    for path in code_of(model):
         shutil.copyfile(path, folder / path.name)
     path = folder / ".gitignore"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""

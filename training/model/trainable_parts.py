@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lstmpool.capture_lstmpool import layer_lists
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
@@ -72,18 +73,14 @@ def stack_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     Raises:
         InputError: if there is none, or several could be meant.
     """
-    backbone, count = model.base_model.backbone, model.config.layers[-1]
-    found = {
-        name: module
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    }
-    if len(found) != 1:
+    backbone, name = model.base_model.backbone, model.base_model.layer_stack
+    if name is None:
+        count = model.config.num_hidden_layers
         raise InputError(
             f"--freeze_layers, --reinit_layers and --layerwise_lr_decay need a backbone whose {count} layers are one "
-            f"list, found {len(found)} in {type(backbone).__name__}. Leave them out."
+            f"list, found {len(layer_lists(backbone, count))} in {type(backbone).__name__}. Leave them out."
         )
-    return next(iter(found.items()))
+    return name, backbone.get_submodule(name)
 
 
 def _embeddings(model: PreTrainedModel) -> list[nn.Module]:

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
+from lstmpool.training.code_files import CODE
 from lstmpool.training.errors import InputError
-from lstmpool.training.output.found import CODE, files_of, weights_in
+from lstmpool.training.output.found import files_of, weights_in
 from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.output.run_record import RunRecord, list_files
 from lstmpool.training.output.start import Start

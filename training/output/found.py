@@ -1,22 +1,17 @@
 """What lies in the output folder before a run, as a value: `start.decide` reads it, and never the disk."""
 
-import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from lstmpool import configuration_lstmpool, fields_lstmpool, modeling_lstmpool, pooling_lstmpool
+from lstmpool.training.code_files import CODE
 from lstmpool.training.loop.checkpoints import Saved, damage, saved_in
 from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.output.run_record import RunRecord
 
 
-CODE = [
-    Path(inspect.getfile(module))
-    for module in (configuration_lstmpool, fields_lstmpool, modeling_lstmpool, pooling_lstmpool)
-]
 CODE_NAMES = {path.name for path in CODE}
 # What releases whose record has no list of files may have written, beside weights. A new file is not added here: the
 # record lists it.

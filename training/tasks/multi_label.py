@@ -13,6 +13,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lstmpool.fields_lstmpool import MULTI
 from lstmpool.training.errors import InputError
 from lstmpool.training.tasks.cells import Columns, check_names, is_missing, numbers_of
 from lstmpool.training.tasks.intervals import bootstrap
@@ -27,7 +28,7 @@ class MultiLabel(Classification):
 
     separator: str | None = None  # of the labels in one string; None: spaces
 
-    problem_type = "multi_label_classification"
+    problem_type = MULTI
     title = "any number of labels a text"
     metric = MultiLabelMetric()
     has_thresholds = True

@@ -10,6 +10,7 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lstmpool.fields_lstmpool import REGRESSION
 from lstmpool.training.tasks.cells import Columns, numbers_of
 from lstmpool.training.tasks.intervals import bootstrap
 from lstmpool.training.tasks.losses import SmoothL1
@@ -24,7 +25,7 @@ SEVERAL_TARGETS = SeveralTargetsMetric()
 class Regression(Task):
     """Numbers. Several targets are judged by MCRMSE, one by its mean squared error."""
 
-    problem_type = "regression"
+    problem_type = REGRESSION
     title = "regression"
     output_title = "Target"
     hub_tag = "text-regression"

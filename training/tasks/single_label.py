@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lstmpool.fields_lstmpool import SINGLE
 from lstmpool.training.errors import InputError, did_you_mean
 from lstmpool.training.tasks.cells import Columns, check_names
 from lstmpool.training.tasks.intervals import wilson
@@ -22,7 +23,7 @@ from lstmpool.training.tasks.task import BINS, Classification, LossSettings, Row
 class SingleLabel(Classification):
     """One label a text."""
 
-    problem_type = "single_label_classification"
+    problem_type = SINGLE
     title = "one label a text"
     metric = SingleLabelMetric()
     pictures = ("confusion_matrix",)

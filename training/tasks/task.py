@@ -16,13 +16,13 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import AUTO
 from lstmpool.training.flags.conditions import Flags
 from lstmpool.training.flags.rules import WITH_METRICS, check
 from lstmpool.training.tasks.cells import Columns
 from lstmpool.training.tasks.metrics import LOWER_IS_BETTER, TaskMetric
 
 
-AUTO = "auto"  # stands for the headline metric until the task is known
 BINS = 10  # of numbers, with equally many rows each: what splits spread alike
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]  # logits (B, C) and labels to the sum of the rows' losses

@@ -10,12 +10,12 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.training.code_files import CODE
 from lstmpool.training.errors import InputError
 from lstmpool.training.hub.card import pin_card, snippet_of
 from lstmpool.training.hub.folder import check_files, choose_files, compare_code, prepare_output_dir
 from lstmpool.training.hub.publishing import Checked, describe, main
 from lstmpool.training.hub.repository import Hub
-from lstmpool.training.output.folder import CODE
 
 from .conftest import tiny_model
 
@@ -134,11 +134,13 @@ def test_missing_code_is_named(folder):
 def test_the_code_is_compared_with_the_installed_one_line_by_line(folder):
     path = folder / "configuration_lstmpool.py"
     path.write_text(path.read_text() + "# mine\n")
-    changed, same, _ = compare_code(folder)
-    assert (changed.name, same.name) == ("configuration_lstmpool.py", "modeling_lstmpool.py")
+    found = {file.name: file for file in compare_code(folder)}
+    assert list(found) == [path.name for path in CODE]
+    changed, same = found["configuration_lstmpool.py"], found["modeling_lstmpool.py"]
     assert changed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != changed.released
     assert changed.difference[-1] == "+# mine"
-    assert same.sha256 == same.released == hashlib.sha256(CODE[1].read_bytes()).hexdigest() and same.difference == []
+    released = next(path for path in CODE if path.name == same.name)
+    assert same.sha256 == same.released == hashlib.sha256(released.read_bytes()).hexdigest() and same.difference == []
     printed = describe(Checked("parcels", folder, [], [changed, same], []))
     assert "configuration_lstmpool.py differs from the installed release:" in printed and "\n  +# mine" in printed
     assert "modeling_lstmpool.py is that of the installed release:" in printed

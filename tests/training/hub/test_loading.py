@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ...conftest import CODE
 from .conftest import BOB, SHARED, YOU
 
 
@@ -86,8 +87,7 @@ torch.save(model(**inputs).logits.detach(), {path!r})
     commits = hub.repos["bob/finer"].pushed()
     assert len(commits) == 2
     for commit in commits:
-        code = {"configuration_lstmpool.py", "fields_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
-        assert code <= set(commit.files)
+        assert CODE <= set(commit.files)
         assert not [name for name, data in commit.files.items() if b"--" in data and name.endswith("config.json")]
     first, hub.repos[SHARED] = hub.repos.pop(SHARED), None
     try:

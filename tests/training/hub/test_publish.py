@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lstmpool.training.code_files import CODE
 from lstmpool.training.hub.publishing import main
-from lstmpool.training.output.folder import CODE
 
 from ...conftest import tiny_model
 from ..output.test_model_card import ON_HUB, RESULTS, SETS, card

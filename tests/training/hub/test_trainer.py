@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from ...conftest import CODE
 from .conftest import ANN
 from .localhub_repo import POINTER
 
 
 pytestmark = pytest.mark.hub
 
-CODE = {"configuration_lstmpool.py", "fields_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
 TRAIN = """
 import torch
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments

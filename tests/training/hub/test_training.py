@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ...conftest import CODE
 from ...training_fixtures import ROOT, save_backbone, sentences, write_csv
 from .conftest import ANN
 from .localhub_repo import POINTER, Repo
@@ -11,7 +12,6 @@ from .localhub_repo import POINTER, Repo
 
 pytestmark = pytest.mark.hub
 
-CODE = {"configuration_lstmpool.py", "fields_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"}
 RUN = f"""
 import json, sys
 sys.path.insert(0, {str(ROOT)!r})

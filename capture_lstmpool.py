@@ -1,0 +1,129 @@
+"""The layer states: one vector for each layer that is read, taken while the backbone runs.
+
+    hidden (B, T, H) leaves a layer -> token pooling -> (B, H), kept, while (B, T, H) is let go
+    the vectors of all layers read, stacked -> `layer_states` (B, L, H)
+
+Inference therefore needs no more memory than the bare backbone. What leaves a layer is what enters the layer above, so
+each layer has a hook that sees its input; the highest state is the backbone's own `last_hidden_state`, which comes
+after the final norm where there is one. The hooks are set when the model is built and stay: a hook that is added to a
+compiled module is never called. Where the layers are not known with certainty, the backbone returns all its hidden
+states, and the same vectors are taken from them after the run.
+
+B batch, T tokens, L layers read, H backbone hidden size.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .configuration_lstmpool import Families, LstmPoolConfig
+from .pooling_lstmpool import pool_tokens
+
+
+Pool = Callable[[Tensor], Tensor]  # (B, T, H) -> (B, H)
+_this_thread = threading.local()  # `taken`: the states of the run that goes on in this thread
+
+
+def layer_lists(backbone: PreTrainedModel, count: int) -> list[str]:
+    """Names, within `backbone`, of the module lists that may be its stack of `count` layers."""
+    if backbone.config.model_type in Families.NOT_A_STACK:
+        return []
+    lists = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)}
+    # of a layer that stands in two places, a hook could not tell which of them it is called for
+    return [name for name, layers in lists.items() if len(layers) == len(set(layers)) == count]
+
+
+def find_stack(backbone: PreTrainedModel, count: int) -> str | None:
+    """Name, within `backbone`, of the list of its `count` layers, lowest first; None where that is not certain."""
+    names = layer_lists(backbone, count)
+    return names[0] if len(names) == 1 else None
+
+
+class LayerCapture:
+    """Runs a backbone, and takes the states of the layers that `config` names on the way.
+
+    `stack` is the name of the backbone's list of layers, as `find_stack` gives it. No module is held: the backbone may
+    be moved, compiled or wrapped later.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, stack: str | None, config: LstmPoolConfig):
+        self.config = config
+        self.streams = stack is not None and config.backbone_config.model_type not in Families.NOT_HOOKED
+        if self.streams:
+            for layer, module in enumerate(backbone.get_submodule(stack)):
+                module.register_forward_pre_hook(partial(_take_input, layer), with_kwargs=True)
+
+    def run(self, backbone: nn.Module, inputs: dict[str, Any], kept: Tensor) -> tuple[Any, Tensor]:
+        """The backbone's outputs for `inputs`, and the layer states (B, L, H).
+
+        `kept` (B, T) is 0 where a token is padding. Raises RuntimeError if the backbone did not call its layers.
+        """
+        pool = partial(pool_tokens, attention_mask=kept, how=self.config.token_readout)
+        if self.streams:
+            outputs, states = self._run_hooked(backbone, inputs, pool)
+        else:
+            outputs, states = self._run_whole(backbone, inputs, pool)
+        device = states[-1].device  # with a device_map the layers may lie on several
+        return outputs, torch.stack([state.to(device) for state in states], dim=1)  # (B, L, H)
+
+    def _run_hooked(self, backbone: nn.Module, inputs: dict[str, Any], pool: Pool) -> tuple[Any, list[Tensor]]:
+        """The states are taken by the hooks; only (B, H) of each layer stays."""
+        layers = self.config.layers
+        taken = _Taken(layers, pool)
+        outer = getattr(_this_thread, "taken", None)  # of a model in one of whose layers this one runs
+        _this_thread.taken = taken
+        try:
+            outputs = backbone(**inputs, return_dict=True)
+        finally:
+            _this_thread.taken = outer
+        if len(taken.states) < len(layers) - 1 and not backbone.training:  # in training LayerDrop leaves layers out
+            raise RuntimeError(f"{type(backbone).__name__} ran without calling the layers {layers} in order.")
+        taken.add(layers[-1], outputs.last_hidden_state)
+        return outputs, taken.states
+
+    def _run_whole(self, backbone: nn.Module, inputs: dict[str, Any], pool: Pool) -> tuple[Any, list[Tensor]]:
+        """The states are taken after the run; (B, T, H) of every layer stays until then."""
+        inputs["output_hidden_states"] = True
+        outputs = backbone(**inputs, return_dict=True)
+        return outputs, [pool(outputs.hidden_states[layer]) for layer in self.config.layers]
+
+
+class _Taken:
+    """The states that have been taken in one run, the lowest layer's first."""
+
+    def __init__(self, layers: list[int], pool: Pool):
+        self.layers = layers
+        self.pool = pool
+        self.with_gradients = torch.is_grad_enabled()
+        self.states: list[Tensor] = []  # (B, H) each
+
+    def add(self, layer: int, hidden: Tensor) -> None:
+        """`hidden` (B, T, H) left `layer`. It also stands for the layers below that LayerDrop left out."""
+        while len(self.states) < len(self.layers) and self.layers[len(self.states)] <= layer:
+            self.states.append(self._pool(hidden))
+
+    def _pool(self, hidden: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not self.with_gradients:
+            return self.pool(hidden)
+        # Older versions run the hooks of a checkpointed layer inside the checkpoint. There gradients may be off, and
+        # saved tensors are counted: the second run, in the backward pass, takes no states and must save as many.
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
+            return self.pool(hidden)
+
+
+def _take_input(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Pre-hook of the module above `layer`: what enters it is what left `layer`."""
+    taken = getattr(_this_thread, "taken", None)
+    if taken is not None:  # or someone runs the bare backbone
+        taken.add(layer, args[0] if args else kwargs["hidden_states"])
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
