@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from lstmpool.fields_lstmpool import TOKEN_POOLINGS
+
 from ..conftest import FAMILIES, backbone_config, random_inputs, since, tiny_model
 
 
@@ -92,7 +94,7 @@ def test_layers_above_the_highest_one_read_are_not_built_and_nor_is_their_norm()
 
 
 # ------------------------------------------------------------------------------------------------------------- padding
-@pytest.mark.parametrize("token_pooling", ["cls", "mean", "max", "last"])
+@pytest.mark.parametrize("token_pooling", TOKEN_POOLINGS)
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("gpt2", "llama", "t5")])
 def test_padding_on_either_side_changes_nothing(family, token_pooling):
     if family == "distilbert" and not since("5.0"):
@@ -115,7 +117,7 @@ def test_padding_on_either_side_changes_nothing(family, token_pooling):
 
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 def test_a_row_that_is_all_padding_gives_finite_numbers(attn_implementation):
-    for token_pooling in ("cls", "mean", "max", "last"):
+    for token_pooling in TOKEN_POOLINGS:
         model = tiny_model(token_pooling=token_pooling, attn_implementation=attn_implementation)
         inputs = random_inputs(lengths=[7, 0, 3])
         assert model(**inputs).logits.isfinite().all()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lstmpool.fields_lstmpool import LAYER_POOLINGS
+from lstmpool.fields_lstmpool import LAYER_POOLINGS, TOKEN_POOLINGS
 from lstmpool.modeling_lstmpool import LstmPoolModel
 from lstmpool.pooling_lstmpool import TopLSTM, pool_tokens
 
@@ -18,9 +18,19 @@ from ..conftest import tiny_config
 HIDDEN = torch.tensor([[[1.0, 8.0], [2.0, 4.0], [6.0, 0.0], [99.0, 99.0]]])  # (1, 4, 2), the last token is poison
 
 
-@pytest.mark.parametrize(
-    ("how", "expected"), [("first", [1.0, 8.0]), ("last", [6.0, 0.0]), ("mean", [3.0, 4.0]), ("max", [6.0, 8.0])]
-)
+BY_HAND = {
+    "first": [1.0, 8.0],
+    "last": [6.0, 0.0],
+    "mean": [3.0, 4.0],
+    "max": [6.0, 8.0],
+}
+
+
+def test_every_token_pooling_is_worked_out_by_hand():
+    assert set(BY_HAND) == {"first" if name == "cls" else name for name in TOKEN_POOLINGS}
+
+
+@pytest.mark.parametrize(("how", "expected"), BY_HAND.items())
 def test_token_pooling_by_hand(how, expected):
     mask = torch.tensor([[1, 1, 1, 0]])
     assert pool_tokens(HIDDEN, mask, how).tolist() == [expected]
@@ -36,7 +46,7 @@ def test_token_pooling_by_hand(how, expected):
         assert pool_tokens(-HIDDEN, mask, how).tolist() == [[-1.0, 0.0]]
 
 
-@pytest.mark.parametrize("how", ["first", "last", "mean", "max"])
+@pytest.mark.parametrize("how", BY_HAND)
 def test_a_row_without_tokens_is_finite(how):
     mask = torch.tensor([[0, 0, 0, 0]])
     assert pool_tokens(HIDDEN, mask, how).isfinite().all()
@@ -48,7 +58,7 @@ def test_the_mean_does_not_leave_the_range_of_float16():
 
 
 def test_the_vectors_do_not_hold_on_to_the_layer():
-    for how in ("first", "last", "mean", "max"):
+    for how in BY_HAND:
         assert pool_tokens(HIDDEN, torch.ones(1, 4), how).untyped_storage().nbytes() == 2 * 4
 
 

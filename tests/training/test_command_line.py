@@ -5,7 +5,7 @@ import pytest
 import transformers
 from datasets import Dataset, DatasetDict
 
-from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
+from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE, TOKEN_POOLINGS
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.help import library_flags, make_parser
@@ -202,7 +202,7 @@ def test_help_explains_what_one_needs_and_names_the_rest(monkeypatch):
         "What it does.",
         "--backbone",
         "--head_learning_rate",
-        "--token_pooling {cls,mean,max,last}",
+        f"--token_pooling {{{','.join(TOKEN_POOLINGS)}}}",
         "model:",
     ):
         assert word in text

@@ -13,6 +13,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.writing import write_text
 
 
@@ -44,6 +45,11 @@ class Kept:
         self.folder = folder
         self.limit = limit
         self.ends_with_best = ends_with_best
+
+    @classmethod
+    def of(cls, args: TrainingArguments) -> "Kept":
+        """As the training arguments say."""
+        return cls(Path(args.output_dir), args.save_total_limit, args.load_best_model_at_end)
 
     def before_save(self, state: TrainerState) -> None:
         """Makes room for this step's checkpoint, which the run may have saved before it was resumed."""

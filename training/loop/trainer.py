@@ -78,7 +78,7 @@ class LstmPoolTrainer(Trainer):
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, **options: Any):
         """`options` are those of the library's Trainer."""
-        self.kept = Kept(Path(args.output_dir), args.save_total_limit, args.load_best_model_at_end)
+        self.kept = Kept.of(args)
         super().__init__(model, changed(args, save_total_limit=None), **options)  # `kept` sees to the limit
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:

@@ -22,23 +22,11 @@ from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output.terminal import markdown_table
 from lstmpool.training.tasks.inference import TASKS
+from lstmpool.training.tasks.metrics import HUB_METRICS
 from lstmpool.training.tasks.task import Task
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-# Our metrics by the names they have on the Hub, and what sets them apart there. A metric that the Hub does not know,
-# such as MCRMSE, stays out of the header.
-HUB_METRICS: dict[str, tuple[str, dict[str, str] | None]] = {
-    "accuracy": ("accuracy", None),
-    "f1_macro": ("f1", {"average": "macro"}),
-    "f1_micro": ("f1", {"average": "micro"}),
-    "f1_weighted": ("f1", {"average": "weighted"}),
-    "matthews_correlation": ("matthews_correlation", None),
-    "mse": ("mse", None),
-    "mae": ("mae", None),
-    "pearson": ("pearsonr", None),
-    "spearman": ("spearmanr", None),
-}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The metrics of each task, as `evaluate` metrics of our own over scikit-learn. They need no network.
 
 `evaluate.load("accuracy")` would fetch code from the Hub. To add a metric, compute it in `_compute` and name it in
-`shown` or `hidden`. If lower is better, add it to `LOWER_IS_BETTER` too.
+`shown` or `hidden`. If lower is better, add it to `LOWER_IS_BETTER`; if the Hub knows it, to `HUB_METRICS`.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,19 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
 LOWER_IS_BETTER = ("loss", "mse", "mae", "mcrmse")
+# Our metrics by the names they have on the Hub, and what sets them apart there. A metric that the Hub does not know,
+# such as MCRMSE, stays out of the header of a model card.
+HUB_METRICS: dict[str, tuple[str, dict[str, str] | None]] = {
+    "accuracy": ("accuracy", None),
+    "f1_macro": ("f1", {"average": "macro"}),
+    "f1_micro": ("f1", {"average": "micro"}),
+    "f1_weighted": ("f1", {"average": "weighted"}),
+    "matthews_correlation": ("matthews_correlation", None),
+    "mse": ("mse", None),
+    "mae": ("mae", None),
+    "pearson": ("pearsonr", None),
+    "spearman": ("spearmanr", None),
+}
 
 
 class TaskMetric(evaluate.Metric):
