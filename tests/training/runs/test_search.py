@@ -280,7 +280,7 @@ def test_a_final_run_with_an_earlier_best_does_not_go_on(work, studies, trained,
 def test_what_cannot_search_is_refused(work, monkeypatch):
     for word, message in (
         ("--metric_for_best_model=loss", "needs a metric of the task to judge by"),
-        ("--do_eval=False", "judges by validation rows"),
+        ("--do_eval=False", "needs training and validation rows"),
         ("--resume_from_checkpoint=last", "whose command goes on by itself"),
     ):
         with pytest.raises(InputError, match=message):
