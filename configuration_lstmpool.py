@@ -1,9 +1,9 @@
 """Configuration of an LSTM (or a rival pooling) that reads a transformer's layers in order.
 
-`LstmPoolConfig` holds the config of the backbone, which stays the only source of truth on the backbone, and the few
-knobs of what is read from it: which layers, which vector of each layer, and what turns that sequence of vectors into
-one. Every field is checked when the config is made, and fields left unset are resolved from the backbone's family
-then, so that a saved config says what the model does.
+`LstmPoolConfig` holds the backbone's config, which stays the only source of truth on the backbone. Beside it are a few
+fields that say what is read: which layers, which vector of each layer, and what turns these vectors into one. Making
+the config checks every field and resolves unset ones from the backbone's family, so a saved config says what the model
+does.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from .fields_lstmpool import DEFAULTS, PROBLEM_TYPES, REGRESSION, SINGLE, argume
 
 
 class Families:
-    """What is known of backbone families, by `model_type`, and cannot be read off a config. The tests verify it."""
+    """Facts about backbone families, named by `model_type`, that a config does not tell. The tests verify them."""
 
-    # Their layers end in a LayerNorm: all have one scale, and the vectors need no norm of their own.
+    # Their layers end in a LayerNorm, so all have one scale, and the vectors need no norm of their own.
     POST_NORM = frozenset(
         "albert bart bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra "
         "ernie flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm layoutlmv3 lilt longformer luke markuplm "
         "mpnet mra mvp nomic_bert nystromformer openai-gpt plbart rembert roberta roc_bert roformer squeezebert tapas "
         "xlm xlm-roberta xlnet xmod yoso".split()
     )
-    # Bidirectional, though the library files them under causal language models alone; a text ends with its CLS.
+    # Bidirectional, though the library lists them only as causal language models. Their CLS ends a text.
     CLS_AT_THE_END = frozenset({"xlnet"})
-    # Causal, though the library does not file them there.
+    # Causal, though the library does not list them as causal language models.
     DECODERS = frozenset({"mistral4"})
-    # Their layers are not one list, called bottom to top.
+    # Their layers are not one list that is called from bottom to top.
     NOT_A_STACK = frozenset({"albert", "canine", "funnel"})
-    # Their layers are called past their hooks, or on hidden states of another shape.
+    # Their layers are called in a way that skips hooks, or on hidden states of another shape.
     NOT_HOOKED = frozenset({"squeezebert", "xlnet"})
-    # They number their tokens from 2, which an explicit `position_ids` would have to know.
+    # They number their tokens from 2, and an explicit `position_ids` would have to do the same.
     OFFSET_POSITIONS = frozenset({"mra", "nystromformer", "yoso"})
-    # Names of the norm that follows the top layer of a pre-norm family, and a family with another.
+    # Names of the norm after the top layer of a pre-norm family, and the families that use another name.
     FINAL_NORMS = [
         "norm",
         "norm_f",
@@ -59,7 +59,7 @@ class Families:
     }
 
 
-OWN_FIELDS = (  # not the backbone's
+OWN_FIELDS = (  # of this config, not of the backbone's
     *DEFAULTS,
     "num_labels",
     "id2label",
@@ -75,7 +75,7 @@ HUB_KEYS = (
     "token",
     "trust_remote_code",
 )
-_OF_BACKBONE = (  # what a backbone's config holds; as a keyword of this config it is a mistake
+_OF_BACKBONE = (  # fields of a backbone's config: as keywords of this config they are mistakes
     "backbone",
     "hidden_size",
     "num_attention_heads",
@@ -90,7 +90,7 @@ _AUTO_MAP = {
 
 
 def stack_config(backbone_config: PretrainedConfig) -> PretrainedConfig:
-    """The part of a backbone's config that describes the layers which are read: those of a text encoder."""
+    """The part of a backbone's config that describes the layers to read, which are those of its text encoder."""
     encoder = getattr(backbone_config, "encoder", None)
     if backbone_config.is_encoder_decoder and isinstance(encoder, PretrainedConfig):
         backbone_config = encoder  # `get_text_config` would give the decoder's
@@ -98,11 +98,15 @@ def stack_config(backbone_config: PretrainedConfig) -> PretrainedConfig:
 
 
 def count_layers(backbone_config: PretrainedConfig) -> int:
-    """Number of layers that can be read from a backbone: those of the encoder where there is a decoder as well."""
+    """Number of layers that can be read from a backbone. Of an encoder-decoder, only the encoder's count.
+
+    Raises:
+        ValueError: if the config does not say how many layers there are.
+    """
     text_config = stack_config(backbone_config)
     if text_config.model_type == "funnel":
         return sum(map(operator.mul, text_config.block_sizes, text_config.block_repeats))
-    if text_config.model_type == "canine":  # one layer over characters, down, the layers over blocks, up, one layer
+    if text_config.model_type == "canine":  # two layers come before those over blocks, two after
         return text_config.num_hidden_layers + 4
     names = ("encoder_layers", "num_hidden_layers") if text_config.is_encoder_decoder else ("num_hidden_layers",)
     for name in names:
@@ -121,11 +125,11 @@ def is_post_norm(backbone_config: PretrainedConfig) -> bool:
 
 
 def is_causal(backbone_config: PretrainedConfig) -> bool:
-    """Whether a token of this backbone sees only what stands before it: its first token has then seen nothing."""
+    """Whether a token of this backbone sees only itself and the tokens before it."""
     if backbone_config.is_encoder_decoder or backbone_config.model_type in Families.CLS_AT_THE_END:
         return False  # only the encoder of an encoder-decoder is read
     text_config = stack_config(backbone_config)
-    if getattr(text_config, "is_causal", None) is False:  # the library's switch to make an encoder of a decoder
+    if getattr(text_config, "is_causal", None) is False:  # the library's switch that makes a decoder an encoder
         return False
     if getattr(text_config, "use_bidirectional_attention", None) is True and text_config.model_type != "gemma2":
         return False  # Gemma's switch, which Gemma 2 has but does not read
@@ -147,7 +151,7 @@ class LstmPoolConfig(PretrainedConfig):
             becomes `"regression"` for one label and `"single_label_classification"` for more, and is always saved.
 
     `layers` may be any sequence of integers, such as `range(2, 13, 2)` for every other layer of 12; it is stored as a
-    list of positive numbers. What is unset is resolved when the config is made, and saved.
+    list of positive numbers. Unset fields are resolved when the config is made, and saved.
 
     Raises:
         ValueError: if a field has a value that no model can be built from.
@@ -158,13 +162,13 @@ class LstmPoolConfig(PretrainedConfig):
     keys_to_ignore_at_inference = ["layer_states", "hidden_states", "attentions"]
 
     def __init__(self, backbone_config: PretrainedConfig | dict[str, Any] | None = None, **kwargs: Any):
-        # The fields come before `super().__init__`, which already asks for the sub-config; it gives a dict under this
-        # key a meaning of its own, so the dict becomes a config here.
+        # The fields are set before `super().__init__`, which already asks for the sub-config. It gives a dict under
+        # this key a meaning of its own, so the dict becomes a config here.
         for name, default in DEFAULTS.items():
             setattr(self, name, kwargs.pop(name, default))
         _refuse_misplaced(kwargs)
         self.backbone_config = _as_config(backbone_config)
-        # Unset, `super().__init__` would take from the backbone the implementations that it was loaded with.
+        # If these were unset, `super().__init__` would take the implementations that the backbone was loaded with.
         for name in ("attn_implementation", "experts_implementation"):
             if kept := getattr(self.backbone_config, f"_{name}", None):
                 kwargs.setdefault(name, {"backbone_config": kept})
@@ -174,10 +178,12 @@ class LstmPoolConfig(PretrainedConfig):
         self.resolve()
 
     def resolve(self) -> None:
-        """Checks every field and fills those left unset (`None`) from the backbone's family.
+        """Checks every field and fills unset ones (`None`) from the backbone's family.
 
-        `__init__` calls this, and so does the model, because attributes may be assigned in between. Raises ValueError,
-        naming the field, the value expected, the value found and the remedy.
+        `__init__` calls this, and so does the model, because attributes may be assigned in between.
+
+        Raises:
+            ValueError: if a value is wrong. It names the field, the value expected, the value found and the remedy.
         """
         causal = is_causal(self.backbone_config)
         if self.token_pooling is None:
@@ -202,18 +208,22 @@ class LstmPoolConfig(PretrainedConfig):
             )
 
     def pop_flag(self, kwargs: dict[str, Any], name: str) -> bool:
-        """Takes a flag such as `return_dict` out of `kwargs`; where it is not given, or None, it is this config's."""
+        """Takes a flag such as `return_dict` out of `kwargs`. If it is missing or None, this config's value counts."""
         flag = kwargs.pop(name, None)
         return getattr(self, name) if flag is None else flag
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        # The library sets keyword overrides on the finished config, where no check would see them.
+        # The library would set keyword overrides on the finished config, where no check sees them.
         ours = {name: kwargs.pop(name) for name in DEFAULTS if name in kwargs}
         return super().from_dict(config_dict | ours, **kwargs)
 
     def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
-        """As the library's; raises ValueError if the backbone's code is its repository's: no folder can carry it."""
+        """Saves the config as the library does.
+
+        Raises:
+            ValueError: if the backbone's code comes from its own repository, since the folder could not carry it.
+        """
         module = type(self.backbone_config).__module__
         if module.startswith("transformers_modules."):
             raise ValueError(
@@ -224,17 +234,17 @@ class LstmPoolConfig(PretrainedConfig):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        # The library would leave out values that equal ITS defaults, though not those of the backbone's class.
+        # The library would leave out values that equal its own defaults, even if the backbone's class has others.
         backbone = self.backbone_config.to_dict()
-        for key in ("_name_or_path", "transformers_version"):  # a path of this machine; said once at the top
-            backbone.pop(key, None)
+        backbone.pop("_name_or_path", None)  # it may be a path of this machine
+        backbone.pop("transformers_version", None)  # the top of the config says it
         saved = super().to_diff_dict()
         saved["backbone_config"] = backbone
         return saved
 
     @property
     def token_readout(self) -> str:
-        """`token_pooling`, with `"cls"` replaced by where it is: the `"first"` or `"last"` token that is kept."""
+        """`token_pooling`, but for `"cls"` the place of that token: the `"first"` or `"last"` that the mask keeps."""
         if self.token_pooling != "cls":
             return self.token_pooling
         return "last" if self.backbone_config.model_type in Families.CLS_AT_THE_END else "first"
@@ -245,20 +255,22 @@ class LstmPoolConfig(PretrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """H, of the backbone."""
+        """H: the backbone's hidden size."""
         return stack_config(self.backbone_config).hidden_size
 
     @property
     def num_attention_heads(self) -> int:
+        """Attention heads of the backbone."""
         return stack_config(self.backbone_config).num_attention_heads
 
     @property
     def num_hidden_layers(self) -> int:
-        """Of the backbone, whether they are read or not."""
+        """Layers of the backbone, whether they are read or not."""
         return count_layers(self.backbone_config)
 
     @property
     def vocab_size(self) -> int:
+        """Vocabulary of the backbone, in tokens."""
         return stack_config(self.backbone_config).vocab_size
 
     @vocab_size.setter
@@ -266,7 +278,7 @@ class LstmPoolConfig(PretrainedConfig):
         stack_config(self.backbone_config).vocab_size = size
 
     def __eq__(self, other: object) -> bool:
-        # the library compares its own fields alone
+        # the library would compare only its own fields
         return isinstance(other, LstmPoolConfig) and self._identity() == other._identity()
 
     __hash__ = None
@@ -304,12 +316,12 @@ def _as_config(backbone_config: PretrainedConfig | dict[str, Any] | None) -> Pre
         )
     if config.model_type == LstmPoolConfig.model_type:
         raise ValueError(
-            "backbone_config is itself an LstmPoolConfig. Pass that of a plain backbone; a saved LstmPool model is "
-            "loaded with from_pretrained."
+            "backbone_config is itself an LstmPoolConfig. Pass the config of a plain backbone; from_pretrained loads "
+            "a saved LstmPool model."
         )
     if reason := Families.LEFT_OUT.get(config.model_type):
         raise ValueError(f"the layers of a {config.model_type} cannot be read: {reason}. Choose another backbone.")
-    if config.model_type == "funnel":  # of the two classes that have this config, the one without a decoder
+    if config.model_type == "funnel":  # two classes have this config; this one has no decoder
         config.architectures = ["FunnelBaseModel"]
     return config
 
@@ -345,12 +357,12 @@ def _resolve_layers(layers: Any, n: int) -> list[int]:
 
 
 def _refuse_misplaced(kwargs: dict[str, Any]) -> None:
-    """A config keeps any keyword it does not know; those that are surely mistakes must not vanish in it."""
+    """Refuses keywords that are surely mistakes: the config would keep them, as any that it does not know."""
     for key in kwargs:
         if key in _OF_BACKBONE:
             raise ValueError(
-                f"{key} is not a field of LstmPoolConfig. Pass backbone_config, with all that concerns the backbone, "
-                "or load pretrained weights with from_backbone(name) of the model."
+                f"{key} is not a field of LstmPoolConfig. Pass it in backbone_config, or load pretrained weights with "
+                "from_backbone(name) of the model."
             )
         close = difflib.get_close_matches(key, ("backbone_config", *DEFAULTS), n=1, cutoff=0.85)
         if close:

@@ -1,8 +1,8 @@
 """The fields of `LstmPoolConfig` that say what is read from a backbone: type, default, check and meaning of each.
 
-Each field is written here once. The config takes its defaults, checks and documentation from this table, the training
-command its flags, and the documentation its list of fields. The table needs neither torch nor transformers, so that
-the command can explain itself at once.
+Each field is written here once. The config takes its defaults, checks and docstring from this table, the training
+command its flags, and the documentation its list of fields. The table imports neither torch nor transformers, so the
+command prints its help at once.
 
 To add a field, add it to `LstmPoolFields` and read it where it is used.
 """
@@ -22,26 +22,29 @@ PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
 TOKEN_POOLINGS = ("cls", "mean", "max", "last")
 LAYER_POOLINGS = ("lstm", "gru", "attention", "weighted", "max", "concat", "last")
 LSTM_READOUTS = ("last", "final", "mean")
-UNSET = " Unset: "  # what follows it says how a field is resolved that was not set
+UNSET = " Unset: "  # the text after it says how an unset field is resolved
 
 
 def true_or_false(name: str, value: Any) -> None:
+    """Raises ValueError if `value` is not a bool."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}.")
 
 
 def positive_units(name: str, value: Any) -> None:
+    """Raises ValueError if `value` is not an integer above 0."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer (units per direction), got {value!r}.")
 
 
 def probability(name: str, value: Any) -> None:
+    """Raises ValueError if `value` is not a number of 0 or more and below 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ValueError(f"{name} must be a probability in [0, 1), got {value!r}.")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises ValueError, naming the nearest choice, if `value` is none of `choices`."""
+    """Raises ValueError, which names the nearest choice, if `value` is none of `choices`."""
     if value not in choices:
         close = difflib.get_close_matches(str(value), choices, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -49,19 +52,19 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def _field(default: Any, help: str, **options: Any) -> Any:
-    """A field whose meaning is `help`. `options` are those of an argument on a command line, such as `choices`."""
-    return field(default=default, metadata={"help": help, **options})
+    """A field whose meaning is `help`. Its flag on the command line takes the `options`, such as `choices`."""
+    return field(default=default, metadata={"help": help} | options)
 
 
 @dataclass
 class LstmPoolFields:
     """What is read from a backbone: which layers, which vector of each, and what turns these vectors into one.
 
-    A value of a field with `choices` must be one of them; another check is named in the field's type. What a field
-    means if it is unset (`None`) follows `UNSET`.
+    A field with `choices` takes one of them. The type of a field names any other check. The text after `UNSET` says
+    how an unset field (`None`) is resolved.
     """
 
-    layers: list[int] | None = _field(  # checked against the backbone's depth, by the config
+    layers: list[int] | None = _field(  # the config checks it against the backbone's depth
         None,
         "Which layers are read, 1-based and ascending; 0 would be the embeddings, which have seen no context. "
         "Negative numbers count from the top: -2 -1 are the top two. Unset: all layers.",
@@ -75,9 +78,9 @@ class LstmPoolFields:
     )
     layer_pooling: str = _field(
         "lstm",
-        "How the layers' (B, L, H) become (B, D): lstm and gru read them in order. To compare these with: attention "
-        "(a learned query), weighted (one learned weight a layer), max (elementwise), concat (an MLP over all layers, "
-        "with about the LSTM's parameter count), last (the highest layer alone).",
+        "How the layers' (B, L, H) become (B, D): lstm and gru read them in order. The others serve as comparisons: "
+        "attention (a learned query), weighted (one learned weight a layer), max (elementwise), concat (an MLP over "
+        "all layers, with about the LSTM's parameter count), last (the highest layer alone).",
         choices=LAYER_POOLINGS,
     )
     layer_norm: Annotated[bool | None, true_or_false] = _field(
@@ -89,17 +92,17 @@ class LstmPoolFields:
     )
     lstm_hidden_size: Annotated[int, positive_units] = _field(
         256,
-        "Units of the LSTM or GRU per direction; a bidirectional net gives twice this. The size of concat follows "
-        "from it, too.",
+        "Units of the LSTM or GRU per direction; a bidirectional net gives twice this. It also sets the size of "
+        "concat.",
     )
     lstm_bidirectional: Annotated[bool, true_or_false] = _field(
         True, "Whether the LSTM or GRU reads the layers from the top down too."
     )
     lstm_readout: str = _field(
         "last",
-        "What is read from the LSTM or GRU: last is the output at the highest layer, for which the backward direction "
-        "has read that layer alone; final is the last state of each direction, so that both have read every layer; "
-        "mean is the mean of the outputs.",
+        "What is read from the LSTM or GRU: last is the output at the highest layer, where the backward direction has "
+        "read only that layer; final is the last state of each direction, when both have read every layer; mean is "
+        "the mean of the outputs.",
         choices=LSTM_READOUTS,
     )
     pooler_dropout: Annotated[float, probability] = _field(
@@ -111,7 +114,7 @@ DEFAULTS = {entry.name: entry.default for entry in fields(LstmPoolFields)}
 
 
 def check_fields(values: Any) -> None:
-    """Raises ValueError if an attribute of `values` that a field names has a value that its check refuses."""
+    """Checks every field. Raises ValueError if the attribute of `values` with its name has a wrong value."""
     hints = get_type_hints(LstmPoolFields, include_extras=True)
     for entry in fields(LstmPoolFields):
         value = getattr(values, entry.name)
@@ -122,7 +125,7 @@ def check_fields(values: Any) -> None:
 
 
 def describe_fields() -> list[tuple[str, str, str, str]]:
-    """Name, type, meaning and default of each field, in words. The default of an unset field is how it is resolved."""
+    """Name, type, meaning and default of each field, in words. For a default of None, how it is resolved."""
     hints = get_type_hints(LstmPoolFields)
     described = []
     for entry in fields(LstmPoolFields):
@@ -135,11 +138,14 @@ def describe_fields() -> list[tuple[str, str, str, str]]:
 
 
 def argument_lines() -> str:
-    """The fields as lines of the config's documentation, in the form that transformers uses."""
+    """The fields as lines of the config's docstring, in the form that transformers uses."""
     lines = []
     for name, kind, meaning, default in describe_fields():
-        resolved = DEFAULTS[name] is None
-        lines.append(f"        {name} (`{kind}`, *optional*{'' if resolved else f', defaults to {default}'}):")
-        text = f"{meaning}{UNSET}{default}." if resolved else meaning
+        if DEFAULTS[name] is None:
+            lines.append(f"        {name} (`{kind}`, *optional*):")
+            text = f"{meaning}{UNSET}{default}."
+        else:
+            lines.append(f"        {name} (`{kind}`, *optional*, defaults to {default}):")
+            text = meaning
         lines += textwrap.wrap(text, 119, initial_indent=" " * 12, subsequent_indent=" " * 12)
     return "\n".join(lines)

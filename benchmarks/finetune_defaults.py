@@ -1,11 +1,11 @@
-"""Which learning rates a fine-tune should start from: a grid of rates for backbone and new layers over several sets.
+"""Which learning rates should be the defaults: a grid of rates for backbone and new layers, over several data sets.
 
     python -m lstmpool.benchmarks.finetune_defaults --data_dir DIR
     python -m lstmpool.benchmarks.finetune_defaults --table
 
-Each run is the training command itself, on a few rows and epochs; what counts is the validation metric after the last
-epoch. Test rows are not read. A run that the CSV holds is not made again, so that the command continues where it was
-stopped. `--table` turns the CSV into the tables of FINETUNE.md and a heat map, without a run.
+Each run is the training command itself, on a few rows and epochs. What counts is the validation metric after the last
+epoch; test rows are not read. Runs that the CSV holds are not repeated, so the command continues where it was stopped.
+`--table` turns the CSV into the tables of FINETUNE.md and a heat map, without a run.
 """
 
 import io
@@ -22,7 +22,7 @@ import torch
 
 from lstmpool import train_trainer
 from lstmpool.benchmarks.finetune_tables import SAME, heat_map, tables
-from lstmpool.benchmarks.results import Row, append_rows, fill_page, holds, parser_of, read_rows, versions
+from lstmpool.benchmarks.results import Row, append_rows, fill_page, holds, parser_of, read_rows, split_file, versions
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
@@ -41,7 +41,7 @@ COLUMNS = (
 
 @dataclass
 class Arguments:
-    """What is run. Every list is gone through in its order, the seeds outermost."""
+    """The flags of the command. Runs follow the order of each list, the seeds outermost."""
 
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with one folder a set: train.csv and validation.csv, plain or .gz."}
@@ -50,7 +50,7 @@ class Arguments:
     output: str = field(default="benchmarks/finetune_defaults.csv", metadata={"help": "Results, one row a run."})
     sets: list[str] = field(default_factory=lambda: ["trec6", "cr", "mrpc"], metadata={"help": "Folders to run on."})
     seeds: list[int] = field(
-        default_factory=lambda: [1, 2], metadata={"help": "Of the rows that are drawn, their order and new weights."}
+        default_factory=lambda: [1, 2], metadata={"help": "Seeds of the draw of rows, their order and new weights."}
     )
     learning_rates: list[float] = field(
         default_factory=lambda: [2e-5, 5e-5, 1e-4, 2e-4], metadata={"help": "Peak rates of the backbone."}
@@ -62,7 +62,7 @@ class Arguments:
     epochs: int = field(default=4, metadata={"help": "Passes over the training rows."})
     train_rows: int = field(default=1000, metadata={"help": "Training rows a set, chosen at random."})
     validation_rows: int = field(default=500, metadata={"help": "The same for validation."})
-    bf16: bool = field(default=False, metadata={"help": "Mixed precision, for processors that multiply faster in it."})
+    bf16: bool = field(default=False, metadata={"help": "Mixed precision, where it is faster."})
     table: bool = field(default=False, metadata={"help": "Make tables and heat map from the CSV, and run nothing."})
 
 
@@ -77,18 +77,19 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"expected results in {output}, found none. Make some with --data_dir.")
         text = tables(rows)
         print(text)
-        if (page := output.with_name("FINETUNE.md")).is_file():
+        page = output.with_name("FINETUNE.md")
+        if page.is_file():
             fill_page(page, "tables", text)
         heat_map(rows, output.with_suffix(".png"))
         return 0
     if args.data_dir is None:
         parser.error("expected --data_dir, the folder of the sets, or --table.")
-    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    torch.set_num_threads(1)  # so that sums run in the same order on every machine
     for seed, name, rate, head in product(args.seeds, args.sets, args.learning_rates, args.head_learning_rates):
         head_rate = rate if head == SAME else float(head)
         wanted = {
             "set": name,
-            "backbone": args.backbone.rstrip("/").rpartition("/")[2],  # of a folder, its own name alone
+            "backbone": args.backbone.rstrip("/").rpartition("/")[2],  # of a path, only the last name
             "seed": str(seed),
             "learning_rate": f"{rate:g}",
             "head_learning_rate": f"{head_rate:g}",
@@ -102,25 +103,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(args: Arguments, wanted: Row) -> Row:
-    """Trains once with the rates of `wanted`, and gives the whole row of the CSV."""
-    started, batch_size = time.monotonic(), 16
+    """Trains once with the rates of `wanted`; returns the whole row of the CSV. Raises SystemExit if the run fails."""
+    started = time.monotonic()
+    batch_size = 16
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             "backbone": args.backbone,
             "token_pooling": "mean",
-            "train_file": _file(Path(args.data_dir), wanted["set"], "train"),
-            "validation_file": _file(Path(args.data_dir), wanted["set"], "validation"),
+            "train_file": split_file(Path(args.data_dir, wanted["set"]), "train"),
+            "validation_file": split_file(Path(args.data_dir, wanted["set"]), "validation"),
             "max_train_samples": args.train_rows,
             "max_eval_samples": args.validation_rows,
             "output_dir": Path(folder, "run"),
-            **{key: wanted[key] for key in ("seed", "learning_rate", "head_learning_rate")},
+            "seed": wanted["seed"],
+            "learning_rate": wanted["learning_rate"],
+            "head_learning_rate": wanted["head_learning_rate"],
             "shuffle_seed": wanted["seed"],  # each seed draws rows of its own
             "num_train_epochs": args.epochs,
             "per_device_train_batch_size": batch_size,
             "bf16": args.bf16,
-            "use_cpu": not torch.cuda.is_available(),  # bf16 is refused on a processor that is not asked for
-            "save_strategy": "no",  # with it, no epoch is preferred to the last
-            "eval_strategy": "no",  # once at the end, which is all that is read
+            "use_cpu": not torch.cuda.is_available(),  # a processor takes bf16 only with this flag
+            "save_strategy": "no",  # so that no epoch is preferred to the last
+            "eval_strategy": "no",  # only the evaluation at the end is read
             "report_to": "none",
             "disable_tqdm": True,
         }
@@ -141,11 +145,6 @@ def measure(args: Arguments, wanted: Row) -> Row:
         "seconds": f"{time.monotonic() - started:.0f}",
         "versions": versions(),
     }
-
-
-def _file(data_dir: Path, name: str, split: str) -> Path:
-    plain = data_dir / name / f"{split}.csv"
-    return plain if plain.is_file() else plain.with_name(f"{split}.csv.gz")
 
 
 if __name__ == "__main__":

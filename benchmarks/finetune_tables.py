@@ -1,4 +1,4 @@
-"""The tables and the picture of the benchmark of learning rates, made from its CSV alone."""
+"""Makes the tables and the picture of the learning-rate benchmark from its CSV."""
 
 import math
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from lstmpool.benchmarks.results import Row
 
 
 SAME = "same"  # the new layers learn at the backbone's rate
-Cell = tuple[float, float]  # rate of the backbone, and of the new layers, 0 where it is the same
+Cell = tuple[float, float]  # rate of the backbone, and of the new layers; 0 if they are the same
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The results by set and backbone: (seeds, cells), more is better. `parts` are what lacks some of the cells."""
+    """The results, by the title of a set and backbone. More is better."""
 
     cells: list[Cell]
-    values: dict[str, np.ndarray]
-    parts: dict[str, dict[Cell, float]]
-    metrics: dict[str, str]
+    values: dict[str, np.ndarray]  # (seeds, cells)
+    parts: dict[str, dict[Cell, float]]  # results that lack some of the cells
+    metrics: dict[str, str]  # name of the metric
 
     def noise(self, name: str) -> float:
         """Standard deviation of what neither the cell nor the seed explains."""
@@ -31,16 +31,21 @@ class Grid:
         return math.sqrt((rest**2).sum() / ((seeds - 1) * (cells - 1)))
 
     def ranks(self) -> np.ndarray:
-        """Place of each cell in each set, (sets, cells), of the means over seeds; 1 is best, ties share theirs."""
+        """Rank of each cell in each set, (sets, cells), by its mean over seeds. 1 is best; ties share a rank."""
         return np.array([rankdata(-values.mean(0)) for values in self.values.values()])
 
     def lost(self) -> np.ndarray:
-        """How far each cell is below the set's best, (sets, cells)."""
-        return np.array([values.mean(0).max() - values.mean(0) for values in self.values.values()])
+        """How far each cell is below the set's best cell, (sets, cells)."""
+        means = [values.mean(0) for values in self.values.values()]
+        return np.array([of_cells.max() - of_cells for of_cells in means])
+
+    def rates(self) -> tuple[list[float], list[float]]:
+        """The rates of the backbone, and those of the new layers, ascending."""
+        return _rates(self.cells)
 
 
 def read_grid(rows: list[Row]) -> Grid:
-    """The results on the cells of the largest grid; a seed that lacks any counts only where there is no other."""
+    """The results on the cells of the largest grid. A seed that lacks any of them counts only if all do."""
     runs: dict[str, dict[str, dict[Cell, float]]] = {}
     for row in rows:
         rate, head = float(row["learning_rate"]), float(row["head_learning_rate"])
@@ -57,12 +62,18 @@ def read_grid(rows: list[Row]) -> Grid:
     return Grid(cells, values, parts, {_title(row): row["metric"] for row in rows})
 
 
+def _rates(cells: list[Cell]) -> tuple[list[float], list[float]]:
+    backbone = sorted({cell[0] for cell in cells})
+    new_layers = sorted({cell[1] for cell in cells})
+    return backbone, new_layers
+
+
 def _title(row: Row) -> str:
     return f"{row['set']}, {row['backbone'].removeprefix('package:')}"
 
 
 def tables(rows: list[Row]) -> str:
-    """Markdown: one table a set, and two over all sets, by which a default can be chosen."""
+    """Markdown: one table a set, and two over all sets, which help to choose a default."""
     grid = read_grid(rows)
     parts = []
     for name, values in grid.values.items():
@@ -86,7 +97,7 @@ def tables(rows: list[Row]) -> str:
 def _square(cells: list[Cell], entries: list[str]) -> str:
     """One row a rate of the backbone, one column a rate of the new layers."""
     entry = dict(zip(cells, entries, strict=True))
-    rates, heads = (sorted({cell[i] for cell in cells}) for i in (0, 1))
+    rates, heads = _rates(cells)
     head = ["backbone", *(f"new layers {_name(rate)}" for rate in heads)]
     lines = [[f"{rate:g}", *(entry.get((rate, of_head), "") for of_head in heads)] for rate in rates]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---:"] * len(head), *lines])
@@ -97,11 +108,11 @@ def _name(head: float) -> str:
 
 
 def heat_map(rows: list[Row], path: Path) -> None:
-    """One square a set, and one for the mean rank; light is good."""
+    """Draws one square a set, and one for the mean rank. Light is good."""
     from matplotlib.figure import Figure  # no other part of the benchmark needs it
 
     grid = read_grid(rows)
-    rates, heads = (sorted({cell[i] for cell in grid.cells}) for i in (0, 1))
+    rates, heads = grid.rates()
     shown = {f"{name}\n{grid.metrics[name]}": values.mean(0) for name, values in grid.values.items()}
     shown["mean rank"] = -grid.ranks().mean(0)
     figure = Figure(figsize=(3.2 * len(shown), 3.4), layout="constrained")

@@ -1,11 +1,11 @@
-"""How many floating-point operations a forward, or a forward and backward, takes, beside what users would pick.
+"""Counts the floating-point operations of a forward, or a forward and backward, beside what users would pick.
 
     python -m lstmpool.benchmarks.flops
     python -m lstmpool.benchmarks.flops --table
 
-Counted are matrix products, by torch's own counter, on tensors that are never filled: it takes seconds. Attention is
-the library's plain one, since the counter sees nothing of the fused one; both do the same products. A count that the
-CSV holds is not made again.
+torch's own counter counts matrix products on tensors that are never filled, so it takes seconds. Attention is the
+library's plain one, since the counter does not see into the fused one; both compute the same products. Counts that the
+CSV holds are not repeated.
 """
 
 import sys
@@ -18,7 +18,7 @@ from lstmpool.benchmarks.variants import Cell, build, prepare, random_inputs
 
 
 def count(variant: str, cell: Cell) -> int:
-    """FLOPs of one step."""
+    """FLOPs of one step of `variant` in `cell`."""
     with torch.device("meta"):
         side = build(variant, cell.config(attn_implementation="eager"))
     return flops(prepare(side, cell, random_inputs(cell, "meta")))

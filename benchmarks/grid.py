@@ -1,4 +1,4 @@
-"""What the two benchmarks that count, of memory and of FLOPs, share: a grid of cells, a CSV and a table."""
+"""What the benchmarks that count memory and FLOPs share: a grid of cells, a CSV and a table."""
 
 import sys
 from collections.abc import Callable
@@ -20,11 +20,11 @@ GRID = [
 
 @dataclass
 class Arguments:
-    """What is counted."""
+    """The flags of the command."""
 
     cells: list[str] = field(
         default_factory=lambda: list(GRID),
-        metadata={"help": "Places of the grid: layers x hidden size/inference or training/batch x tokens."},
+        metadata={"help": "Cells of the grid: layers x hidden size/inference or training/batch x tokens."},
     )
     output: str | None = field(default=None, metadata={"help": "Results, CSV. Unset: beside the command's source."})
     table: bool = field(default=False, metadata={"help": "Make the table from the CSV, and count nothing."})
@@ -32,14 +32,14 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is counted: its name, which is the CSV's too, its unit, and what the others are set over in each mode."""
+    """A quantity that is counted."""
 
-    name: str
-    column: str
+    name: str  # also the name of its CSV
+    column: str  # of the CSV
     unit: str
-    divisor: float
-    over: dict[str, str]
-    count: Callable[[str, Cell], int]
+    divisor: float  # counts in one unit
+    over: dict[str, str]  # mode -> the variant to compare the others with
+    count: Callable[[str, Cell], int]  # from a variant and a cell
 
     def main(self, description: str, argv: list[str] | None = None) -> int:
         """Counts what the CSV lacks, or makes the table; returns the exit status."""
@@ -58,8 +58,8 @@ class Quantity:
         return 0
 
     def run(self, output: Path, cells: list[Cell]) -> None:
-        todo = [(cell, variant) for cell, variant in product(cells, COUNTED)]
-        for cell, variant in tqdm(todo, desc=self.name):
+        """Counts each variant in each cell that the CSV `output` lacks, and adds a row for it."""
+        for cell, variant in tqdm(list(product(cells, COUNTED)), desc=self.name):
             wanted = cell.columns() | {"variant": variant}
             if holds(read_rows(output), wanted):
                 continue
@@ -67,7 +67,7 @@ class Quantity:
             append_rows(output, [wanted | found | {"versions": versions("sentence-transformers")}])
 
     def table(self, rows: list[Row]) -> str:
-        """Markdown: the count of one variant in its unit, and of each of the others how many times that it is."""
+        """Markdown: by mode, the count of one variant in its unit, and the others' counts over it."""
         parts = []
         for mode, base in self.over.items():
             found: dict[tuple[str, ...], dict[str, int]] = {}

@@ -1,13 +1,17 @@
-"""How long importing the Hub files and loading a local folder take, beside the stock class.
+"""Times the import of the Hub files and the loading of a local folder, beside the stock class.
 
     python -m lstmpool.benchmarks.loading
     python -m lstmpool.benchmarks.loading --table
 
-Every run is a process of its own. `import` is the statement that names the class, and so reads torch and
-transformers; `load` is the first `AutoModelForSequenceClassification.from_pretrained` of a folder with a BERT of
-6 x 384, for this project with `trust_remote_code=True`, in a process that has imported just that class; `load again`
-the second; `load again, installed` the second where the class itself was imported before, so that no remote code is
-looked for. A run that the CSV holds is not made again.
+Every run is a process of its own. The folder holds a BERT of 6 x 384.
+
+    import                  the statement that names the class, and so reads torch and transformers
+    load                    the first `AutoModelForSequenceClassification.from_pretrained` of the folder, for this
+                            project with `trust_remote_code=True`
+    load again              the second one in the same process
+    load again, installed   the second one if the class itself was imported before, so that no remote code is needed
+
+Runs that the CSV holds are not repeated.
 """
 
 import os
@@ -39,7 +43,11 @@ print(time.perf_counter() - started)
 
 
 def measure(home: Path, args: Arguments, subject: str, variant: str) -> float:
-    """Seconds of the statement, in a process of its own. The models are in folders of `home`."""
+    """Seconds of the statement, in a process of its own. The models are in folders of `home`.
+
+    Raises:
+        SystemExit: with the last lines of the process, if it failed.
+    """
     folder = home / variant
     local = LOAD.format(folder=str(folder), options="")
     load = LOAD.format(folder=str(folder), options=", trust_remote_code=True") if variant == "lstmpool" else local
@@ -47,7 +55,7 @@ def measure(home: Path, args: Arguments, subject: str, variant: str) -> float:
     if not folder.exists():
         torch.manual_seed(0)
         build(variant, backbone_config(6, 384)).model.save_pretrained(folder)
-        for statement in (IMPORT[variant], load):  # the library's copy of the code, and the bytecode, are made once
+        for statement in (IMPORT[variant], load):  # makes the library's copy of the code, and the bytecode
             _seconds(home, auto, statement)
     ready, statement = {
         "import": ("", IMPORT[variant]),

@@ -1,11 +1,11 @@
-"""How much memory a forward, or a forward and backward, takes at its peak, beside what users would pick.
+"""Measures the peak memory of a forward, or a forward and backward, beside what users would pick.
 
     python -m lstmpool.benchmarks.memory
     python -m lstmpool.benchmarks.memory --table
 
-Counted are the bytes that torch allocates on the processor, so that the numbers do not depend on the machine: in
-inference the activations, in training also the gradients of the weights, which come into being in the backward. What
-was there before, the weights and an optimizer's state, is not in them. A count that the CSV holds is not made again.
+It counts the bytes that torch allocates on the processor, so the numbers do not depend on the machine. In inference
+these are the activations; in training they include the gradients of the weights, which the backward allocates. The
+weights and an optimizer's state, allocated before, do not count. Counts that the CSV holds are not repeated.
 """
 
 import gc
@@ -19,12 +19,13 @@ from lstmpool.benchmarks.variants import Cell, build, inference, prepare, random
 
 
 def count(variant: str, cell: Cell) -> int:
-    """Peak bytes over what the model and its inputs take."""
-    gc.collect()  # the model before this one, whose hooks refer to it in a circle
+    """Peak bytes of one step of `variant` in `cell`, above what the model and its inputs take."""
+    gc.collect()  # frees the model before this one, whose hooks refer to it in a circle
     torch.manual_seed(0)
-    side, inputs = build(variant, cell.config()), random_inputs(cell)
+    side = build(variant, cell.config())
+    inputs = random_inputs(cell)
     side.model.eval()
-    inference(side, {name: value[:1, :8] for name, value in inputs.items()})  # what is made once and stays
+    inference(side, {name: value[:1, :8] for name, value in inputs.items()})  # makes what is made once and stays
     return peak_bytes(prepare(side, cell, inputs))
 
 

@@ -1,4 +1,4 @@
-"""The pictures of the benchmarks of speed, each made from its CSV alone."""
+"""Draws the pictures of the speed benchmarks, each from its CSV."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ COLORS = {
 
 
 def ratios(rows: list[Row], path: Path) -> None:
-    """Times over the stock class: a dot and its interval for each variant, one line a cell."""
+    """Draws times over the stock class: a dot and its interval for each variant, one line a cell."""
     from matplotlib.figure import Figure  # not needed to measure
 
     cells = list(dict.fromkeys(f"{r['shape']} {r['mode']} {r['batch']}x{r['tokens']}" for r in rows))
@@ -48,7 +48,7 @@ def ratios(rows: list[Row], path: Path) -> None:
 
 
 def curves(panels: dict[str, Callable[["Axes"], None]], columns: int, path: Path) -> None:
-    """A grid of panels, each drawn by a function, with one legend for all."""
+    """Draws a grid of panels, each by its own function, with one legend for all."""
     from matplotlib.figure import Figure
 
     lines = -(-len(panels) // columns)

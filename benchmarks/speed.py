@@ -1,23 +1,23 @@
-"""How long a forward, or a training step, takes beside what users would pick.
+"""Times a forward, or a training step, beside what users would pick.
 
     python -m lstmpool.benchmarks.speed
     python -m lstmpool.benchmarks.speed --cells 6x384/inference/1x128 --seconds 120
     python -m lstmpool.benchmarks.speed --table
 
-In each cell all variants are built, and every round runs each of them once, in an order drawn anew. The ratios are
-medians over the rounds of the time over that of the stock class in the same round, with a 95% bootstrap interval; the
-last is this project over itself, which shows what is noise. A training step is forward, backward and a step of AdamW,
-with dropout; `compiled` is inference after `backbone.compile()`. One thread: with more, a neighbour on the machine can
-stall one of two variants. A cell that the CSV holds is not measured again.
+In each cell all variants are built, and every round runs each of them once, in an order drawn anew. A ratio is the
+time over that of the stock class in the same round; the tables show its median over the rounds, with a 95% bootstrap
+interval. The last ratio is this project over itself, which shows the noise. A training step is forward, backward and a
+step of AdamW, with dropout; `compiled` is inference after `backbone.compile()`. All runs use one thread: with more, a
+neighbour on the machine can stall one of two variants. Cells that the CSV holds are not measured again.
 
-With `--device cuda` everything is in bfloat16 and timed by the card's events, and the results go to a CSV that bears
-the card's name. That was not tried: there was no card.
+With `--device cuda` everything is in bfloat16 and timed by the card's events, and the results go to a CSV with the
+card's name. This was not tried, for lack of a card.
 """
 
 import gc
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,16 +50,17 @@ CELLS = (
 
 @dataclass
 class Arguments:
-    """What is measured."""
+    """The flags of the command."""
 
     cells: list[str] = field(
         default_factory=lambda: list(CELLS),
         metadata={"help": "Layers x hidden size/inference, training or compiled/batch x tokens."},
     )
     seconds: float = field(
-        default=45.0, metadata={"help": "For each cell; the round that has begun, and at least five, are finished."}
+        default=45.0,
+        metadata={"help": "Seconds a cell. A begun round is finished, and at least five are run."},
     )
-    rounds: int | None = field(default=None, metadata={"help": "In place of the seconds, so many rounds a cell."})
+    rounds: int | None = field(default=None, metadata={"help": "Run this many rounds a cell, whatever the seconds."})
     device: str = field(default="cpu", metadata={"choices": ("cpu", "cuda"), "help": "Where it runs."})
     output: str | None = field(default=None, metadata={"help": "Results, CSV. Unset: beside the command's source."})
     table: bool = field(default=False, metadata={"help": "Make table and picture from the CSV, and measure nothing."})
@@ -89,9 +90,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(cell: Cell, args: Arguments) -> list[Row]:
-    """One row a variant."""
+    """Times all variants in one cell; returns one row a variant."""
     torch.manual_seed(0)
-    inputs, steps = random_inputs(cell, args.device), {}
+    inputs = random_inputs(cell, args.device)
+    steps = {}
     for name in VARIANTS:
         side = build(name, cell.config()).on(args.device, torch.bfloat16 if args.device == "cuda" else torch.float32)
         step = prepare(side, cell, inputs)
@@ -113,23 +115,22 @@ def measure(cell: Cell, args: Arguments) -> list[Row]:
         )
     steps.clear()
     torch.compiler.reset()
-    gc.collect()  # a model's hooks refer to it in a circle
+    gc.collect()  # frees the models, whose hooks refer to them in a circle
     return rows
 
 
-def _with_optimizer(step: Step, model: torch.nn.Module) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+def _with_optimizer(step: Step, model: torch.nn.Module) -> Step:
+    return partial(_training_step, step, torch.optim.AdamW(model.parameters(), lr=1e-5))
 
-    def whole() -> None:
-        step()
-        optimizer.step()
-        optimizer.zero_grad()
 
-    return whole
+def _training_step(step: Step, optimizer: torch.optim.Optimizer) -> None:
+    step()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown, one table a mode: the stock class in milliseconds, the others over it."""
+    """Markdown: one table a mode, with the stock class in milliseconds and the others over it."""
     parts = []
     for mode in dict.fromkeys(row["mode"] for row in rows):
         found: dict[tuple[str, ...], dict[str, Row]] = {}

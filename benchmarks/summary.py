@@ -3,95 +3,144 @@
     python -m lstmpool.benchmarks.summary --table
 
 prints the table of bounds and puts it into SPEED.md; the README gets four lines of it. Of several cells, the one with
-the highest number counts. A bound is missed when the lower end of the interval lies above it; where only the median
-does, the table says so.
+the highest number counts. A bound is missed if the lower end of the interval lies above it. If only the median does,
+the table says so.
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from lstmpool.benchmarks import cached_epochs, loading, prediction
 from lstmpool.benchmarks.results import HERE, Row, fill_page, markdown, read_rows
+from lstmpool.benchmarks.rounds import Comparison
 from lstmpool.benchmarks.timing import missed
 from lstmpool.benchmarks.variants import TWO_THIRDS
 
 
 README = HERE.parent / "README.md"
 Found = tuple[float, float, float, str]  # a ratio, the ends of its interval, and where it was found
+Results = dict[str, list[Row]]  # the rows of each CSV, by its name
 CSVS = ("memory", "flops", "speed", "cached_epochs", "prediction", "loading")
 
 
-def counted(rows: list[Row], column: str, mode: str, base: str, shape: str = "", tokens: int = 128) -> list[Found]:
-    """Each cell's count of this project over that of `base`, in texts of at least so many tokens."""
-    counts = {(r["shape"], r["mode"], r["batch"], r["tokens"], r["variant"]): int(r[column]) for r in rows}
-    found = []
-    for (of, in_mode, batch, long, variant), value in counts.items():
-        over = counts.get((of, in_mode, batch, long, base))
-        if variant == "lstmpool" and in_mode == mode and of.startswith(shape) and int(long) >= tokens and over:
-            found.append((value / over, value / over, value / over, f"{of}, {batch} x {long}"))
-    return found
+@dataclass(frozen=True)
+class Counted:
+    """Each cell's count of this project over that of `base`."""
+
+    csv: str
+    column: str
+    mode: str
+    base: str
+    shape: str = ""  # how a cell's shape begins
+    tokens: int = 128  # a cell's texts have at least this many
+
+    def find(self, results: Results) -> list[Found]:
+        """The ratios. A count has no interval, so its ends are the ratio."""
+        counts = {}
+        for row in results[self.csv]:
+            place = (row["shape"], row["batch"], row["tokens"])
+            if row["mode"] == self.mode and row["shape"].startswith(self.shape) and int(row["tokens"]) >= self.tokens:
+                counts.setdefault(place, {})[row["variant"]] = int(row[self.column])
+        found = []
+        for (shape, batch, tokens), by_variant in counts.items():
+            if "lstmpool" in by_variant and by_variant.get(self.base):
+                ratio = by_variant["lstmpool"] / by_variant[self.base]
+                found.append((ratio, ratio, ratio, f"{shape}, {batch} x {tokens}"))
+        return found
 
 
-def timed(rows: list[Row], mode: str, variant: str) -> list[Found]:
+@dataclass(frozen=True)
+class Timed:
     """Each cell's time of a variant over the stock class, in texts of at least 128 tokens."""
-    return [
-        (float(r["ratio"]), float(r["low"]), float(r["high"]), f"{r['shape']}, {r['batch']} x {r['tokens']}")
-        for r in rows
-        if (r["mode"], r["variant"]) == (mode, variant) and int(r["tokens"]) >= 128
-    ]
+
+    mode: str
+    variant: str
+
+    def find(self, results: Results) -> list[Found]:
+        """The ratios and their intervals."""
+        found = []
+        for row in results["speed"]:
+            if (row["mode"], row["variant"]) == (self.mode, self.variant) and int(row["tokens"]) >= 128:
+                place = f"{row['shape']}, {row['batch']} x {row['tokens']}"
+                found.append((float(row["ratio"]), float(row["low"]), float(row["high"]), place))
+        return found
 
 
-def compared(rows: list[Row], comparison, subject: str) -> list[Found]:
-    """What a comparison says of one subject."""
-    found = comparison.over_base(rows, subject, comparison.variants[0])
-    return [(*found, subject)] if found else []
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison of whole commands says of one subject: the time of its first variant over the last."""
+
+    comparison: Comparison
+    subject: str
+
+    def find(self, results: Results) -> list[Found]:
+        """The ratio and its interval; none without rounds."""
+        rows = results[self.comparison.name]
+        found = self.comparison.over_base(rows, self.subject, self.comparison.variants[0])
+        return [(*found, self.subject)] if found else []
 
 
-# What is bounded, the bound, and what finds it in the rows of each CSV.
-BOUNDS: list[tuple[str, float, Callable[[dict[str, list[Row]]], list[Found]]]] = [
-    (
+@dataclass(frozen=True)
+class Bound:
+    """A bound on a ratio: `source` finds the ratio in the CSVs, and it may be at most `limit`."""
+
+    what: str
+    limit: float
+    source: Counted | Timed | Compared
+
+
+BOUNDS = (
+    Bound(
         "inference of 512 tokens, 12 layers, peak memory over the bare backbone",
         1.02,
-        lambda rows: counted(rows["memory"], "peak_bytes", "inference", "backbone", "12x", 512),
+        Counted("memory", "peak_bytes", "inference", "backbone", "12x", tokens=512),
     ),
-    *(
-        (
-            f"{title}, FLOPs over the stock class, {layers} layers",
-            bound,
-            lambda rows, mode=mode, layers=layers: counted(rows["flops"], "flops", mode, "stock", f"{layers}x"),
-        )
-        for mode, title in (("inference", "inference"), ("training", "training step"))
-        for layers, bound in ((6, 1.01), (12, 1.01))
+    Bound(
+        "inference, FLOPs over the stock class, 6 layers",
+        1.01,
+        Counted("flops", "flops", "inference", "stock", "6x"),
     ),
-    ("inference, time over the stock class", 1.02, lambda rows: timed(rows["speed"], "inference", "lstmpool")),
-    ("training step, time over the stock class", 1.03, lambda rows: timed(rows["speed"], "training", "lstmpool")),
-    (
+    Bound(
+        "inference, FLOPs over the stock class, 12 layers",
+        1.01,
+        Counted("flops", "flops", "inference", "stock", "12x"),
+    ),
+    Bound(
+        "training step, FLOPs over the stock class, 6 layers",
+        1.01,
+        Counted("flops", "flops", "training", "stock", "6x"),
+    ),
+    Bound(
+        "training step, FLOPs over the stock class, 12 layers",
+        1.01,
+        Counted("flops", "flops", "training", "stock", "12x"),
+    ),
+    Bound("inference, time over the stock class", 1.02, Timed("inference", "lstmpool")),
+    Bound("training step, time over the stock class", 1.03, Timed("training", "lstmpool")),
+    Bound(
         "training step, peak memory over the stock class",
         1.03,
-        lambda rows: counted(rows["memory"], "peak_bytes", "training", "stock"),
+        Counted("memory", "peak_bytes", "training", "stock"),
     ),
-    (
+    Bound(
         "inference with two thirds of the layers, time over the whole stock class",
         0.70,
-        lambda rows: timed(rows["speed"], "inference", TWO_THIRDS),
+        Timed("inference", TWO_THIRDS),
     ),
-    *(
-        (what, bound, lambda rows, of=of, subject=subject: compared(rows[of.name], of, subject))
-        for what, bound, of, subject in (
-            ("cached epoch over one without the cache", 0.12, cached_epochs.COMPARED, "trec6"),
-            ("cached epoch over one without the cache", 0.02, cached_epochs.COMPARED, "movie_reviews"),
-            ("prediction over `pipeline(batch_size=32)`", 0.6, prediction.COMPARED, *prediction.COMPARED.subjects),
-            ("import over the stock class", 1.1, loading.COMPARED, "import"),
-            ("loading a folder over the stock class", 1.1, loading.COMPARED, "load"),
-            ("the same once more, in the same process", 1.1, loading.COMPARED, "load again"),
-        )
+    Bound("cached epoch over one without the cache", 0.12, Compared(cached_epochs.COMPARED, "trec6")),
+    Bound("cached epoch over one without the cache", 0.02, Compared(cached_epochs.COMPARED, "movie_reviews")),
+    Bound(
+        "prediction over `pipeline(batch_size=32)`",
+        0.6,
+        Compared(prediction.COMPARED, "movie_reviews with cr"),
     ),
-]
-
-
-# The bounds that the README shows, without the bound itself.
+    Bound("import over the stock class", 1.1, Compared(loading.COMPARED, "import")),
+    Bound("loading a folder over the stock class", 1.1, Compared(loading.COMPARED, "load")),
+    Bound("the same once more, in the same process", 1.1, Compared(loading.COMPARED, "load again")),
+)
+# The bounds that the README shows, without their limits.
 IN_README = (
     "inference, time over the stock class",
     "training step, time over the stock class",
@@ -101,7 +150,7 @@ IN_README = (
 
 
 def line(what: str, bound: float, found: list[Found]) -> list[list[str]]:
-    """A line of the table from the worst of what was found, which is a miss if there is one; none if nothing was."""
+    """The line of the table for the worst of `found`: a miss if there is one, else the highest. No line for none."""
     if not found:
         return []
     middle, low, high, where = max(found, key=lambda of: (missed(of[1], bound), of))
@@ -115,17 +164,20 @@ def measured(middle: float, low: float, high: float) -> str:
     return f"{middle:.3f}{interval}"
 
 
-def read_results(folder: Path) -> dict[str, list[Row]]:
-    """The rows of each CSV."""
+def read_results(folder: Path) -> Results:
+    """The rows of each CSV in `folder`."""
     return {name: read_rows(folder / f"{name}.csv") for name in CSVS}
 
 
 def short_table(folder: Path = HERE) -> str:
-    """Markdown for the README: what, where it was worst, and what was measured, of all bounds of that name."""
-    rows = read_results(folder)
+    """Markdown for the README: what, where it was worst, and what was measured, over all bounds of one name."""
+    results = read_results(folder)
     lines = []
     for name in IN_README:
-        found = [one for what, _, find in BOUNDS if what == name for one in find(rows)]
+        found = []
+        for bound in BOUNDS:
+            if bound.what == name:
+                found += bound.source.find(results)
         if found:
             middle, low, high, where = max(found)
             lines.append([name, where, measured(middle, low, high)])
@@ -134,8 +186,10 @@ def short_table(folder: Path = HERE) -> str:
 
 def table(folder: Path = HERE) -> str:
     """Markdown: what, where it was worst, the bound, what was measured, and whether the bound is met."""
-    rows = read_results(folder)
-    lines = [of for what, bound, find in BOUNDS for of in line(what, bound, find(rows))]
+    results = read_results(folder)
+    lines = []
+    for bound in BOUNDS:
+        lines += line(bound.what, bound.limit, bound.source.find(results))
     return markdown(["this project", "where it is worst", "at most", "measured [95% interval]", ""], lines, words=2)
 
 

@@ -1,6 +1,6 @@
-"""Times that can be compared: rounds over all that is compared, in an order drawn anew, and ratios within a round.
+"""Takes times that can be compared: each round runs every step once, in an order drawn anew, and ratios are within it.
 
-What slows a machine down for a while so hits all alike, and what it does to one of them alone shows in the interval.
+If the machine slows down for a while, this hits all steps alike. If it hits only one of them, the interval shows it.
 """
 
 import random
@@ -12,13 +12,14 @@ import torch
 
 
 Step = Callable[[], None]
-FEWEST = 5  # rounds, below which an interval says nothing
+FEWEST = 5  # rounds; with fewer, an interval says nothing
 
 
 def seconds(step: Step, device: str = "cpu") -> float:
-    """How long one call takes; on a GPU by its own clock."""
+    """How long one call takes; on a GPU, by the GPU's own clock."""
     if device == "cuda":
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first = torch.cuda.Event(enable_timing=True)
+        last = torch.cuda.Event(enable_timing=True)
         first.record()
         step()
         last.record()
@@ -35,17 +36,19 @@ def interleave(
     """Seconds of each step in each round.
 
     Args:
-        steps: what is compared, by name.
-        budget: seconds after which no round is begun, once there are `FEWEST`.
-        rounds: in place of the budget, so many.
+        steps: the steps to compare, by name.
+        budget: seconds after which no round begins, once there are `FEWEST`.
+        rounds: how many rounds to run, in place of the budget.
         device: where the steps run, "cpu" or "cuda".
-        warm_up: calls of each before the first round, which do not count.
+        warm_up: calls of each step before the first round, which do not count.
     """
-    order, draw = list(steps), random.Random(0)
+    order = list(steps)
+    draw = random.Random(0)
     for name in order * warm_up:
         seconds(steps[name], device)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    started, done = time.monotonic(), 0
+    started = time.monotonic()
+    done = 0
     while done < rounds if rounds else done < FEWEST or time.monotonic() - started < budget:
         draw.shuffle(order)
         for name in order:
@@ -63,5 +66,5 @@ def ratio(times: list[float], over: list[float], draws: int = 2000) -> tuple[flo
 
 
 def missed(low: float, bound: float) -> bool:
-    """Whether noise cannot explain that the bound is exceeded."""
+    """Whether the bound is exceeded by more than noise can explain; `low` is the lower end of the interval."""
     return low > bound

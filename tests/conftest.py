@@ -1,4 +1,4 @@
-"""Tiny random backbones, and what the tests share. Nothing here needs a network or a data set."""
+"""Tiny random backbones and whatever else the tests share. Nothing here needs a network or a data set."""
 
 import os
 from pathlib import Path
@@ -43,7 +43,7 @@ FAMILIES = list(TINY)
 
 
 def since(version):
-    """Whether the installed transformers is at least this one. For what an older one's backbones do otherwise."""
+    """Whether the installed transformers is at least this `version`: backbones of older ones differ."""
     return Version(transformers.__version__) >= Version(version)
 
 
@@ -57,23 +57,26 @@ def backbone_config(family="bert", **overrides):
 
 
 def tiny_config(family="bert", **fields):
+    """A config with 4 layers, H = 16, 5 LSTM units per direction and 3 labels, without dropout."""
     fields = {"lstm_hidden_size": 5, "pooler_dropout": 0.0, "num_labels": 3} | fields
     return LstmPoolConfig(backbone_config=backbone_config(family), **fields)
 
 
 def tiny_model(family="bert", **fields):
+    """The model of `tiny_config`, in eval mode, with the same random weights in every call."""
     torch.manual_seed(0)
     return LstmPoolForSequenceClassification(tiny_config(family, **fields)).eval()
 
 
 def random_inputs(batch=3, tokens=7, seed=0, lengths=None, pad_id=0, pad_left=False):
-    """Token ids from 5 up and their mask; a row longer than its length is padded."""
+    """Token ids (batch, tokens) from 5 up, and their mask. Each row is padded from its length on."""
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(5, 50, (batch, tokens), generator=generator)
     mask = torch.ones(batch, tokens, dtype=torch.long)
     for row, length in enumerate(lengths or []):
         padding = slice(0, tokens - length) if pad_left else slice(length, tokens)
-        input_ids[row, padding], mask[row, padding] = pad_id, 0
+        input_ids[row, padding] = pad_id
+        mask[row, padding] = 0
     return {"input_ids": input_ids, "attention_mask": mask}
 
 
@@ -86,7 +89,7 @@ WORDS = "the a my order parcel late broken money back please when where is and n
 
 
 def word_tokenizer():
-    """A word-level tokenizer in BERT's shape: [CLS] a [SEP] b [SEP], with token types; its ids are below 50."""
+    """A word-level tokenizer in BERT's form: [CLS] a [SEP] b [SEP], with token types. Its ids are below 50."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

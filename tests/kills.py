@@ -1,12 +1,16 @@
-"""Runs that are killed, started again with the same command, and compared with one that was not.
+"""Kills runs, starts each again with the same command, and compares it with a run that was never killed.
 
 python -m tests.kills [--kills 10] [--output tests/KILLS.md]
 
-Each run is the training command on a tiny BERT with dropout. A process is forked for it, so that no time goes into
-imports. It is killed with SIGKILL, in turn, at a moment drawn uniformly from the time of a whole run; in a save drawn
-at random, once its checkpoint lies there without a manifest; and at random in a step drawn at random or soon after it,
-where an evaluation or a save may be going on. Then the command is given again, and the SHA-256 of the best weights and
-of the last ones is compared with that of the run that was never killed.
+Each run is the training command on a tiny BERT with dropout, in a forked process, so that no time goes into imports.
+SIGKILL comes, in turn, at one of three moments:
+
+- drawn uniformly from the time of a whole run;
+- in a random save, once its checkpoint lies there without a manifest;
+- in a random step or soon after it, where an evaluation or a save may be going on.
+
+Then the command is given again. The SHA-256 of the best and the last weights must be that of the run that was never
+killed.
 """
 
 import argparse
@@ -26,7 +30,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from lstmpool.train_trainer import main
-from lstmpool.training.loop.checkpoints import MANIFEST, checkpoints_in
+from lstmpool.training.loop.checkpoints import MANIFEST, checkpoints_in, step_of
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.model import layer_cache
 from lstmpool.training.output.run_record import RunRecord
@@ -34,9 +38,10 @@ from lstmpool.training.output.run_record import RunRecord
 from .training_fixtures import save_backbone, sentences, write_csv
 
 
-SAVES = 3  # of a run, at least
+SAVES = 3  # a run has at least so many
 EVALUATED = ["--eval_strategy=steps", "--eval_steps=3", "--save_strategy=steps", "--save_steps=3"]
-KEPT = ["--metric_for_best_model=loss", "--save_total_limit=2"]  # so that the last checkpoint stays beside the best
+KEPT = ["--metric_for_best_model=loss", "--save_total_limit=2"]  # the last checkpoint stays beside the best
+PLACES = ("before a checkpoint was begun", "between saves", "inside a save", "after the end")
 SETTINGS = {
     "random order": [],
     "random order, a save every 3 steps": EVALUATED,
@@ -60,27 +65,29 @@ SETTINGS = {
 
 
 def command(folder: Path, settings: list[str], output: str) -> list[str]:
-    """The words of the training command; `folder` holds what `prepare` has made."""
+    """The words of the training command. `folder` holds what `prepare` has made."""
     words = [f"--backbone={folder / 'backbone'}", f"--train_file={folder / 'train.csv'}", "--num_train_epochs=4"]
     words += [f"--validation_file={folder / 'validation.csv'}", f"--output_dir={folder / output}", "--use_cpu"]
     return [*words, "--per_device_train_batch_size=8", "--report_to=none", "--disable_tqdm=True", *settings]
 
 
 def prepare(folder: Path) -> None:
-    """A backbone with dropout, and rows of different lengths."""
+    """Saves a backbone with dropout, and rows of different lengths."""
     save_backbone(folder / "backbone")
     for name, rows in (("train", 60), ("validation", 20)):
-        texts = [" ".join([text] * (1 + i % 5)) for i, text in enumerate(sentences(rows))]
-        labels, scores = (
-            ["even" if i % 2 else "odd" for i in range(rows)],
-            [f"{40 * (i % 3) + 0.5}" for i in range(rows)],
-        )
-        write_csv(folder / f"{name}.csv", {"text": texts, "label": labels, "score": scores})
+        columns = {
+            "text": [" ".join([text] * (1 + i % 5)) for i, text in enumerate(sentences(rows))],
+            "label": ["even" if i % 2 else "odd" for i in range(rows)],
+            "score": [f"{40 * (i % 3) + 0.5}" for i in range(rows)],
+        }
+        write_csv(folder / f"{name}.csv", columns)
 
 
 def start(words: list[str], log: Path | None = None, die_in: int | None = None) -> int:
-    """The process that runs the command; what it prints is added to `log`. It kills itself soon after it has begun the
-    step `die_in`."""
+    """Forks a process that runs the command, and returns its id. The process adds what it prints to `log`.
+
+    It kills itself soon after it has begun step `die_in`, if that is set.
+    """
     process = os.fork()
     if process:
         return process
@@ -88,7 +95,8 @@ def start(words: list[str], log: Path | None = None, die_in: int | None = None) 
     if die_in is not None:
         _die_in_step(die_in)
     with open(log or os.devnull, "a") as file:
-        sys.stdout = sys.stderr = file  # a test may have put others there
+        sys.stdout = file  # a test may have put another one there
+        sys.stderr = file
         status = 99
         try:
             status = main(words)
@@ -100,6 +108,7 @@ def start(words: list[str], log: Path | None = None, die_in: int | None = None) 
 
 
 def _die_in_step(number: int) -> None:
+    """Has this process kill itself within 0.1 s of the beginning of a step."""
     training_step = LstmPoolTrainer.training_step
 
     def dying(self, *args, **kwargs):
@@ -111,12 +120,12 @@ def _die_in_step(number: int) -> None:
 
 
 def finish(process: int) -> int:
-    """Waits for it; its exit status, or minus the signal that ended it."""
+    """Waits for the process. Returns its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def digest(output: Path) -> str:
-    """Of the weights that were kept, the best ones, and of the last checkpoint: its step, and its weights."""
+    """A digest of the weights that were kept (the best ones), and of the last checkpoint's step and weights."""
     last = checkpoints_in(output)[0]
     found = hashlib.sha256(last.name.encode())
     for path in (output / "model.safetensors", *sorted(last.glob("*.safetensors"))):
@@ -125,7 +134,7 @@ def digest(output: Path) -> str:
 
 
 def kill_in_save(process: int, output: Path, number: int) -> None:
-    """Kills once the checkpoint of the save with this number lies there, and is not whole."""
+    """Kills the process in the save with this number, once its checkpoint lies there and is not whole yet."""
     seen = set()
     while os.waitpid(process, os.WNOHANG) == (0, 0):
         seen |= {path.name for path in output.glob("checkpoint-*") if not (path / MANIFEST).exists()}
@@ -137,12 +146,14 @@ def kill_in_save(process: int, output: Path, number: int) -> None:
 
 
 def kill_and_resume(folder: Path, settings: list[str], seconds: float, number: int) -> tuple[str, bool]:
-    """Where the kill fell, and whether the run that followed ended as the whole one did, which took `seconds`."""
-    whole, expected = checkpoints_in(folder / "whole")[0], digest(folder / "whole")
-    output, words = folder / "killed", command(folder, settings, "killed")
+    """Says where the kill fell, and whether the run ended as the whole one did, which took `seconds`."""
+    last = checkpoints_in(folder / "whole")[0]
+    expected = digest(folder / "whole")
+    output = folder / "killed"
+    words = command(folder, settings, "killed")
     shutil.rmtree(output, ignore_errors=True)
     random.seed(number)
-    process = start(words, die_in=random.randrange(int(whole.name[11:])) if number % 3 == 2 else None)
+    process = start(words, die_in=random.randrange(step_of(last)) if number % 3 == 2 else None)
     if number % 3 == 0:
         time.sleep(random.uniform(0, seconds))
         os.kill(process, signal.SIGKILL)
@@ -150,17 +161,27 @@ def kill_and_resume(folder: Path, settings: list[str], seconds: float, number: i
         kill_in_save(process, output, random.randint(1, SAVES))
     else:
         finish(process)
-    saved = checkpoints_in(output)
-    cut_off = any(not (path / MANIFEST).exists() for path in saved)
-    where = "before a checkpoint was begun" if not saved else "inside a save" if cut_off else "between saves"
-    if (record := RunRecord.read(output)) and record.finished:
-        return "after the end", digest(output) == expected
+    where = _place_of_kill(output)
+    if where == "after the end":
+        return where, digest(output) == expected
     status = finish(start(words))
     return where, status == 0 and digest(output) == expected
 
 
+def _place_of_kill(output: Path) -> str:
+    """One of `PLACES`, by what the killed run has left."""
+    record = RunRecord.read(output)
+    if record is not None and record.finished:
+        return "after the end"
+    saved = checkpoints_in(output)
+    if not saved:
+        return "before a checkpoint was begun"
+    cut_off = any(not (path / MANIFEST).exists() for path in saved)
+    return "inside a save" if cut_off else "between saves"
+
+
 def measure(folder: Path, settings: list[str], kills: int) -> Counter:
-    """How many kills fell where, with which outcome."""
+    """Counts the kills by where they fell, and by whether the weights were the same in the end."""
     shutil.rmtree(folder / "whole", ignore_errors=True)
     settings = [*KEPT, *settings]
     began = time.monotonic()
@@ -175,19 +196,18 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=10, help="for each setting")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("KILLS.md"))
     args = parser.parse_args()
-    places = ("before a checkpoint was begun", "between saves", "inside a save", "after the end")
     lines = [
         f"# {args.kills} kills for each setting, and what became of the run\n",
         "Made by `python -m tests.kills`, whose source says how. A number is how many kills fell there.\n",
-        f"| setting | {' | '.join(places)} | same weights in the end, bit for bit |",
-        "|---|" + "---:|" * (len(places) + 1),
+        f"| setting | {' | '.join(PLACES)} | same weights in the end, bit for bit |",
+        "|---|" + "---:|" * (len(PLACES) + 1),
     ]
     with TemporaryDirectory() as work:
         layer_cache.CACHE = Path(work, "cache")
         prepare(Path(work))
         for name, settings in SETTINGS.items():
             found = measure(Path(work), settings, args.kills)
-            fell = [sum(n for (where, _), n in found.items() if where == place) for place in places]
+            fell = [sum(n for (where, _), n in found.items() if where == place) for place in PLACES]
             same = sum(n for (_, equal), n in found.items() if equal)
             lines.append(f"| {name} | {' | '.join(map(str, fell))} | {same} of {args.kills} |")
             print(lines[-1], flush=True)

@@ -1,4 +1,4 @@
-"""A tiny random BERT with its tokenizer, and tables of rows, for the tests of the training command."""
+"""A tiny random BERT with its tokenizer, and tables of rows, for tests of the training command."""
 
 import csv
 import os
@@ -29,6 +29,7 @@ def save_backbone(folder: Path) -> Path:
 
 
 def write_csv(path: Path, columns: dict[str, list]) -> Path:
+    """Writes the columns, by their names, and returns `path`."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -37,14 +38,17 @@ def write_csv(path: Path, columns: dict[str, list]) -> Path:
 
 
 def sentences(n: int) -> list[str]:
+    """`n` texts of three words each."""
     return [f"{WORDS[i % 16]} {WORDS[(3 * i + 1) % 16]} {WORDS[(7 * i + 2) % 16]}" for i in range(n)]
 
 
 def run_python(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    """Python in a process of its own, without a network, as a user starts it."""
-    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100", **env}
+    """Runs Python in a process of its own, without a network, as a user starts it. `env`: more variables."""
+    variables = dict(os.environ)
+    variables |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    variables |= env
     return subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=settings, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *words], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -1,7 +1,7 @@
-"""From a command line, `[RECIPE] [--flag value ...]`, to the three groups of arguments.
+"""Turns a command line, `[RECIPE] [--flag value ...]`, into the three groups of arguments.
 
-A recipe holds flags by name. They stand before those of the command line, so that both pass the same parser and rules,
-and the command line wins.
+A recipe holds flags by name. One parser reads them before those of the command line, so the command line wins. The
+same rules hold for both.
 """
 
 import argparse
@@ -24,8 +24,11 @@ from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArgumen
 def parse_arguments(
     argv: list[str], description: str
 ) -> tuple[ModelArguments, DataArguments, TrainingArguments, dict[str, str]]:
-    """The three groups of arguments from `argv`, the words after the program's name; and where the rows of each split
-    are (see `named_splits`).
+    """The three groups of arguments, and where the rows of each split are (see `named_splits`).
+
+    Args:
+        argv: the words after the program's name. If they ask for help, it is printed and the process ends.
+        description: what the help says about the command.
 
     Raises:
         InputError: for a recipe that cannot be read, an unknown name, a value of the wrong kind, or flags that break
@@ -49,10 +52,10 @@ def parse_arguments(
 
 
 def _read_words(argv: list[str]) -> dict[str, Any]:
-    """The flags that were named, by a recipe or by words, and their values."""
+    """The flags that were named, in a recipe or in words, and their values."""
     parser = make_parser("", TrainingArguments)
     actions = {action.dest: action for action in parser._actions if action.nargs != 0}
-    # A namespace that has an attribute keeps it: what is not `unset` afterwards was asked for.
+    # The parser puts no default in place of an attribute that is there: what is not `unset` afterwards was named.
     unset = object()
     blank = argparse.Namespace(**dict.fromkeys(actions, unset))
     namespace, others = parser.parse_known_args(with_recipe(argv, actions), blank)
@@ -75,8 +78,8 @@ def _build(values: Mapping[str, Any]) -> TrainingArguments:
 
 
 def _places_read(data_args: DataArguments, places: dict[str, str]) -> dict[str, str]:
-    """Without the validation rows that a data set brings, where each fold is validated on in turn."""
+    """The places of the splits to read. With folds, a data set's own validation rows are left out."""
     if data_args.cv_folds is None or "validation" not in places:
         return places
-    print(f"The validation rows of {data_args.dataset_name} are not read: each fold is validated on in turn.")
+    print(f"The validation rows of {data_args.dataset_name} are not read: each fold serves as validation rows.")
     return {split: place for split, place in places.items() if split != "validation"}

@@ -2,7 +2,7 @@
 
     python -m lstmpool.training.docs
 
-A table stands between two comments, which say what it was made by; a test holds it equal to the code.
+A table stands between two comments that name this command. A test checks that the table matches the code.
 """
 
 import sys
@@ -25,11 +25,11 @@ def fields_table() -> str:
 
 
 def with_table(page: str) -> str:
-    """`page` with the table of today between its two comments. Raises ValueError if it lacks them."""
+    """`page` with a fresh table between its two comments. Raises ValueError if it lacks one of them."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"expected the lines {BEGIN.strip()} and {END.strip()}, found not both. Put them in.")
+        raise ValueError(f"expected the lines {BEGIN.strip()} and {END.strip()}, found at most one. Put them in.")
     return before + BEGIN + fields_table() + END + after
 
 

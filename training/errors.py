@@ -1,4 +1,4 @@
-"""Errors that the user can mend: one line each, saying what was expected, what was found and what to do."""
+"""Errors that the user can fix. Each is one line that says what was expected, what was found and what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ class InputError(ValueError):
 
 
 class Diverged(InputError):
-    """Training has ended in what is no number, which other settings may not do."""
+    """Training has ended in logits that are not numbers. Other settings may avoid that."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """' Did you mean 'x'?' for the nearest of `choices`, or nothing if none is near."""
+    """' Did you mean 'x'?' with the nearest of `choices`, or an empty string if none is near."""
     close = difflib.get_close_matches(name, list(choices), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""`python -m lstmpool.training.publish`: the command, which lives in `hub/publishing.py`."""
+"""Entry point of `python -m lstmpool.training.publish`. The command itself is in `hub/publishing.py`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name beside their place, then moved into it."""
+"""Writes files atomically: under a temporary name beside their place, then moved into it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,10 +12,10 @@ Writer = Callable[[Path], Any]  # writes one file, at the path that it is given
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Gives the temporary name to write under. The file takes its place when the block ends, in one move.
+    """Gives the temporary name to write under. When the block ends, one move puts the file in its place.
 
-    A block that raises leaves what lies at `path` as it was, and no temporary file. A kill leaves the temporary file,
-    which the next writing of the same `path` removes first.
+    If the block raises, `path` stays as it was and the temporary file is removed. If the process is killed, the
+    temporary file stays; the next `writing` of the same `path` removes it first.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.unlink(missing_ok=True)
@@ -27,6 +27,6 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8."""
+    """Writes `text` to `path` atomically, as UTF-8."""
     with writing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")

@@ -144,7 +144,7 @@ def test_what_is_done_follows_from_the_files():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--hub_token", "hf_secret"], "a token in a command is read by others, too. Log in with `hf auth login`"),
+        (["--hub_token", "hf_secret"], "others can read a token in a command. Log in with `hf auth login`"),
         (["--hub_model_id", "a/b"], "--hub_model_id needs --push_to_hub"),
         (["--push_to_hub", "--hub_model_id=a/b", "--hub_strategy=all_checkpoints"], "would publish every optimizer"),
         (["--push_to_hub", "--hub_model_id=a/b", "--hub_always_push"], "hub_always_push cannot be True here"),
@@ -273,9 +273,9 @@ def test_no_flag_is_of_type_bool():
         ({"tune_thresholds": True, "do_eval": True}, SINGLE, "--tune_thresholds is for several labels a text"),
         ({"regression_loss": "smooth_l1"}, SINGLE, "--regression_loss is for a regression"),
         ({"baselines": True}, SINGLE, "--baselines are fitted on training rows, found none"),
-        ({"layerwise_lr_decay": 1.5}, SINGLE, "--layerwise_lr_decay must lie in 0..1"),
-        ({"layerwise_lr_decay": 0.0}, SINGLE, "--layerwise_lr_decay must lie in 0..1, without 0"),
-        ({"label_smoothing_factor": 1.0}, SINGLE, "must lie in 0..1, without 1, got 1.0"),
+        ({"layerwise_lr_decay": 1.5}, SINGLE, "--layerwise_lr_decay must be above 0 and at most 1"),
+        ({"layerwise_lr_decay": 0.0}, SINGLE, "--layerwise_lr_decay must be above 0 and at most 1"),
+        ({"label_smoothing_factor": 1.0}, SINGLE, "must be 0 or more and below 1, got 1.0"),
     ],
 )
 def test_what_a_task_cannot_use_is_refused(tmp_path, options, task, message):
@@ -304,5 +304,5 @@ def test_what_is_trained_is_pushed_and_nothing_else():
     training = parse(*NEEDED, *words)[2]
     assert (training.push_to_hub, training.hub_model_id, training.hub_private_repo) == (True, "a/b", True)
     assert training.hub_strategy == "checkpoint"
-    with pytest.raises(InputError, match="--push_to_hub is for what is trained"):
+    with pytest.raises(InputError, match="--push_to_hub publishes what this run trains"):
         parse("--init_from=m", "--test_file=t.csv", "--output_dir=out", *words)

@@ -20,5 +20,5 @@ def test_the_table_has_a_row_for_each_field():
 
 def test_what_stands_around_the_table_stays():
     assert with_table(f"before\n{BEGIN}old\n{END}after\n") == f"before\n{BEGIN}{fields_table()}{END}after\n"
-    with pytest.raises(ValueError, match="found not both"):
+    with pytest.raises(ValueError, match="found at most one"):
         with_table("no comments")

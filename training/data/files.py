@@ -1,7 +1,7 @@
 """Reads one table of rows: CSV, JSON, JSON lines or Parquet, plain or gzipped, or a folder of `save_to_disk`.
 
-The readers guess nothing: a cell of a CSV is a string ("None" and "NA" are words, "01" is not 1), and a broken line is
-named, not skipped. What the columns mean is decided later, by those who ask for them.
+The readers guess nothing: a cell of a CSV is a string ("None" and "NA" are words, "01" is not 1). A broken line raises
+an error that names it. `rows.py` decides what the columns mean.
 """
 
 import csv
@@ -19,10 +19,16 @@ from lstmpool.training.errors import InputError, did_you_mean
 
 
 ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
+FIRST_BYTES = {
+    b"\x1f\x8b": "gzip",
+    b"PAR1": ".parquet",
+    b"PK\x03\x04": "zip or Excel",
+    b"%PDF": "PDF",
+}
 
 
 def read_table(path: Path) -> Dataset:
-    """All rows of a file or of a folder that `Dataset.save_to_disk` wrote.
+    """All rows of a file, or of a folder that `Dataset.save_to_disk` wrote.
 
     Raises:
         InputError: if the file is missing, is not what its ending says, or holds no rows.
@@ -35,8 +41,8 @@ def read_table(path: Path) -> Dataset:
 
 def _read_file(path: Path) -> Dataset:
     if not path.exists():
-        nearest = did_you_mean(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
-        raise InputError(f"expected a file of rows, found nothing at {path}.{nearest}")
+        neighbours = [neighbour.name for neighbour in path.parent.glob("*")]  # none if there is no such folder
+        raise InputError(f"expected a file of rows, found nothing at {path}.{did_you_mean(path.name, neighbours)}")
     zipped = path.suffix == ".gz"
     ending = (path.with_suffix("") if zipped else path).suffix.lower()
     if ending not in ENDINGS:
@@ -49,9 +55,11 @@ def _read_file(path: Path) -> Dataset:
         except (OSError, EOFError) as error:
             raise InputError(f"{path} is cut off or broken: {error}. Fetch it again.") from None
         _check_kind(content, ending, path)
-    columns = _read_parquet(content, path) if ending == ".parquet" else _read_text(content, ending, path)
+    if ending == ".parquet":
+        return _read_parquet(content, path)
+    columns = _read_text(content, ending, path)
     try:
-        return columns if isinstance(columns, Dataset) else Dataset.from_dict(columns)
+        return Dataset.from_dict(columns)
     except (TypeError, ValueError, OverflowError) as error:  # pyarrow's errors are of these kinds
         raise InputError(f"{path} holds a column of mixed kinds: {error}") from None
 
@@ -67,15 +75,10 @@ def _load_folder(path: Path) -> Dataset:
 
 
 def _check_kind(content: bytes, ending: str, path: Path) -> None:
-    """Refuses a file whose first bytes belong to another kind of file than its ending says."""
+    """Refuses a file whose first bytes show another kind of content than its ending."""
     start = content[:2000].lstrip(b"\xef\xbb\xbf \t\r\n")
     found = None
-    for magic, kind in (
-        (b"\x1f\x8b", "gzip"),
-        (b"PAR1", ".parquet"),
-        (b"PK\x03\x04", "zip or Excel"),
-        (b"%PDF", "PDF"),
-    ):
+    for magic, kind in FIRST_BYTES.items():
         if content.startswith(magic):
             found = kind
     if found is None and start.startswith(b"version https://git-lfs"):
@@ -134,15 +137,17 @@ def _read_csv(text: str, path: Path) -> dict[str, list[str]]:
 
 
 def _read_json(text: str, path: Path) -> list[dict[str, Any]]:
-    """A list of objects, one object a line, or an object whose only list of objects is under `data`."""
+    """The rows of a list of objects, of one object a line, or of an object that holds the list under `data`."""
     try:
         rows = json.loads(text)
         rows = rows.get("data", [rows]) if isinstance(rows, dict) else rows
     except json.JSONDecodeError as whole:
         rows = []
         for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
             try:
-                rows += [json.loads(line)] if line.strip() else []
+                rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 where = f"line {number}: {error.msg}" if rows else f"line {whole.lineno}: {whole.msg}"
                 raise InputError(f"{path} is not what its ending says: expected JSON, found in {where}.") from None

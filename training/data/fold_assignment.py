@@ -1,10 +1,15 @@
-"""Which training rows are in which fold: spread by their labels, without leaks, and the same for the same seed.
+"""Puts training rows into folds: balanced by their labels, without leaks, and the same way for the same seed.
 
-Rows with the same text, or of the same group (`--group_column`), are in one fold, as those held out for validation are
-on one side (see `units_of`). What is spread is, for one label a text, the classes; for one number, its bins of equally
-many rows; for several labels, each of them, and the rows without any; for several numbers, the bins of each, as is
-usual in competitions with such targets. The last two are iterative stratification (Sechidis et al., On the
-Stratification of Multi-Label Data, 2011), which counts a unit of several rows as one.
+Rows with the same text, or of the same group (`--group_column`), form one unit and stay in one fold (see `units_of`).
+Every fold gets about the same share:
+
+    one label a text    of each class
+    several labels      of each label, and of the rows without any
+    one number          of each bin of the number; bins hold equally many rows
+    several numbers     of each bin of each number, as is usual in competitions with such targets
+
+For several labels or numbers, this is iterative stratification (Sechidis et al., On the Stratification of Multi-Label
+Data, 2011), which counts each unit once.
 """
 
 import warnings
@@ -21,10 +26,10 @@ from lstmpool.training.tasks.task import BINS, Task
 
 
 def assign_folds(train: Split, task: Task, folds: int, seed: int) -> np.ndarray:
-    """The fold (N,) of each row, from 1 to `folds`.
+    """The fold of each row, (N,), from 1 to `folds`.
 
     Raises:
-        InputError: if there are fewer rows, groups or rows of a class than folds, or a fold would be empty.
+        InputError: if there are fewer texts, groups or texts of a class than folds, or a fold would be empty.
     """
     units = np.array(units_of(train))
     _check_enough(train, task, units, folds)
@@ -33,44 +38,46 @@ def assign_folds(train: Split, task: Task, folds: int, seed: int) -> np.ndarray:
         assigned = _by_stratum(train, task, units, folds, seed)
     else:
         assigned = _iterative(indicators, folds, seed)[units]
-    if missing := sorted(set(range(1, folds + 1)) - set(assigned.tolist())):
+    empty = sorted(set(range(1, folds + 1)) - set(assigned.tolist()))
+    if empty:
         raise InputError(
-            f"--cv_folds {folds}: fold {missing[0]} would be empty, because the groups are of very different sizes. "
-            "Choose fewer folds."
+            f"--cv_folds {folds}: fold {empty[0]} would be empty, because the groups differ too much in size. Choose "
+            "fewer folds."
         )
     return assigned
 
 
 def _by_stratum(train: Split, task: Task, units: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold (N,) of each row."""
+    """The fold of each row, (N,), by one stratum a row."""
     bins = min(BINS, (units.max() + 1) // folds)
     strata = np.array(task.strata(train.labels, bins))
     each_row_is_a_unit = len(set(units)) == len(units)
     kind = StratifiedKFold if each_row_is_a_unit else StratifiedGroupKFold
     splitter = kind(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of bins with fewer units than folds
+        warnings.simplefilter("ignore", UserWarning)  # about bins with fewer units than folds
         return _numbered(splitter.split(strata, strata, units), len(train))
 
 
 def _iterative(indicators: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold (U,) of each unit, by `indicators` (U, K)."""
+    """The fold of each unit, (U,), by `indicators` (U, K)."""
     splitter = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed)
     return _numbered(splitter.split(indicators, indicators), len(indicators))
 
 
 def _numbered(splits: Iterable[tuple[np.ndarray, np.ndarray]], total: int) -> np.ndarray:
-    """From pairs (kept, held out) to the number of the split in which each is held out, from 1; (total,)."""
+    """For each of `total` items, the number of the split that holds it out, from 1. A split is (kept, held out)."""
     numbers = np.zeros(total, dtype=int)
-    for number, (_, held) in enumerate(splits, 1):
-        numbers[held] = number
+    for number, (_, held_out) in enumerate(splits, 1):
+        numbers[held_out] = number
     return numbers
 
 
 def _check_enough(train: Split, task: Task, units: np.ndarray, folds: int) -> None:
-    found, merged = units.max() + 1, ""
+    found = units.max() + 1
+    merged = ""
     if train.groups is not None and found < len(set(train.groups)):
-        merged = f" (of {len(set(train.groups))} groups; rows of different ones with the same text join them)"
+        merged = f" (of {len(set(train.groups))} groups; groups that share a text count as one)"
     what = "texts" if train.groups is None else "groups"
     if found < folds:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Rows as tokens, from the longest to the shortest, so that batches need little padding."""
+"""Sorts tokenized rows from the longest to the shortest, so that batches need little padding."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,16 +8,16 @@ from datasets import Dataset
 
 
 def token_counts(columns: Mapping[str, Any]) -> list[int]:
-    """The tokens of each row that are no padding. Without a mask, every token counts."""
+    """The number of each row's tokens that are not padding. Without a mask, every token counts."""
     if "attention_mask" in columns:
         return [sum(mask) for mask in columns["attention_mask"]]
     return [len(ids) for ids in columns["input_ids"]]
 
 
 def by_length(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
-    """The rows from the most tokens to the fewest, and the number that each had before, (N,).
+    """The rows from the most tokens to the fewest, and the position that each had before, (N,).
 
-    Rows without tokens, those of cached layer states, stay as they are.
+    Rows of cached layer states have no tokens and keep their order.
     """
     if "input_ids" not in dataset.column_names:
         return dataset, np.arange(len(dataset))

@@ -1,4 +1,4 @@
-"""What the rows are like: how many, how balanced, how long, and whether training has seen some of the others."""
+"""Describes the rows: how many, how balanced, how long, and how many of the other splits are also in train."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lstmpool.training.data.rows import Split
 from lstmpool.training.tasks.task import Task
 
 
-SHOWN = 12  # label names in a line
+SHOWN = 12  # label names that a line shows
 
 
 def describe_data(
@@ -19,9 +19,9 @@ def describe_data(
     """The numbers of each split, for the report, the model card and metrics.json.
 
     Args:
-        splits: the rows as read.
-        rows: the same as tokens.
-        cut: the share of texts in each that were cut.
+        splits: the rows of each split as read.
+        rows: the same rows as tokens.
+        cut: the share of each split's texts that were cut.
         task: what the labels mean.
     """
     seen = set(splits["train"].inputs()) if "train" in splits else set()
@@ -41,13 +41,13 @@ def describe_data(
 
 
 def data_lines(numbers: dict[str, dict[str, Any]], limit: int) -> list[str]:
-    """The report that is printed before training, one line a split."""
+    """The report that is printed before training, one line a split. Texts were cut at `limit` tokens."""
     lines = []
-    for name, of in numbers.items():
-        cut = f", {of['truncated']:.1%} cut at {limit}" if of["truncated"] else ""
-        also = f"; {of['also_in_train']} also in train" if of.get("also_in_train") else ""
-        tokens = f"{of['tokens']['median']:g} tokens a text (longest {of['tokens']['longest']}{cut})"
-        lines.append(f"  {name}: {of['rows']} rows, {tokens}{also}. {balance_words(of['labels'])}")
+    for name, split in numbers.items():
+        cut = f", {split['truncated']:.1%} cut at {limit}" if split["truncated"] else ""
+        also = f"; {split['also_in_train']} also in train" if split.get("also_in_train") else ""
+        tokens = f"{split['tokens']['median']:g} tokens a text (longest {split['tokens']['longest']}{cut})"
+        lines.append(f"  {name}: {split['rows']} rows, {tokens}{also}. {balance_words(split['labels'])}")
     return lines
 
 
@@ -55,8 +55,9 @@ def balance_words(balance: dict[str, Any] | None) -> str:
     """The labels of a split in a line: the rows of each class, or the mean and spread of each target."""
     if balance is None:
         return "No labels."
-    words = [
-        f"{name} {of['mean']:.3g} ± {of['std']:.2g}" if isinstance(of, dict) else f"{name} {of}"
-        for name, of in balance.items()
-    ]
-    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more." if len(words) > SHOWN else ".")
+    words = []
+    for name, value in balance.items():
+        shown = f"{value['mean']:.3g} ± {value['std']:.2g}" if isinstance(value, dict) else value
+        words.append(f"{name} {shown}")
+    rest = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return ", ".join(words[:SHOWN]) + f"{rest}."

@@ -1,4 +1,4 @@
-"""What the result should be compared with: the most frequent answer, and a linear model on the frozen backbone."""
+"""Baselines to compare the result with: the most frequent answer, and a linear model on the frozen backbone."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ Scores = dict[str, dict[str, float]]  # metrics by split
 
 @torch.no_grad()
 def top_states(trainer: Trainer, dataset: Dataset) -> np.ndarray:
-    """The highest layer's vector of each row, (N, H), in the rows' order, from the backbone as it is at the moment."""
+    """The top layer's vector of each row, (N, H), in the rows' order, from the backbone as it is now."""
     model = trainer.model.eval()
     with in_given_order(trainer):
         batches = trainer.get_test_dataloader(dataset.remove_columns("labels"))
@@ -30,21 +30,19 @@ def fit_baselines(states: dict[str, np.ndarray], labels: dict[str, np.ndarray], 
     """The scores of each baseline, by its title.
 
     Args:
-        states: the frozen vectors (N, H) of each split, of which "train" is fitted on.
+        states: the frozen vectors (N, H) of each split. The baselines are fitted on "train".
         labels: the labels of each split, (N,) or (N, C).
-        task: its headline metric on validation chooses how strongly the linear model is regularised.
+        task: its headline metric on validation chooses how strongly the linear model is regularised. Without
+            validation rows, the strength is 1.
     """
-    judged_on = "validation" if "validation" in states else "train"
     strengths = STRENGTHS if "validation" in states else (1.0,)
-    sign = -1 if task.headline in LOWER_IS_BETTER else 1
-    best, best_scores = None, None
-    for strength in strengths:
-        scores = _scores_of(task.linear_model(strength), states, labels, task)
-        headline = sign * scores[judged_on][task.headline]
-        if best is None or headline > sign * best_scores[judged_on][task.headline]:
-            best, best_scores = strength, scores
+    scores = {strength: _scores_of(task.linear_model(strength), states, labels, task) for strength in strengths}
+    best = strengths[0]
+    if len(strengths) > 1:
+        sign = -1 if task.headline in LOWER_IS_BETTER else 1
+        best = max(strengths, key=lambda strength: sign * scores[strength]["validation"][task.headline])
     return {
-        task.linear_title(best): best_scores,
+        task.linear_title(best): scores[best],
         task.simplest_title: _scores_of(task.simplest_model(), states, labels, task),
     }
 
@@ -52,5 +50,6 @@ def fit_baselines(states: dict[str, np.ndarray], labels: dict[str, np.ndarray], 
 def _scores_of(
     model: BaseEstimator, states: dict[str, np.ndarray], labels: dict[str, np.ndarray], task: Task
 ) -> Scores:
+    """Fits `model` on the training rows, and scores it on every split."""
     model.fit(states["train"], labels["train"])
-    return {split: task.score(model.predict(of), labels[split]) for split, of in states.items()}
+    return {split: task.score(model.predict(vectors), labels[split]) for split, vectors in states.items()}

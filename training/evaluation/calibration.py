@@ -1,7 +1,7 @@
-"""How honest a classifier's probabilities are, and what makes them so: a temperature, and thresholds label by label.
+"""Measures how honest a classifier's probabilities are, and learns what makes them so: a temperature and thresholds.
 
 Temperature scaling is that of Guo et al., On Calibration of Modern Neural Networks (https://arxiv.org/abs/1706.04599).
-Both are learnt on validation and folded into the last linear layer, so that whatever loads the model obeys them.
+Both are learnt on validation and folded into the last linear layer, so all code that loads the model obeys them.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import nn
 from lstmpool.training.tasks.task import Classification
 
 
-BINS = 15  # of the expected calibration error and of the reliability diagram
+BINS = 15  # for the expected calibration error and the reliability diagram
 TEMPERATURES = (0.02, 50.0)
 
 
@@ -29,7 +29,7 @@ def probability_metrics(task: Classification, logits: np.ndarray, labels: np.nda
 
 
 def fit_temperature(task: Classification, logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T for which logits / T (N, C) have the least log-loss; above 1 where the model is too sure of itself."""
+    """The T for which logits / T (N, C) have the least log-loss. It is above 1 if the model is too sure of itself."""
 
     def loss_at(log_temperature: float) -> float:
         return task.log_loss(logits / np.exp(log_temperature), labels)
@@ -40,28 +40,30 @@ def fit_temperature(task: Classification, logits: np.ndarray, labels: np.ndarray
 
 @torch.no_grad()
 def fold_temperature(head: nn.Linear, temperature: float) -> None:
-    """From now on `head` gives its logits divided by `temperature`."""
+    """From now on, `head` gives its logits divided by `temperature`."""
     head.weight.div_(temperature)
     head.bias.div_(temperature)
 
 
 def tune_thresholds(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The logit (C,) above which each label is best given: where its F1 on these rows is highest.
+    """The thresholds (C,) for the logits (N, C): above its threshold, a label is given. They maximise each label's F1.
 
-    Thresholds lie midway between neighbouring logits; of those equally good, the one nearest 0, probability 0.5, is
-    taken. A label without a row, or one that every row has, keeps 0.
+    A threshold lies midway between neighbouring logits. Of equally good ones, the one nearest 0 (probability 0.5) is
+    taken. A label that no row has, or every row, keeps 0.
     """
-    logits, labels = np.asarray(logits, dtype=float), np.asarray(labels)
+    logits = np.asarray(logits, dtype=float)
+    labels = np.asarray(labels)  # (N, C), 0 or 1
     return np.array([_best_threshold(*columns) for columns in zip(logits.T, labels.T, strict=True)])
 
 
 def _best_threshold(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The threshold of one label: `logits` and `labels` are (N,)."""
     if labels.min() == labels.max():
         return 0.0
     distinct = np.unique(logits)
     candidates = np.concatenate([[0.0], (distinct[1:] + distinct[:-1]) / 2, [distinct[0] - 1]])
     order = logits.argsort()
-    hits_above = labels[order][::-1].cumsum()[::-1]  # of the rows from here up
+    hits_above = labels[order][::-1].cumsum()[::-1]  # true labels among the rows from here up
     first = np.searchsorted(logits[order], candidates, side="right")
     given = len(logits) - first
     hits = np.where(given > 0, hits_above[np.minimum(first, len(logits) - 1)], 0)
@@ -72,5 +74,5 @@ def _best_threshold(logits: np.ndarray, labels: np.ndarray) -> float:
 
 @torch.no_grad()
 def fold_thresholds(head: nn.Linear, thresholds: np.ndarray) -> None:
-    """From now on a logit above 0 means what one above its threshold meant."""
+    """From now on, `head` gives its logits minus `thresholds` (C,): above 0 means above the threshold."""
     head.bias.sub_(torch.as_tensor(thresholds, dtype=head.bias.dtype, device=head.bias.device))

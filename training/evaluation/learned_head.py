@@ -1,8 +1,8 @@
-"""What is learnt after training goes into the classifier's weights, so that whatever loads the model obeys it.
+"""Folds what is learnt after training into the classifier's weights, so all code that loads the model obeys it.
 
-In this order: the scale of regression targets, the temperature of `--calibrate`, the thresholds of
-`--tune_thresholds`. Each changes logits by a formula, which is applied to those that were computed before, too; the
-tests hold the two against each other.
+It comes in this order: the scale of regression targets, the temperature of `--calibrate`, the thresholds of
+`--tune_thresholds`. Each changes logits by a formula. The formula is also applied to logits that were computed before,
+and the tests compare the two.
 """
 
 from typing import Any
@@ -26,15 +26,14 @@ Learned = tuple[Arrays, dict[str, Any]]  # the logits (N, C) that the head gives
 
 
 def fold_scale(head: nn.Linear, scale: TargetScale, logits: Arrays) -> Learned:
-    """From now on `head` gives regression targets in their own units."""
+    """From now on, `head` gives regression targets in their own units."""
     scale.switch_off(head)
     scaled = {split: values * scale.scale for split, values in logits.items()}
     return scaled, {"target_scale": scale.scale.tolist()}
 
 
 def calibrate(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays) -> Learned:
-    """Fits a temperature on validation, and divides `head` by it. `targets` are the labels of those splits that have
-    any."""
+    """Fits a temperature on validation, and divides `head` by it. `targets` are the labels, of the splits with any."""
     temperature = fit_temperature(task, logits["validation"], targets["validation"])
     fold_temperature(head, temperature)
     calibrated = {split: values / temperature for split, values in logits.items()}
@@ -48,8 +47,8 @@ def calibrate(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays) -> L
 
 
 def find_thresholds(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays, fold: bool) -> Learned:
-    """Looks for each label's best threshold on validation, and moves it to 0 in `head` if `fold` says so."""
-    thresholds = tune_thresholds(logits["validation"], targets["validation"])
+    """Finds each label's best threshold on validation, and moves it to 0 in `head` if `fold` is set."""
+    thresholds = tune_thresholds(logits["validation"], targets["validation"])  # (C,)
     shifted = {split: values - thresholds for split, values in logits.items()}
     found: dict[str, Any] = {"probabilities": (1 / (1 + np.exp(-thresholds))).tolist()}
     for split, labels in targets.items():
@@ -60,4 +59,4 @@ def find_thresholds(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays
     if not fold:
         return logits, {"thresholds": found}
     fold_thresholds(head, thresholds)
-    return shifted, {"thresholds": found, "folded_thresholds": thresholds.tolist()}  # the latter as logits
+    return shifted, {"thresholds": found, "folded_thresholds": thresholds.tolist()}  # folded ones are logits

@@ -11,14 +11,14 @@ from lstmpool.training.tasks.task import Task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the finished model gives for each split, and how good that is."""
+    """The finished model's logits for each split, and how good they are."""
 
     task: Task
     logits: dict[str, np.ndarray]  # (N, C)
     targets: dict[str, np.ndarray]  # of the splits that have labels: (N,) or (N, C)
-    learned: dict[str, Any]  # after training, on validation
+    learned: dict[str, Any]  # after training, from validation: see `learned_head`
     results: dict[str, dict[str, float]]  # metrics of the splits that have labels
-    intervals: dict[str, tuple[float, float]]  # of the headline metric, 95%
+    intervals: dict[str, tuple[float, float]]  # 95% intervals of the headline metric
 
     @classmethod
     def of(
@@ -29,7 +29,8 @@ class Evaluation:
         learned: dict[str, Any],
     ) -> "Evaluation":
         """Measures every split that has labels."""
-        results, intervals = {}, {}
+        results: dict[str, dict[str, float]] = {}
+        intervals: dict[str, tuple[float, float]] = {}
         for split, labels in targets.items():
             if split not in logits:
                 continue
@@ -41,7 +42,7 @@ class Evaluation:
         return cls(task, logits, targets, learned, results, intervals)
 
     def record(self) -> dict[str, Any]:
-        """For metrics.json."""
+        """The numbers for metrics.json."""
         intervals = {}
         for split, (low, high) in self.intervals.items():
             intervals[split] = {"metric": self.task.headline, "low": low, "high": high}

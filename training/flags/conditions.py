@@ -1,6 +1,7 @@
-"""What is known of a command's flags, and the conditions of `rules` that take more than a line.
+"""`Flags`, the view that rules have of a command's flags, and the conditions of `rules` that need more than one line.
 
-A condition is named after what is wrong. It returns what fills the braces of the rule's message, or nothing.
+A condition is named after the mistake that it finds. If it finds one, it returns the values for the braces of the
+rule's message, or True if there are none.
 """
 
 import importlib.util
@@ -29,20 +30,20 @@ UNFIT = {  # flag -> the value that the command cannot do without, and why
     "dataloader_drop_last": (False, "the library would drop rows of an evaluation as well"),
     "use_liger_kernel": (False, "Liger has no kernels for this kind of model"),
     "prediction_loss_only": (False, "metrics need the predictions"),
-    "label_names": (None, "the labels of every task are in the column that this command makes, labels"),
-    "restore_callback_states_from_checkpoint": (True, "early stopping would forget what it has counted"),
-    "dataloader_persistent_workers": (False, "a resumed run would draw other random numbers"),
+    "label_names": (None, "this command makes the column of the labels, which is called labels"),
+    "restore_callback_states_from_checkpoint": (True, "early stopping would lose its count"),
+    "dataloader_persistent_workers": (False, "a resumed run would draw different random numbers"),
     "ignore_data_skip": (False, "a resumed run would see rows twice"),
     "save_only_model": (False, "a run could not go on from such a checkpoint"),
-    "enable_jit_checkpoint": (False, "SIGTERM makes this command save at the end of the step, without it"),
-    "hub_always_push": (False, "a save is pushed unless the push before it is still under way"),
+    "enable_jit_checkpoint": (False, "this command itself saves at the end of the step after a SIGTERM"),
+    "hub_always_push": (False, "a save is not pushed while the push before it is still under way"),
 }
 UNFIT_FOR_FOLDS = {  # flag -> why it does not go with folds
-    "push_to_hub": "there is one model a fold, and none that stands for all. Publish one: lstmpool.training.publish",
+    "push_to_hub": "there is one model a fold, and none stands for all. Publish one with lstmpool.training.publish.",
     "calibrate": "the temperature would be fitted on the very rows that a fold predicts. Leave it out.",
     "tune_thresholds": "the thresholds would be fitted on the very rows that a fold predicts. Leave it out.",
-    "resume_from_checkpoint": "each fold goes on by itself when the command is given again. Leave it out.",
-    "hp_search": "a search takes the rows of one validation split. Search without folds first.",
+    "resume_from_checkpoint": "each fold goes on by itself when you repeat the command. Leave it out.",
+    "hp_search": "a search needs one validation split. Search without folds first.",
 }
 OF_DATA_SETS = (
     "train_split_name",
@@ -59,26 +60,26 @@ NOT_WITH_ADAPTERS = ("freeze_backbone", "freeze_embeddings", "freeze_layers", "r
 
 @dataclass(frozen=True)
 class Flags:
-    """What is known of a command's flags."""
+    """What is known of a command's flags when rules are checked. What is not known yet keeps its default."""
 
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
-    given: Mapping[str, Any] = field(default_factory=dict)  # those that were named, of all groups
+    given: Mapping[str, Any] = field(default_factory=dict)  # the flags that were named, of all groups
     training: Mapping[str, Any] = field(default_factory=dict)  # the training arguments, named or worked out
-    places: Mapping[str, str] = field(default_factory=dict)  # of the splits, see `named_splits`
+    places: Mapping[str, str] = field(default_factory=dict)  # where the rows of each split are, see `named_splits`
     processes: int = 1
-    loggers: tuple[str, ...] = ()  # that are installed
-    task: str = ""  # the problem_type
-    metrics: tuple[str, ...] = ()  # of the task
-    layers: int = 0  # that the model has
+    loggers: tuple[str, ...] = ()  # installed ones
+    task: str = ""  # its problem_type
+    metrics: tuple[str, ...] = ()  # names of the task's metrics
+    layers: int = 0  # number of the model's layers
 
     @property
     def splits(self) -> set[str]:
-        """The splits that there are rows of, those held out of the training rows among them."""
+        """The splits that have rows, including validation rows held out of the training rows."""
         return splits_of(self.data, self.places, bool(self.training.get("do_train")))
 
 
-Found = Mapping[str, Any] | bool | None  # what fills the braces of a message; True: nothing does; falsy: all is well
+Found = Mapping[str, Any] | bool | None  # values for the braces of a message; True: it has none; falsy: all is well
 
 
 def _first(names: list[str]) -> Found:
@@ -86,6 +87,7 @@ def _first(names: list[str]) -> Found:
 
 
 def not_positive(flags: Flags) -> Found:
+    """A number that must be above 0 is not."""
     for name in POSITIVE:
         if name in flags.given and not flags.given[name] > 0:
             return {"name": name, "value": flags.given[name]}
@@ -93,13 +95,15 @@ def not_positive(flags: Flags) -> Found:
 
 
 def negative_rate(flags: Flags) -> Found:
+    """A learning rate is negative, infinite or NaN."""
     for name in ("learning_rate", "head_learning_rate"):
-        if name in flags.given and not 0 <= flags.given[name] < math.inf:  # nor NaN
+        if name in flags.given and not 0 <= flags.given[name] < math.inf:
             return {"name": name, "value": flags.given[name]}
     return None
 
 
 def limit_without_rows(flags: Flags) -> Found:
+    """A limit on the rows of a split allows none."""
     for name in LIMITS:
         limit = getattr(flags.data, name)
         if limit is not None and limit < 1:
@@ -108,11 +112,13 @@ def limit_without_rows(flags: Flags) -> Found:
 
 
 def settled_by_init_from(flags: Flags) -> Found:
+    """A flag sets what the model of --init_from already says."""
     settled = flags.given.keys() & {*CONFIG_FIELDS, "reinit_layers", "problem_type"}
     return _first(sorted(settled)) if flags.model.init_from else None
 
 
 def unfit_value(flags: Flags) -> Found:
+    """A flag of the library has a value that this command cannot work with."""
     for name, (needed, reason) in UNFIT.items():
         if flags.given.get(name, needed) != needed:
             return {"name": name, "value": flags.given[name], "reason": reason}
@@ -120,30 +126,35 @@ def unfit_value(flags: Flags) -> Found:
 
 
 def part_of_no_data_set(flags: Flags) -> Found:
+    """A flag describes a data set, but none is named."""
     if flags.data.dataset_name is not None:
         return None
     return _first([name for name in OF_DATA_SETS if getattr(flags.data, name) is not None])
 
 
 def files_and_data_set(flags: Flags) -> Found:
+    """Both a file and a data set are named."""
     if flags.data.dataset_name is None:
         return None
     return _first([name for name in OF_FILES if getattr(flags.data, name) is not None])
 
 
 def hub_without_push(flags: Flags) -> Found:
+    """A flag of the Hub is named without --push_to_hub."""
     if flags.given.get("push_to_hub"):
         return None
     return _first(sorted(name for name in flags.given if name.startswith("hub_")))
 
 
 def folds_and_validation_rows(flags: Flags) -> Found:
+    """Validation rows are named beside folds."""
     if flags.data.cv_folds is None:
         return None
     return _first([name for name in OF_VALIDATION_ROWS if getattr(flags.data, name) is not None])
 
 
 def unfit_for_folds(flags: Flags) -> Found:
+    """A flag cannot work with folds."""
     for name, reason in UNFIT_FOR_FOLDS.items():
         if flags.data.cv_folds is not None and flags.given.get(name):
             return {"name": name, "reason": reason}
@@ -151,12 +162,14 @@ def unfit_for_folds(flags: Flags) -> Found:
 
 
 def adapter_flag_alone(flags: Flags) -> Found:
+    """A flag of adapters is named without --peft."""
     if flags.model.peft is not None:
         return None
     return _first(sorted(name for name in flags.given if name.startswith("lora_") or name == "merge"))
 
 
 def layers_beside_adapters(flags: Flags) -> Found:
+    """A flag says how to train the backbone's layers, which --peft freezes."""
     if flags.model.peft is None:
         return None
     against = [name for name in NOT_WITH_ADAPTERS if flags.given.get(name)]
@@ -166,12 +179,21 @@ def layers_beside_adapters(flags: Flags) -> Found:
 
 
 def adapter_out_of_range(flags: Flags) -> Found:
+    """With --peft, a size or the dropout of the adapters is out of its range."""
     model = flags.model
     fits = model.lora_rank > 0 and model.lora_alpha > 0 and 0 <= model.lora_dropout < 1
     return model.peft is not None and not fits
 
 
+def push_of_adapter(flags: Flags) -> Found:
+    """An adapter would be pushed: it is not merged, or checkpoints are pushed before the merge."""
+    if flags.model.peft is None or not flags.given.get("push_to_hub"):
+        return None
+    return not (flags.model.merge and flags.given.get("hub_strategy") == "end")
+
+
 def half_of_folds(flags: Flags) -> Found:
+    """With folds, training or evaluation is off."""
     if flags.data.cv_folds is None:
         return None
     others = any(flags.given.get(flag) for flag in DOING)
@@ -179,6 +201,7 @@ def half_of_folds(flags: Flags) -> Found:
 
 
 def groups_without_use(flags: Flags) -> Found:
+    """Groups are named, but there are neither folds nor rows to hold out."""
     if flags.data.group_column is None or flags.data.cv_folds is not None:
         return None
     held_out = "train" in flags.places and "validation" not in flags.places and flags.data.validation_size > 0
@@ -186,6 +209,7 @@ def groups_without_use(flags: Flags) -> Found:
 
 
 def split_without_rows(flags: Flags) -> Found:
+    """A do_* flag is on, but its split has no rows."""
     for flag, split in DOING.items():
         if flags.training.get(flag) and split not in flags.splits:
             return {"flag": flag, "split": split}
@@ -193,6 +217,7 @@ def split_without_rows(flags: Flags) -> Found:
 
 
 def best_without_its_checkpoint(flags: Flags) -> Found:
+    """The best model is to be kept, but evaluations and saves fall on different steps."""
     training = flags.training
     if not (training.get("do_eval") and training.get("load_best_model_at_end")):
         return None
@@ -201,23 +226,27 @@ def best_without_its_checkpoint(flags: Flags) -> Found:
 
 
 def missing_logger(flags: Flags) -> Found:
-    known = {*flags.loggers, "azure_ml", "flyte"}  # two that the library does not list
+    """--report_to names a logger that is not installed."""
+    known = {*flags.loggers, "azure_ml", "flyte"}  # the library knows these two but does not list them
     missing = sorted({*flags.training["report_to"]} - known)
     return {"name": missing[0], "found": ", ".join(flags.loggers) or "none"} if missing else None
 
 
 def fitted_without_rows(flags: Flags) -> Found:
+    """A flag needs validation rows to fit on, but evaluation is off."""
     if flags.training["do_eval"]:
         return None
     return _first([name for name in ("calibrate", "tune_thresholds") if flags.training[name]])
 
 
 def unknown_metric(flags: Flags) -> Found:
+    """The task has no metric of the name in --metric_for_best_model."""
     name = flags.training["metric_for_best_model"]
     return {"name": name, "known": ", ".join(flags.metrics)} if name not in flags.metrics else None
 
 
 def more_layers_than_there_are(flags: Flags) -> Found:
+    """A number of layers is negative, or higher than the model's."""
     for name in ("freeze_layers", "reinit_layers"):
         if not 0 <= getattr(flags.model, name) <= flags.layers:
             return {"name": name, "value": getattr(flags.model, name)}
@@ -225,10 +254,12 @@ def more_layers_than_there_are(flags: Flags) -> Found:
 
 
 def frozen_and_fresh_layers(flags: Flags) -> Found:
+    """A layer would be both frozen and reset to random weights."""
     model = flags.model
     overlap = model.freeze_layers + model.reinit_layers > flags.layers
     return bool(model.reinit_layers and (model.freeze_backbone or overlap))
 
 
 def is_missing(package: str) -> bool:
+    """Whether a package is not installed."""
     return importlib.util.find_spec(package) is None

@@ -1,6 +1,6 @@
-"""What a flag is that was not given: what a fine-tune wants, and what follows from the rows that there are.
+"""The values of flags that were not given: defaults for fine-tuning, and what follows from the rows at hand.
 
-`worked_out` is a pure function: it changes nothing that it is given, and what it returns is checked by `rules`.
+`worked_out` is a pure function: it does not change its arguments. `rules` checks what it returns.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from lstmpool.training.flags.arguments import AUTO, DataArguments
 
 
-# Where a fine-tune wants something else than the library's defaults.
+# Where a fine-tune needs something other than the library's defaults.
 FINE_TUNING = {
     "learning_rate": 5e-5,
     "warmup_steps": 0.1,  # a share of all steps
@@ -24,23 +24,24 @@ FINE_TUNING = {
     "ddp_timeout": 24 * 60 * 60,  # seconds: the others wait while the first process fills the cache of layer states
     "ddp_find_unused_parameters": False,  # most backbones have none; the library would look for them at every step
 }
-DOING = {  # flag -> split that it needs rows of
+DOING = {  # flag -> the split whose rows it needs
     "do_train": "train",
     "do_eval": "validation",
     "do_predict": "test",
 }
-STEPS = 500  # between evaluations by steps, where no number is named: the library's own
+STEPS = 500  # between evaluations by steps, if no number is named: the library's own default
 
 
 def worked_out(
     given: Mapping[str, Any], defaults: Mapping[str, Any], data: DataArguments, places: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The training arguments that follow: those `given`, on top of `defaults` and of what follows from the splits.
+    """The values of the training arguments: those `given`, then `defaults`, then what follows from the splits.
 
     Args:
         given: the training flags that were named.
-        defaults: such as `FINE_TUNING`.
-        places: of the splits that there are, see `named_splits`.
+        defaults: values of flags that were not named, such as `FINE_TUNING`.
+        data: the data flags, which say whether rows are held out or put into folds.
+        places: where the rows of each split are, see `named_splits`.
     """
     values = dict(defaults)
     values.update(given)
@@ -51,8 +52,8 @@ def worked_out(
 
 
 def splits_of(data: DataArguments, places: Mapping[str, str], trains: bool) -> set[str]:
-    """The splits that there are rows of: those at `places`, and validation rows that are held out of the training rows
-    where there are none, or that are a fold of them."""
+    """The splits that have rows: those at `places`, and validation where a share or a fold of the training rows serves
+    as validation rows."""
     splits = set(places)
     if trains and "train" in splits and (data.validation_size or data.cv_folds):
         splits.add("validation")
@@ -60,7 +61,7 @@ def splits_of(data: DataArguments, places: Mapping[str, str], trains: bool) -> s
 
 
 def _choose_what_is_done(values: dict[str, Any], data: DataArguments, places: Mapping[str, str]) -> None:
-    """If no do_* flag is on: all for which there are rows, less those that are off."""
+    """If no do_* flag is on, turns on those whose split has rows, except those that were turned off."""
     if any(values.get(flag) for flag in DOING):
         return
     values.setdefault("do_train", "train" in places)
@@ -70,11 +71,11 @@ def _choose_what_is_done(values: dict[str, Any], data: DataArguments, places: Ma
 
 
 def _choose_evaluation(values: dict[str, Any], saving_is_given: bool) -> None:
-    """When is evaluated and saved, so that the best model can be kept."""
+    """Chooses when to evaluate and to save, so that the best model can be kept."""
     values.setdefault("eval_strategy", "steps" if values["save_strategy"] == "steps" else "epoch")
     if values["eval_strategy"] == "steps" and values["save_strategy"] == "epoch" and not saving_is_given:
         values["save_strategy"] = "steps"
-    if values["eval_strategy"] == values["save_strategy"] == "steps":  # of the two numbers, one may be left out
+    if values["eval_strategy"] == values["save_strategy"] == "steps":  # one of the two numbers may be left out
         named = [values[name] for name in ("eval_steps", "save_steps", "logging_steps") if name in values]
         number = named[0] if named else STEPS
         values.setdefault("eval_steps", number)

@@ -1,7 +1,7 @@
-"""The parser of all flags, and its help, which is printed without torch or the library's training arguments.
+"""The parser of all flags, and its help, which prints without importing torch or the library's training arguments.
 
-The library's own texts run over many lines, and most of its flags are seldom needed. So `LibraryFlags` explains those
-that one needs, and the others are listed by name.
+The library's own help texts are long, and most of its flags are seldom needed. So the help explains the flags in
+`LibraryFlags` and lists the others by name.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import importlib.util
 import shutil
 import textwrap
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,21 @@ LIBRARY = "transformers.training_args"
 
 
 def _flag(default: Any, help: str, **options: Any) -> Any:
-    return field(default=default, metadata={"help": help, **options})
+    return field(default=default, metadata={"help": help} | options)
 
 
 @dataclass
 class LibraryFlags:
-    """Those of the library's training arguments that one needs: type and default as there, the help our own."""
+    """The library's training arguments that users need most: its types and defaults, our own help."""
 
     output_dir: str | None = _flag(None, "Folder that the finished model is written to, ready for the Hub. Required.")
     do_train: bool = _flag(
-        False, "Train. If none of the three do_* flags is named, all are done for which there are rows."
+        False, "Train. If you name none of the three do_* flags, the command does all that it has rows for."
     )
     do_eval: bool = _flag(False, "Evaluate on the validation rows, after each epoch and at the end.")
     do_predict: bool = _flag(False, "Evaluate on the test rows, once, at the end.")
     num_train_epochs: float = _flag(3.0, "Number of passes over the training rows.")
-    max_steps: int = _flag(-1, "Stop after so many steps; -1: after num_train_epochs.")
+    max_steps: int = _flag(-1, "Stop after this many steps; -1: after num_train_epochs.")
     per_device_train_batch_size: int = _flag(8, "Rows in a training batch.")
     per_device_eval_batch_size: int = _flag(8, "Rows in a batch of an evaluation.")
     train_sampling_strategy: str = _flag(
@@ -48,52 +49,50 @@ class LibraryFlags:
         choices=("random", "sequential", "group_by_length", "batch_rebalance"),
     )
     label_smoothing_factor: float = _flag(
-        0.0, "One label a text: share of the target that is spread over all classes."
+        0.0, "With one label a text: share of the target that is spread over all classes."
     )
-    gradient_accumulation_steps: int = _flag(1, "Batches whose gradients are added up for one step.")
+    gradient_accumulation_steps: int = _flag(1, "Batches whose gradients are summed for one step.")
     learning_rate: float = _flag(5e-5, "Peak learning rate of the backbone.")
     warmup_steps: float = _flag(0, "Steps over which the rates rise to their peaks; below 1, a share of all steps.")
     lr_scheduler_type: str = _flag("linear", "How the rates fall after that: linear, cosine, constant and others.")
     weight_decay: float = _flag(0.0, "Weight decay of all weights but biases and norms.")
-    max_grad_norm: float = _flag(1.0, "Gradients are scaled down to this norm.")
+    max_grad_norm: float = _flag(1.0, "Gradients with a larger norm are scaled down to this one.")
     eval_strategy: str = _flag(
         "no",
         "When to evaluate: no, steps (see eval_steps) or epoch. Unset: epoch, with validation rows.",
         choices=("no", "steps", "epoch"),
     )
-    load_best_model_at_end: bool = _flag(
-        False, "Keep the best epoch, not the last. On where there are validation rows."
-    )
+    load_best_model_at_end: bool = _flag(False, "Keep the best epoch, not the last. On if there are validation rows.")
     metric_for_best_model: str | None = _flag(None, "Metric by which the best epoch is chosen. Unset: by the task.")
     save_total_limit: int | None = _flag(None, "How many checkpoints are kept, the best one included.")
     resume_from_checkpoint: str | None = _flag(
         None,
         "Continue from this checkpoint folder; 'last' for the newest in output_dir. A run that was cut off goes on by "
-        "itself when its command is given again.",
+        "itself when you repeat its command.",
     )
     seed: int = _flag(42, "Seed of the new weights, the order of the rows and dropout.")
     report_to: str = _flag(
         "none", "Where training is logged, besides the terminal. Unset: tensorboard, if it is installed."
     )
     push_to_hub: bool = _flag(
-        False, "Push the finished model, checked as by lstmpool.training.publish, and checkpoints before it."
+        False, "Push checkpoints and the finished model, with the checks of lstmpool.training.publish."
     )
-    hub_model_id: str | None = _flag(None, "Where to: OWNER/NAME; made if it is not there.")
-    hub_private_repo: bool = _flag(False, "Make it, if it is new, a private repository.")
+    hub_model_id: str | None = _flag(None, "Repository to push to, OWNER/NAME; created if it does not exist.")
+    hub_private_repo: bool = _flag(False, "Create that repository as a private one.")
     hub_strategy: str = _flag(
         "every_save",
-        "What is pushed: end (the finished model), every_save, or checkpoint (to resume from, too).",
+        "What to push: end (the finished model), every_save, or checkpoint (to resume from, too).",
         choices=("end", "every_save", "checkpoint", "all_checkpoints"),
     )
-    hub_revision: str | None = _flag(None, "Branch to push to; made if it is not there. Unset: main.")
+    hub_revision: str | None = _flag(None, "Branch to push to; created if it does not exist. Unset: main.")
     bf16: bool = _flag(False, "Train in bfloat16 mixed precision.")
     fp16: bool = _flag(False, "Train in float16 mixed precision.")
-    activation_checkpointing: bool | None = _flag(None, "Less memory for more time.", nargs="?", const=True)
+    activation_checkpointing: bool | None = _flag(None, "Use less memory and more time.", nargs="?", const=True)
 
 
 @dataclass
 class ExplainedArguments(TrainingFields, LibraryFlags):
-    """The training arguments that the help explains: stands for `TrainingArguments`, which takes seconds to import."""
+    """The training arguments that the help explains. It stands in for `TrainingArguments`, whose import is slow."""
 
     _argument_group_name = "training"
 
@@ -104,14 +103,14 @@ class _Parser(HfArgumentParser):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """One spelling of each flag, and its default where it has one."""
+    """Shows one spelling of each flag, and its default if it has one."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        kind = getattr(action.type, "__name__", "")
-        metavar = "{" + ",".join(action.choices) + "}" if action.choices and len(action.choices) < 8 else None
-        metavar = metavar or {"int": "N", "float": "X"}.get(kind, "VALUE")
-        takes = {"?": "", 0: "", "+": f" {metavar} ..."}.get(action.nargs, f" {metavar}")
-        return action.option_strings[0] + takes
+        flag = action.option_strings[0]
+        if action.nargs in ("?", 0):
+            return flag
+        value = _placeholder(action)
+        return f"{flag} {value} ..." if action.nargs == "+" else f"{flag} {value}"
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default = getattr(action.default, "value", action.default)
@@ -119,17 +118,25 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return action.help if unset else f"{action.help} (default: {default})"
 
 
-def make_parser(description: str, training: type = ExplainedArguments) -> HfArgumentParser:
-    """The parser of all flags, with help for those that one needs and the names of the others.
+def _placeholder(action: argparse.Action) -> str:
+    """What stands for a flag's value in the help."""
+    if action.choices and len(action.choices) < 8:
+        return "{" + ",".join(action.choices) + "}"
+    kind = getattr(action.type, "__name__", "")
+    return {"int": "N", "float": "X"}.get(kind, "VALUE")
 
-    With `TrainingArguments` as `training` it reads all of the library's flags, too.
+
+def make_parser(description: str, training: type = ExplainedArguments) -> HfArgumentParser:
+    """The parser of all flags. Its help explains those that users need most and names the others.
+
+    With `TrainingArguments` as `training`, it reads all of the library's flags too.
     """
     width = min(119, shutil.get_terminal_size().columns)
     parser = _Parser(
         [ModelArguments, DataArguments, training],
         usage=USAGE,
         description=description,
-        formatter_class=lambda prog: _Formatter(prog, max_help_position=32, width=width),
+        formatter_class=partial(_Formatter, max_help_position=32, width=width),
         allow_abbrev=False,
     )
     parser.set_defaults(**FINE_TUNING)
@@ -149,7 +156,7 @@ def make_parser(description: str, training: type = ExplainedArguments) -> HfArgu
 
 
 def library_flags() -> list[str]:
-    """Names of the fields of the library's `TrainingArguments`, read in its source, whose import takes seconds."""
+    """Names of the fields of the library's `TrainingArguments`, read from its source: importing it takes seconds."""
     source = Path(importlib.util.find_spec(LIBRARY).origin).read_text(encoding="utf-8")
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     [arguments] = [node for node in classes if node.name == "TrainingArguments"]
@@ -158,6 +165,6 @@ def library_flags() -> list[str]:
 
 
 def exit_with_help_if_asked(words: list[str], description: str) -> None:
-    """Prints the help and ends the process with status 0, if the words of a command ask for it."""
+    """If the words of a command ask for help, prints it and ends the process with status 0."""
     if "--help" in words or "-h" in words:
         make_parser(description).parse_args(["--help"])

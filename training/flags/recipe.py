@@ -1,4 +1,4 @@
-"""A recipe: a YAML or JSON file of flags by name. It becomes words of a command line, so that both pass one parser."""
+"""A recipe: a YAML or JSON file of flags by name. It becomes words of a command line, so one parser reads both."""
 
 import argparse
 import json
@@ -26,13 +26,13 @@ Actions = Mapping[str, argparse.Action]  # of the parser, by the flag's name
 
 
 def with_recipe(words: list[str], actions: Actions) -> list[str]:
-    """The words of a command, where a recipe that is the first of them is replaced by its flags.
+    """The words of a command. If the first word is a recipe, its flags replace it.
 
-    They come before those that were typed, which win. Typed files stand in for the recipe's data set, and a typed data
-    set for its files.
+    They come before the typed flags, so the typed ones win. Typed files replace the recipe's data set, and a typed
+    data set replaces its files.
 
     Raises:
-        InputError: for a recipe that cannot be read, or names a flag that does not exist.
+        InputError: if the recipe cannot be read, or names a flag that does not exist.
     """
     if not words or words[0].startswith("-"):
         return words
@@ -54,7 +54,7 @@ def with_recipe(words: list[str], actions: Actions) -> list[str]:
 
 
 def unknown(name: str, what: str, actions: Actions) -> InputError:
-    """The error for a `name` that is no flag, with what was probably meant."""
+    """The error for a `name` that is no flag, with a hint at the flag that was probably meant."""
     renamed = RENAMED.get(name.replace("-", "_"))
     hint = f" It is called {renamed!r} here." if renamed else did_you_mean(name.replace("-", "_"), actions)
     return InputError(f"unknown {what}: {name!r}.{hint} --help lists all.")

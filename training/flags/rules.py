@@ -1,11 +1,11 @@
-"""The rules that flags must keep, as tables of a condition and its message.
+"""The rules that flags must obey, as tables of conditions and messages.
 
-A condition looks at a read-only view of the flags, `Flags`, and finds what is wrong, or nothing. Its message says what
-was expected, what was found and what to do. The tables differ in what is known when they are checked: the command
-line, the splits, the processes, the task, or the depth of the model.
+A condition finds one mistake in `Flags`, a read-only view of the flags. Its message says what was expected, what was
+found and what to do. Each table is checked once its facts are known: the command line, the splits, the processes, the
+task, or the depth of the model.
 
-To add a rule, put its condition and message into the table of what it needs to know. What only a file, a model or the
-rows can refuse is checked where these are read.
+To add a rule, put its condition and message into the table whose facts it needs. Mistakes that show only in a file, a
+model or the rows are checked where these are read.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,6 +34,7 @@ from lstmpool.training.flags.conditions import (
     negative_rate,
     not_positive,
     part_of_no_data_set,
+    push_of_adapter,
     settled_by_init_from,
     split_without_rows,
     unfit_for_folds,
@@ -44,7 +45,10 @@ from lstmpool.training.flags.defaults import DOING
 
 
 class Rule(NamedTuple):
-    """`broken` tells whether, or by what. The `message` may name parts of the view (`{flags...}`) and of that."""
+    """A rule: `broken` finds a mistake, and `message` reports it.
+
+    The message may name parts of the flags (`{flags...}`) and of what `broken` returned.
+    """
 
     broken: Callable[[Flags], Found]
     message: str
@@ -76,7 +80,7 @@ DATA_SOURCE = (
 HUB = (
     Rule(
         lambda f: "hub_token" in f.given or "push_to_hub_token" in f.given,
-        "a token in a command is read by others, too. Log in with `hf auth login`, or set HF_TOKEN.",
+        "others can read a token in a command. Log in with `hf auth login`, or set HF_TOKEN.",
     ),
     Rule(hub_without_push, "--{name} needs --push_to_hub. Add it, or leave this out."),
     Rule(
@@ -85,7 +89,7 @@ HUB = (
     ),
     Rule(
         lambda f: f.given.get("hub_strategy") == "all_checkpoints",
-        "--hub_strategy all_checkpoints would publish every optimizer. Use checkpoint, for the last.",
+        "--hub_strategy all_checkpoints would publish every optimizer state. Use checkpoint, for the last alone.",
     ),
 )
 FOLDS = (
@@ -95,8 +99,8 @@ FOLDS = (
     ),
     Rule(
         folds_and_validation_rows,
-        "--{name} does not go with --cv_folds, where each fold is validated on in turn. Leave it out, of the recipe "
-        "too.",
+        "--{name} does not go with --cv_folds, where each fold in turn serves as validation rows. Leave it out, also "
+        "of the recipe.",
     ),
     Rule(unfit_for_folds, "--{name} does not go with --cv_folds: {reason}"),
 )
@@ -109,21 +113,17 @@ ADAPTERS = (
     ),
     Rule(
         layers_beside_adapters,
-        "--{name} does not go with --peft lora, under which no layer of the backbone is trained but by adapters. "
-        "Leave one of them out.",
+        "--{name} does not go with --peft lora, which trains the backbone only through adapters. Leave one of them "
+        "out.",
     ),
     Rule(
         adapter_out_of_range,
-        "expected a --lora_rank and a --lora_alpha above 0, and a --lora_dropout in 0..1, without 1; got "
+        "expected a --lora_rank and a --lora_alpha above 0, and a --lora_dropout of 0 or more and below 1; got "
         "{flags.model.lora_rank}, {flags.model.lora_alpha} and {flags.model.lora_dropout}.",
     ),
     Rule(
-        lambda f: (
-            f.model.peft is not None
-            and f.given.get("push_to_hub")
-            and not (f.model.merge and f.given.get("hub_strategy") == "end")
-        ),
-        "--push_to_hub publishes models that load by themselves, which an adapter does not. Add --merge "
+        push_of_adapter,
+        "--push_to_hub publishes only models that load by themselves, and an adapter does not. Add --merge "
         "--hub_strategy end.",
     ),
 )
@@ -152,7 +152,7 @@ AT_ONCE = (  # known from the command line and the recipe alone
     Rule(limit_without_rows, "--{name} must be 1 or more, got {value}."),
     Rule(
         lambda f: not 0 <= f.data.validation_size < 1,
-        "--validation_size must lie in 0..1, without 1, got {flags.data.validation_size}.",
+        "--validation_size must be 0 or more and below 1, got {flags.data.validation_size}.",
     ),
     Rule(
         settled_by_init_from,
@@ -191,7 +191,7 @@ WITH_SPLITS = (  # known once the splits are found
     ),
     Rule(
         lambda f: f.given.get("push_to_hub") and not f.training.get("do_train"),
-        "--push_to_hub is for what is trained. See python -m lstmpool.training.publish for the rest.",
+        "--push_to_hub publishes what this run trains. For any other model, use python -m lstmpool.training.publish.",
     ),
     Rule(
         lambda f: not any(f.training.get(flag) for flag in DOING),
@@ -218,7 +218,8 @@ WITH_SPLITS = (  # known once the splits are found
     ),
     Rule(
         lambda f: "hp_search" in f.given and not (f.training.get("do_train") and f.training.get("do_eval")),
-        "--hp_search trains, and judges by validation rows; found none, or one of the two off.",
+        "--hp_search needs training and validation rows, with --do_train and --do_eval on. Give it these, or leave "
+        "it out.",
     ),
 )
 WITH_PROCESSES = (  # known once the library has read its arguments
@@ -264,11 +265,11 @@ WITH_TASK = (  # known once the labels are read
     ),
     Rule(
         lambda f: not 0 <= f.training["label_smoothing_factor"] < 1,
-        "--label_smoothing_factor must lie in 0..1, without 1, got {flags.training[label_smoothing_factor]}.",
+        "--label_smoothing_factor must be 0 or more and below 1, got {flags.training[label_smoothing_factor]}.",
     ),
     Rule(
         lambda f: not 0 < f.training["layerwise_lr_decay"] <= 1,
-        "--layerwise_lr_decay must lie in 0..1, without 0, got {flags.training[layerwise_lr_decay]}.",
+        "--layerwise_lr_decay must be above 0 and at most 1, got {flags.training[layerwise_lr_decay]}.",
     ),
 )
 WITH_METRICS = (Rule(unknown_metric, "--metric_for_best_model must be one of {known}, got {name}."),)

@@ -10,17 +10,17 @@ from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.flags.defaults import FINE_TUNING
 
 
-# What a fine-tune wants, on this machine.
+# The defaults of a fine-tune on this machine.
 DEFAULTS = FINE_TUNING | {
-    "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU, every epoch warns of it
+    "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU, every epoch warns about it
     "report_to": ["tensorboard"] if importlib.util.find_spec("tensorboard") else ["none"],
 }
 
 
 @dataclass(repr=False)
 class TrainingArguments(TrainingFields, transformers.TrainingArguments):
-    """The library's own, and what this command adds to them."""
+    """The library's training arguments, and those that this command adds."""
 
     _argument_group_name = "training"
 
-    hub_private_repo: bool = False  # the library's own, as a flag that can stand alone
+    hub_private_repo: bool = False  # a field of the library's, here as a flag that needs no value

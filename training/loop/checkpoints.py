@@ -1,6 +1,6 @@
-"""How checkpoints are kept: which are whole, in which order one is saved, and which are removed.
+"""How checkpoints are kept: which ones are whole, in which order one is saved, and which ones are removed.
 
-A checkpoint counts only if its manifest, written last, lists its files and their sizes.
+A checkpoint counts only if it has a manifest of its files and their sizes, which is written last.
 """
 
 import json
@@ -18,11 +18,12 @@ from lstmpool.training.writing import write_text
 
 
 MANIFEST = "manifest.json"
+PREFIX = "checkpoint-"  # Trainer's; the number of the step follows
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint on disk, and what keeps it from being whole; `damage` is empty where it is."""
+    """A checkpoint on disk. `damage` says what keeps it from being whole, and is empty if it is whole."""
 
     path: Path
     damage: str = ""
@@ -31,8 +32,8 @@ class Saved:
 class Kept:
     """Keeps a run's newest checkpoint, its best one, and as many older ones as the limit allows.
 
-    The library's own limit does not serve: it removes older checkpoints before the new one has its manifest, and the
-    last one before the run has written its folder. A kill then would leave nothing to go on from.
+    The library's own limit is not used. It removes older checkpoints before the new one has its manifest, and the last
+    one before the run has written its folder. A kill in between would leave nothing to go on from.
 
     Args:
         folder: of the run.
@@ -51,41 +52,48 @@ class Kept:
         return cls(Path(args.output_dir), args.save_total_limit, args.load_best_model_at_end)
 
     def before_save(self, state: TrainerState) -> None:
-        """Makes room for the checkpoint of this step, which another course of the run may have saved before."""
+        """Makes room for this step's checkpoint, which the run may have saved before it was resumed."""
         checkpoint = self._of(state)
         if not checkpoint.exists():
             return
         if damage(checkpoint):
-            shutil.rmtree(checkpoint)  # a save that was cut off has left it
+            shutil.rmtree(checkpoint)  # left by a save that was cut off
         else:
-            (checkpoint / MANIFEST).unlink()  # its files are replaced one by one
+            (checkpoint / MANIFEST).unlink()  # the save replaces its files one by one
 
     def after_save(self, state: TrainerState) -> None:
-        """Declares the checkpoint of this step whole; only then removes older ones."""
+        """Declares this step's checkpoint whole, and only then removes older ones."""
         write_manifest(self._of(state))
         rotate_checkpoints(str(self.folder), self.limit, state.best_model_checkpoint)
 
     def finish(self, state: TrainerState) -> None:
-        """With a limit of 1, removes the last checkpoint, so that the best one alone is left. To be called when all
-        else is written: until then, a run that is cut off goes on from the last one."""
+        """With a limit of 1, removes the last checkpoint, so that only the best one is left.
+
+        Call it when all else is written: until then, a run that is cut off goes on from the last checkpoint.
+        """
         best = state.best_model_checkpoint if self.ends_with_best else None
         last = self._of(state)
         if self.limit == 1 and best and Path(best).name != last.name:
             shutil.rmtree(last, ignore_errors=True)
 
     def _of(self, state: TrainerState) -> Path:
-        return self.folder / f"checkpoint-{state.global_step}"
+        return self.folder / f"{PREFIX}{state.global_step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was saved, as its name says."""
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """Lists the files of a checkpoint, which must all be written."""
+    """Lists the files of a checkpoint. All of them must be written before."""
     files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != MANIFEST)
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
     write_text(checkpoint / MANIFEST, json.dumps({"files": sizes}, indent=1) + "\n")
 
 
 def damage(checkpoint: Path) -> str:
-    """What keeps a checkpoint from being whole, in words; nothing where it is."""
+    """Says what keeps a checkpoint from being whole; empty if it is whole."""
     try:
         sizes = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
@@ -103,17 +111,17 @@ def damage(checkpoint: Path) -> str:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, whole or not, the newest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name[11:]), reverse=True)
+    paths = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted((path for path in paths if path.is_dir()), key=step_of, reverse=True)
 
 
 def saved_in(folder: Path) -> tuple[Saved, ...]:
-    """The checkpoints in a folder, the newest first, each with what is wrong with it."""
+    """The checkpoints in a folder, the newest first, each with its damage."""
     return tuple(Saved(path, damage(path)) for path in checkpoints_in(folder))
 
 
 def newest_whole(saved: Iterable[Saved]) -> Saved | None:
-    """The first whole one of these, which are given from the newest to the oldest. None if there is none."""
+    """The first whole checkpoint of `saved`, which must begin with the newest. None if none is whole."""
     for each in saved:
         if not each.damage:
             return each
@@ -121,17 +129,23 @@ def newest_whole(saved: Iterable[Saved]) -> Saved | None:
 
 
 def find_best(checkpoint: Path, output: Path) -> Path | None:
-    """The checkpoint that was the best one when `checkpoint` was saved: beside it, wherever the folder was then, or in
-    the folder that the run was resumed from. None if there was none. `output` is the run's folder.
+    """The checkpoint that was the best one when `checkpoint` was saved, or None if there was none.
+
+    It lies beside `checkpoint`, even if the folder has moved, or in the folder that the run was resumed from.
+
+    Args:
+        checkpoint: the one to resume from.
+        output: the run's folder, for the message.
 
     Raises:
-        InputError: if it is not whole. Without it, the weights in the end would not be those that are said to be kept.
+        InputError: if the best one is not whole. The run would then end with other weights than it says.
     """
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     if not state.get("best_model_checkpoint"):
         return None
     best = Path(state["best_model_checkpoint"])
-    if (beside := checkpoint.parent / best.name).is_dir() or not best.is_dir():
+    beside = checkpoint.parent / best.name
+    if beside.is_dir() or not best.is_dir():
         best = beside
     if wrong := damage(best):
         raise InputError(

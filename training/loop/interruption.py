@@ -1,7 +1,6 @@
-"""Signals that ask a run to stop: at the end of its step it saves a checkpoint, and the command ends, saying how to go
-on.
+"""Stops a run on a signal: it saves a checkpoint at the end of its step, and the command ends and says how to go on.
 
-Ctrl-C and SIGTERM, which schedulers send before they kill, are meant. A second one stops at once.
+The signals are Ctrl-C, and SIGTERM, which schedulers send before they kill. A second signal stops the run at once.
 """
 
 import signal
@@ -24,13 +23,14 @@ from lstmpool.training.flags.training_arguments import TrainingArguments
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GO_ON = "The same command goes on from there."
 LAST = "stopped. The same command goes on from the last checkpoint, if there is one, or begins anew."
-TWICE = 1.0  # seconds within which a signal is the same one: a launcher may pass on what each process was sent, too
+# A signal within so many seconds of the first is the same one: a launcher may pass on what each process gets anyway.
+TWICE = 1.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended the run. Its message says how to go on; the command ends with status 128 + `signum`.
+    """A signal has ended the run. The message says how to go on; the command ends with status 128 + `signum`.
 
-    As it is no Exception, nobody takes it for a failure of what was just going on.
+    It is not an Exception, so no handler of failures catches it.
     """
 
     def __init__(self, signum: int, message: str = LAST):
@@ -40,7 +40,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within it, both signals raise Interrupted wherever the program is."""
+    """Within this block, both signals raise Interrupted wherever the program is."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
@@ -51,10 +51,10 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def stop_at_step(trainer: Trainer) -> Iterator[None]:
-    """Within it, `trainer.train()` raises Interrupted after a signal, at the end of the step, once it has saved.
+    """Within this block, a signal makes `trainer.train()` save at the end of the step and then raise Interrupted.
 
-    The evaluation that is due at the end of an epoch comes before that: what a resumed run finds must be the same as
-    if it had never been stopped.
+    At the end of an epoch, the evaluation that is due comes first, so that a resumed run finds the same as a run that
+    was never stopped.
     """
     callback = _StopAtStep(speaks=trainer.is_world_process_zero())
     trainer.add_callback(callback)
@@ -63,39 +63,49 @@ def stop_at_step(trainer: Trainer) -> Iterator[None]:
             yield
     finally:
         trainer.remove_callback(callback)
-    if callback.signum:  # during the last step
+    if callback.signum:  # it came during the last step
         raise Interrupted(callback.signum)
 
 
 @contextmanager
 def _handled_by(handler: Any) -> Iterator[None]:
-    here = threading.current_thread() is threading.main_thread()  # no other one may set handlers
-    before = {signum: signal.signal(signum, handler) for signum in SIGNALS if here}
+    """Within this block, `handler` handles both signals."""
+    in_main_thread = threading.current_thread() is threading.main_thread()  # no other one may set handlers
+    earlier = {signum: signal.signal(signum, handler) for signum in SIGNALS if in_main_thread}
     try:
         yield
     finally:
-        for signum, earlier in before.items():
-            signal.signal(signum, earlier)
+        for signum, earlier_handler in earlier.items():
+            signal.signal(signum, earlier_handler)
 
 
 class _StopAtStep(TrainerCallback):
+    """Notes a signal, has Trainer save, and raises Interrupted once it has.
+
+    `speaks`: whether this process, of several, tells the user.
+    """
+
     def __init__(self, speaks: bool):
-        self.speaks = speaks  # of several processes, one does
-        self.signum, self.since = 0, 0.0  # that was caught, and when
-        self.agreed = 0  # by all processes, at the end of the last step
+        self.speaks = speaks
+        self.signum = 0  # the signal that this process caught
+        self.since = 0.0  # when it was caught
+        self.agreed = 0  # the signal that all processes know of, since the end of the last step
 
     def note(self, signum: int, frame: FrameType | None) -> None:
+        """The handler of both signals. A second signal raises Interrupted at once."""
         if self.signum:
             if time.monotonic() - self.since > TWICE:
                 raise Interrupted(signum)
             return
-        self.signum, self.since = signum, time.monotonic()
+        self.signum = signum
+        self.since = time.monotonic()
         if self.speaks:  # not to stdout, which may go to the log of a trial
             print("\nStopping at the end of this step, once it is saved. Again stops at once.", file=sys.stderr)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        """Has Trainer save, unless the epoch ends here: then its evaluation comes first."""
         self.agreed = self._highest(args)
         at_end = float(state.epoch).is_integer() or state.global_step >= state.max_steps
         if self.agreed and not at_end:
@@ -105,6 +115,7 @@ class _StopAtStep(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        """Has Trainer save after an evaluation, during which the signal may have come."""
         self.agreed = self._highest(args)
         if self.agreed:
             control.should_save = True
@@ -113,17 +124,19 @@ class _StopAtStep(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        """Has Trainer save at the end of an epoch."""
         if self.agreed:
             control.should_save = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ends the run, now that its checkpoint is saved."""
         if self.agreed:
             checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
             raise Interrupted(self.agreed, f"stopped at step {state.global_step}, saved in {checkpoint}. {GO_ON}")
 
     def _highest(self, args: TrainingArguments) -> int:
-        """Of all processes: a signal may reach them in different steps."""
+        """The highest signal of all processes: a signal may reach them in different steps."""
         if not dist.is_initialized():
             return self.signum
         signum = torch.tensor(self.signum, device=args.device)

@@ -13,10 +13,9 @@ from lstmpool.training.errors import Diverged
 
 @contextmanager
 def in_given_order(trainer: Trainer) -> Iterator[None]:
-    """Within it, Trainer evaluates rows in the order given, whichever order it trains in.
+    """Within this block, Trainer evaluates rows in the order given, whichever order it trains in.
 
-    Trained with `group_by_length`, it would make an order of its own. What is set here is Trainer's own copy of the
-    arguments.
+    With `group_by_length`, it would choose an order of its own. This sets Trainer's own copy of the arguments.
     """
     strategy = trainer.args.train_sampling_strategy
     trainer.args.train_sampling_strategy = "random"
@@ -30,7 +29,7 @@ def predict_logits(trainer: Trainer, dataset: Dataset) -> np.ndarray:
     """The logits (N, C) of the rows, in their order. Labels are ignored.
 
     Raises:
-        Diverged: if they are no numbers, as after a training that has diverged.
+        Diverged: if some are NaN or infinite, as after training that has diverged.
     """
     if "labels" in dataset.column_names:
         dataset = dataset.remove_columns("labels")

@@ -1,4 +1,4 @@
-"""What Trainer asks for after each evaluation: the metrics of the task."""
+"""Computes what Trainer asks for after each evaluation: the metrics of the task."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,16 @@ from lstmpool.training.tasks.task import Task
 
 @dataclass(frozen=True)
 class TrainerMetrics:
-    """For `Trainer(compute_metrics=...)`. `scale` (C,): what targets were divided by in training, if they were."""
+    """For `Trainer(compute_metrics=...)`. `scale` (C,): what training divides the targets by, if it does."""
 
     task: Task
     scale: np.ndarray | None = None
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """All metrics, in the targets' own units."""
-        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        if self.scale is not None:  # one value for labels (N,) of a single target
+        logits = np.asarray(prediction.predictions)  # (N, C)
+        labels = np.asarray(prediction.label_ids)  # (N,) or (N, C)
+        if self.scale is not None:
             logits = logits * self.scale
             labels = labels * self.scale
         return self.task.score(self.task.decide(logits), labels)

@@ -1,53 +1,61 @@
-"""What is seen while Trainer trains: a progress bar, and a line an evaluation."""
+"""What the user sees while Trainer trains: a progress bar, and a line for each evaluation."""
 
 import math
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer
+from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 
+class Lines(TrainerCallback):
+    """Prints a line for each evaluation. `titles` are the metrics that it shows, by their keys."""
+
+    def __init__(self, titles: dict[str, str]):
+        self.titles = titles
+        self.loss = math.nan  # the last training loss
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Prints the metrics of an evaluation; where there are no evaluations, the training loss."""
+        self.loss = logs.get("loss", self.loss)
+        evaluated = {title: logs[f"eval_{key}"] for key, title in self.titles.items() if f"eval_{key}" in logs}
+        if not evaluated and not ("loss" in logs and args.eval_strategy == "no"):
+            return
+        words = [f"epoch {logs['epoch']:g}/{args.num_train_epochs:g}"]
+        if not math.isnan(self.loss):
+            words.append(f"training loss {self.loss:.4f}")
+        for title, value in evaluated.items():
+            words.append(f"validation {title} {value:.4f}")
+        tqdm.write("  ".join(words))
+
+
 class Progress(ProgressCallback):
-    """The library's progress bar, with one line an evaluation in place of its dictionaries."""
+    """The library's progress bar, with `Lines` in place of its dictionaries."""
 
     def __init__(self, titles: dict[str, str]):
         super().__init__()
-        self.titles, self.loss = titles, math.nan
+        self.lines = Lines(titles)
 
     @classmethod
     def install(cls, trainer: Trainer, titles: dict[str, str]) -> None:
-        """Takes the place of the library's callback. `titles` are the metrics that are shown, by their keys."""
+        """Takes the place of the library's callback, or leaves the bar out, for logs that are files."""
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback((_Lines if trainer.args.disable_tqdm else cls)(titles))
+        trainer.add_callback(Lines(titles) if trainer.args.disable_tqdm else cls(titles))
 
-    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any):
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Moves the bar of an evaluation, which is shown only if the evaluation takes long."""
         if not state.is_world_process_zero:
             return
-        if self.prediction_bar is None:  # shown only where it takes long
+        if self.prediction_bar is None:
             self.prediction_bar = tqdm(total=len(eval_dataloader), leave=False, dynamic_ncols=True, delay=3)
         self.prediction_bar.update(1)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any):
-        if self.prediction_bar is not None:  # a line written beside a bar would bring it to light
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Prints the line, if one is due, once the bar of an evaluation is gone."""
+        if self.prediction_bar is not None:  # a line written beside a bar would make it appear
             self.prediction_bar.close()
             self.prediction_bar = None
-        self.loss = logs.get("loss", self.loss)
-        evaluated = {title: logs[f"eval_{key}"] for key, title in self.titles.items() if f"eval_{key}" in logs}
-        if evaluated or ("loss" in logs and args.eval_strategy == "no"):
-            shown = {
-                **({} if math.isnan(self.loss) else {"training loss": self.loss}),
-                **{f"validation {title}": value for title, value in evaluated.items()},
-            }
-            words = [f"epoch {logs['epoch']:g}/{args.num_train_epochs:g}", *(f"{k} {v:.4f}" for k, v in shown.items())]
-            tqdm.write("  ".join(words))
-
-
-class _Lines(Progress):
-    """The lines without the bar, for logs that are files."""
-
-    def _no_bar(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    on_train_begin = on_step_end = on_train_end = on_prediction_step = on_evaluate = on_predict = _no_bar
+        self.lines.on_log(args, state, control, logs)

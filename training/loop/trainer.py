@@ -1,4 +1,4 @@
-"""The Trainer, with a learning rate of its own for each part of the model, and runs that can be cut off anywhere."""
+"""The Trainer, which has a learning rate for each part of the model, and whose runs can be cut off anywhere."""
 
 import tempfile
 from pathlib import Path
@@ -20,40 +20,45 @@ from lstmpool.training.model.trainable_parts import learning_rates
 
 
 def split_groups(optimizer: torch.optim.Optimizer, rates: dict[int, float]) -> None:
-    """Gives each parameter the rate under its `id` in `rates`, and leaves all else of its group as it is."""
+    """Gives each parameter the rate under its `id` in `rates`. It keeps all other settings of its group."""
     groups = list(optimizer.param_groups)
     optimizer.param_groups.clear()
     for group in groups:
         by_rate: dict[float, list[torch.nn.Parameter]] = {}
         for parameter in group["params"]:
-            by_rate.setdefault(rates.get(id(parameter), group["lr"]), []).append(parameter)
+            rate = rates.get(id(parameter), group["lr"])
+            by_rate.setdefault(rate, []).append(parameter)
         for rate, parameters in by_rate.items():
-            optimizer.param_groups.append({**group, "params": parameters, "lr": rate})
+            optimizer.param_groups.append(group | {"params": parameters, "lr": rate})
 
 
 def check_settings(args: TrainingArguments) -> None:
-    """Makes a trainer of one weight, with its optimizer and schedule, as the library checks these where it makes them.
+    """Has the library check the settings, before any weights are read.
+
+    The library checks them only where it uses them. So this makes a trainer of one weight, its optimizer and schedule.
 
     Raises:
-        InputError: for settings that it refuses, such as an optimizer or a log whose package is not installed.
+        InputError: for settings that the library refuses, such as an optimizer or a log whose package is missing.
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
             own = changed(
                 args,
                 output_dir=folder,
-                push_to_hub=False,  # a trainer makes its repository, and its folder, at once
-                label_smoothing_factor=0.0,  # and asks a model's config for its task
+                push_to_hub=False,  # with it, a trainer makes a repository and a folder at once
+                label_smoothing_factor=0.0,  # with it, a trainer reads the config of its model, and this one has none
             )
             trainer = Trainer(torch.nn.Linear(1, 1), own, eval_dataset=[0])
         trainer.create_optimizer_and_scheduler(num_training_steps=10)
-    except Exception as error:  # of every kind, by the setting
+    except Exception as error:  # each setting raises errors of its own kind
         raise InputError(f"these settings cannot be trained with: {error}") from None
 
 
 class _LengthGroupedSampler(LengthGroupedSampler):
-    """The library's, with an order that follows from the seed and the epoch: its own goes on from wherever the global
-    generator is, which a resumed run cannot know."""
+    """The library's sampler, with an order that depends on the seed and the epoch alone.
+
+    The library's own order depends on the state of the global generator, which a resumed run cannot know.
+    """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int):
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -61,21 +66,23 @@ class _LengthGroupedSampler(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called at the start of each epoch, of which the first is 0."""
+        """Sets the order of an epoch, counted from 0. The library calls it when the epoch begins."""
         self.generator.manual_seed(self.seed + epoch)
 
 
 class LstmPoolTrainer(Trainer):
-    """The library's Trainer, whose optimizer has a group for each rate (see `learning_rates`), and which goes on from
-    a checkpoint to the same weights, bit for bit, as if it had never stopped."""
+    """The library's Trainer, with a group in the optimizer for each rate (see `learning_rates`).
+
+    A run that goes on from a checkpoint ends with the same weights, bit for bit, as one that never stopped.
+    """
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, **options: Any):
         """`options` are those of the library's Trainer."""
         self.kept = Kept.of(args)
-        # `kept` does what the library would do too early
-        super().__init__(model, changed(args, save_total_limit=None), **options)
+        super().__init__(model, changed(args, save_total_limit=None), **options)  # `kept` sees to the limit
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Makes the library's optimizer, once, and splits its groups by rate."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if fresh:
@@ -86,24 +93,20 @@ class LstmPoolTrainer(Trainer):
         return optimizer
 
     def train_from(self, checkpoint: str | None) -> None:
-        """Trains to the end, from a checkpoint if there is one; if training was over with that one, it is loaded.
+        """Trains to the end, from `checkpoint` if there is one. If training was over there, it only loads the weights.
 
         Raises:
             InputError: if the best checkpoint so far is not whole, or several processes wait for gradients in vain.
         """
-        state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME)) if checkpoint else None
-        kept = checkpoint and self.args.load_best_model_at_end
-        best = find_best(Path(checkpoint), Path(self.args.output_dir)) if kept else None
-        if state is None or not self._is_over(state):
-            try:
-                self.train(resume_from_checkpoint=checkpoint)
-            except RuntimeError as error:
-                if "Expected to have finished reduction in the prior iteration" not in str(error):
-                    raise
-                raise InputError(
-                    "several processes expect a gradient of every parameter, and found some of this backbone that get "
-                    "none. Add --ddp_find_unused_parameters True."
-                ) from None
+        if not checkpoint:
+            self._train(None)
+            return
+        state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME))
+        best = None
+        if self.args.load_best_model_at_end:
+            best = find_best(Path(checkpoint), Path(self.args.output_dir))
+        if not self._is_over(state):
+            self._train(checkpoint)
             return
         self.state = state
         self._load_from_checkpoint(checkpoint)
@@ -111,25 +114,39 @@ class LstmPoolTrainer(Trainer):
             state.best_model_checkpoint = str(best)
             self._load_best_model()
 
+    def _train(self, checkpoint: str | None) -> None:
+        try:
+            self.train(resume_from_checkpoint=checkpoint)
+        except RuntimeError as error:
+            if "Expected to have finished reduction in the prior iteration" not in str(error):
+                raise
+            raise InputError(
+                "several processes expect a gradient of every parameter, and found some of this backbone that get "
+                "none. Add --ddp_find_unused_parameters True."
+            ) from None
+
     def _is_over(self, state: TrainerState) -> bool:
-        """The library would train one more epoch after an early stop, and one more step after `max_steps`."""
+        """Whether no step is left. The library would train one more epoch after an early stop, and one more step
+        after `max_steps`."""
         stopper = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
         evaluations_without = stopper.get("attributes", {}).get("early_stopping_patience_counter", 0)
         patience = self.args.early_stopping_patience
         if patience is not None and evaluations_without >= patience:
             return True
-        return state.global_step >= self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        last_step = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        return state.global_step >= last_step
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        args, rows = self.args, self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
         if args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
         together = args.train_batch_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
-        return _LengthGroupedSampler(together, token_counts(rows[:]), seed)
+        return _LengthGroupedSampler(together, token_counts(dataset[:]), seed)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
-        """Saves as the library does, between what `kept` does before and after, while the other processes wait."""
+        """Saves as the library does, with `kept` at work before and after, while the other processes wait."""
         if self.args.should_save:
             self.kept.before_save(self.state)
         self.accelerator.wait_for_everyone()

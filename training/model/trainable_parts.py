@@ -1,4 +1,6 @@
-"""Which parts of the backbone are trained, from which weights, and how fast: frozen, fresh and slowed layers."""
+"""Decides which parts of the backbone are trained, from which weights and how fast: frozen, fresh, slowed layers."""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,12 +15,12 @@ from lstmpool.training.flags.training_arguments import TrainingArguments
 
 
 def check_layers(args: ModelArguments, config: LstmPoolConfig) -> None:
-    """Raises InputError if fewer layers are built than `args` freeze or re-initialise, or some would be both."""
+    """Raises InputError if `args` freeze or re-initialise more layers than there are, or do both to one layer."""
     check(WITH_LAYERS, Flags(args, layers=config.layers[-1]))
 
 
 def prepare_layers(model: PreTrainedModel, args: ModelArguments) -> None:
-    """Freezes and re-initialises what `args` say, before the optimizer is made.
+    """Freezes and re-initialises what `args` name. It must run before the optimizer is made.
 
     Raises:
         InputError: if the backbone's layers cannot be told apart.
@@ -29,8 +31,7 @@ def prepare_layers(model: PreTrainedModel, args: ModelArguments) -> None:
             _initialise_again(backbone, layer)
     if args.freeze_backbone:
         backbone.requires_grad_(False)
-        # without dropout, what it says of a text is the same in every epoch; Trainer calls train() at every step
-        backbone.register_forward_pre_hook(lambda module, inputs: module.eval() and None)
+        backbone.register_forward_pre_hook(_switch_to_eval)
     if args.freeze_embeddings or args.freeze_layers:
         for module in _embeddings(model):
             module.requires_grad_(False)
@@ -39,12 +40,13 @@ def prepare_layers(model: PreTrainedModel, args: ModelArguments) -> None:
 
 
 def learning_rates(model: PreTrainedModel, args: TrainingArguments) -> dict[str, float]:
-    """The peak rate of each trained parameter, by its name.
+    """The peak learning rate of each trained parameter, by its name.
 
-    `args.layerwise_lr_decay` slows each layer against the one above it, and the embeddings most of all; what lies
-    above the layers, such as a final norm, goes as fast as the highest. Raises InputError as `stack_of` does.
+    `args.layerwise_lr_decay` slows each layer against the one above it, and the embeddings most. Whatever lies above
+    the layers, such as a final norm, learns as fast as the top layer. Raises InputError as `stack_of` does.
     """
-    decay, head = args.layerwise_lr_decay, args.head_learning_rate
+    decay = args.layerwise_lr_decay
+    head = args.head_learning_rate
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     rates = dict.fromkeys(names, args.learning_rate)
     if decay != 1:
@@ -62,7 +64,7 @@ def learning_rates(model: PreTrainedModel, args: TrainingArguments) -> dict[str,
 
 
 def trained_head(model: PreTrainedModel) -> nn.Linear:
-    """The classifier that is trained and saved: with adapters, a copy of the one that the model was made with."""
+    """The classifier that is trained and saved. With adapters, that is peft's copy of the model's own."""
     copies = getattr(model.classifier, "modules_to_save", None)
     return model.classifier if copies is None else copies[model.active_adapter]
 
@@ -71,7 +73,7 @@ def stack_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The backbone's list of layers, lowest first, and its name in the backbone.
 
     Raises:
-        InputError: if there is none, or several could be meant.
+        InputError: if no list has that length, or more than one does.
     """
     backbone, name = model.base_model.backbone, model.base_model.layer_stack
     if name is None:
@@ -84,7 +86,7 @@ def stack_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
-    """The input embeddings, with what is beside them in a module of their own (positions, their norm)."""
+    """The input embeddings, with all that shares a module with them, such as positions and a norm."""
     backbone = model.base_model.backbone
     inputs = backbone.get_input_embeddings()
     for child in backbone.children():
@@ -94,9 +96,14 @@ def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
     return [inputs]
 
 
+def _switch_to_eval(module: nn.Module, inputs: Any) -> None:
+    """A hook before each forward. Trainer calls train() at every step, but dropout would change the frozen states."""
+    module.eval()
+
+
 def _initialise_again(backbone: PreTrainedModel, layer: nn.Module) -> None:
     for part in [*layer.parameters(), *layer.buffers(), *layer.modules()]:
-        part._is_hf_initialized = False  # the library's mark of loaded weights, which it would leave alone
+        part._is_hf_initialized = False  # the library leaves weights with this mark alone
     with torch.no_grad():
         for module in layer.modules():
             backbone._init_weights(module)

@@ -1,6 +1,6 @@
-"""The files that a finished run leaves beside its model, each by its name with what writes it: plots and tables.
+"""The plots and tables that a finished run leaves beside its model: each file's name, and the function that writes it.
 
-To leave another file, add what writes it here and name it in `runs/fit.py`.
+To leave another file, add the function here and name the file in `runs/finish.py`.
 """
 
 from functools import partial
@@ -27,15 +27,16 @@ def _predicted_against_true(task: Task, logits: np.ndarray, labels: np.ndarray) 
     return partial(predicted_against_true, labels.reshape(len(labels), -1), logits, task.names)
 
 
-PICTURES = {  # what `Task.pictures` names
+PICTURES = {  # by the names in `Task.pictures`
     "confusion_matrix": _confusion_matrix,
     "predicted_against_true": _predicted_against_true,
 }
 
 
 def plots_of(evaluation: Evaluation, log_history: list[dict[str, Any]]) -> Writers:
-    """The plots of the test rows, or of validation where there are none; and how training went, if it did."""
-    task, plots = evaluation.task, {}
+    """The plots of the test rows, or of validation if those have no labels; and the learning curve, if it trained."""
+    task = evaluation.task
+    plots: Writers = {}
     if log_history:
         title = task.titles[task.headline]
         plots["learning_curve.png"] = partial(learning_curve, log_history, metric=task.headline, title=title)
@@ -51,7 +52,7 @@ def plots_of(evaluation: Evaluation, log_history: list[dict[str, Any]]) -> Write
 
 
 def _reliability(evaluation: Evaluation, logits: np.ndarray, labels: np.ndarray) -> Writer:
-    """What the temperature did. Thresholds that were folded in after it do not concern it, and are taken out again."""
+    """Shows what the temperature did. Thresholds came later, so they are taken out of the logits again."""
     task, learned = evaluation.task, evaluation.learned
     after = logits + np.array(learned.get("folded_thresholds", 0.0))
     curves = {
@@ -62,7 +63,7 @@ def _reliability(evaluation: Evaluation, logits: np.ndarray, labels: np.ndarray)
 
 
 def predictions_of(evaluation: Evaluation, rows: Split | None, ending: str, with_text: bool) -> Writers:
-    """The table of test predictions. `ending`: "csv" or "parquet"."""
+    """The table of test predictions, or nothing if there are no test `rows`. `ending`: "csv" or "parquet"."""
     if rows is None or "test" not in evaluation.logits:
         return {}
     table = prediction_table(evaluation.task, evaluation.logits["test"], rows, with_text)

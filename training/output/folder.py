@@ -1,8 +1,7 @@
-"""The output folder: given the record and the code before training, filled at the end.
+"""The output folder: it gets the record and the code before training, and all else at the end.
 
-What is published is written under a temporary name and moved into place, config.json last, so that a run cut off in
-the middle leaves no half of a model that loads. Checkpoints keep the optimizer; the folder's top level never holds
-anything pickled.
+Files to be published are written under a temporary name and moved into place, config.json last. So a run that is cut
+off leaves no half model that loads. Checkpoints keep the optimizer; the folder's top level holds nothing pickled.
 """
 
 import json
@@ -10,6 +9,7 @@ import math
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ from lstmpool.training.writing import Writer
 
 
 STAGING = ".unfinished"
-CONFIGS = (ADAPTER_CONFIG_NAME, "config.json")  # by which a folder is known for that of a model
+CONFIGS = (ADAPTER_CONFIG_NAME, "config.json")  # without these, nothing takes a folder for a model
 
 
 def check_resumed(checkpoint: str, config: LstmPoolConfig, adapter: dict[str, Any] | None = None) -> None:
-    """Raises InputError if a checkpoint is of another model, or of other labels, than the one that is resumed.
+    """Raises InputError if a checkpoint holds another model, or other labels, than the run that resumes from it.
 
-    `adapter`: what peft's config of the model holds, where it has adapters.
+    `config` is the run's model config; `adapter` is peft's, as a dict, where the model has adapters.
     """
     try:
         saved = LstmPoolConfig.from_pretrained(checkpoint)
@@ -46,7 +46,8 @@ def check_resumed(checkpoint: str, config: LstmPoolConfig, adapter: dict[str, An
                 f"{getattr(config, name)}, found {getattr(saved, name)}. Resume with the command that made it."
             )
     path = Path(checkpoint, ADAPTER_CONFIG_NAME)
-    found, expected = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, adapter or {}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    expected = adapter or {}
     for name in ("peft_type", "r", "lora_alpha", "target_modules"):
         if found.get(name) != expected.get(name):
             raise InputError(
@@ -56,9 +57,9 @@ def check_resumed(checkpoint: str, config: LstmPoolConfig, adapter: dict[str, An
 
 
 def prepare_output(folder: Path, start: Start, record: RunRecord, with_code: bool) -> None:
-    """Removes what the run replaces, and puts its `record` into the folder; `with_code`, the model's code, too.
+    """Removes what the run replaces, and writes its `record`, and the model's code if `with_code` is set.
 
-    The code comes before the training because whatever uploads the folder meanwhile must find it there.
+    The code is written before training: uploads during training must find it in the folder.
 
     Raises:
         InputError: if the folder cannot be written.
@@ -68,9 +69,10 @@ def prepare_output(folder: Path, start: Start, record: RunRecord, with_code: boo
         folder.mkdir(parents=True, exist_ok=True)
         for name in start.removed:
             _remove(folder / name)
-        earlier = RunRecord.read(folder)  # of a run that goes on
+        earlier = RunRecord.read(folder)  # only a run that goes on still has one
         written = files_of(folder, earlier) if earlier is not None else []
-        replace(record, files=sorted({RECORD, *written, *(path.name for path in code)})).write(folder)
+        names = {RECORD, *written, *(path.name for path in code)}
+        replace(record, files=sorted(names)).write(folder)
         for path in code:
             shutil.copyfile(path, folder / path.name)
     except OSError as error:
@@ -80,11 +82,16 @@ def prepare_output(folder: Path, start: Start, record: RunRecord, with_code: boo
 def write_output(
     folder: Path, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, files: dict[str, Writer]
 ) -> None:
-    """The model (None: it is not saved) with its config, code and tokenizer, and `files`.
+    """Writes the model, with its config, code and tokenizer, and `files`.
 
-    `files` are what writes each, by their names. All are listed in the folder's record, if it has one. Nothing is
-    moved into place before all is written. A kill between the moves may leave some files without the others, but no
-    config then, so that the folder does not load.
+    All files are listed in the folder's record, if it has one. Nothing is moved into place before all is written. A
+    kill between the moves may leave some files without others, but then no config, so the folder does not load.
+
+    Args:
+        folder: where to write.
+        model: the model; None saves neither it nor the tokenizer.
+        tokenizer: the model's.
+        files: by file name, the function that writes it.
     """
     staging = folder / STAGING
     shutil.rmtree(staging, ignore_errors=True)
@@ -97,42 +104,50 @@ def write_output(
         write(staging / name)
     list_files(folder, (path.name for path in staging.iterdir()))
     if model is not None:
-        for name in CONFIGS:  # without these nobody takes what lies here for a model
+        for name in CONFIGS:
             (folder / name).unlink(missing_ok=True)
         for path in weights_in(folder):  # an adapter and a whole model of an earlier save would be loaded together
             if not (staging / path.name).exists():
                 path.unlink()
-    for path in sorted(staging.iterdir(), key=lambda path: (path.name in CONFIGS, path.name)):
+    configs_last = sorted(staging.iterdir(), key=lambda path: (path.name in CONFIGS, path.name))
+    for path in configs_last:
         os.replace(path, folder / path.name)
     staging.rmdir()
 
 
+def text_writer(text: str) -> Writer:
+    """Writes `text` as UTF-8."""
+    return partial(Path.write_text, data=text, encoding="utf-8")
+
+
 def json_writer(value: dict[str, Any]) -> Writer:
-    """Writes `value` as JSON, what is undefined in it as null."""
-    text = json.dumps(_without_nan(value), indent=2, allow_nan=False)
-    return lambda path: path.write_text(text + "\n", encoding="utf-8")
+    """Writes `value` as JSON. NaN and infinity become null."""
+    return text_writer(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
 def _forget_source(tokenizer: PreTrainedTokenizerBase) -> None:
-    """The library saves how the tokenizer was loaded, too, which is not true of the published folder."""
+    """Removes how the tokenizer was loaded. The library would save it, but it is not true of the published folder."""
     for key in ("is_local", "local_files_only", "trust_remote_code", "revision", "name_or_path"):
         tokenizer.init_kwargs.pop(key, None)
 
 
 def _remove(path: Path) -> None:
-    """A file or a folder; of a fold the record last, without which it would not be known for one."""
+    """Removes a file or a folder. A folder's record goes last: without it, a fold's folder is not known for one."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
     record = path / RECORD
     for inner in set(path.iterdir()) - {record}:
-        shutil.rmtree(inner) if inner.is_dir() and not inner.is_symlink() else inner.unlink()
+        if inner.is_dir() and not inner.is_symlink():
+            shutil.rmtree(inner)
+        else:
+            inner.unlink()
     record.unlink(missing_ok=True)
     path.rmdir()
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON knows no NaN: what is undefined becomes null."""
+    """`value` with None for NaN and infinity, which JSON does not know."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What lies in the output folder before a run, as a value: `start.decide` reads it, and never the disk."""
+"""Reads what lies in the output folder before a run. `start.decide` reads only this value, never the disk."""
 
 import json
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from lstmpool.training.output.run_record import RunRecord
 
 
 CODE_NAMES = {path.name for path in CODE}
-# What releases whose record has no list of files may have written, beside weights. A new file is not added here: the
-# record lists it.
+# Files that older releases, whose record has no list of files, may have written beside weights. Do not add new files:
+# the record lists them.
 OF_OLDER_RELEASES = {RECORD, "README.md", "config.json", ADAPTER_CONFIG_NAME, *CODE_NAMES} | set(
     "metrics.json logits.npz test_predictions.csv test_predictions.parquet oof.parquet hp_search.csv "
     "learning_curve.png confusion_matrix.png predicted_against_true.png reliability.png "
@@ -31,9 +31,9 @@ class Named:
         path: as it was typed.
         resolved: its absolute path.
         exists: whether it is a folder.
-        damage: what keeps it from being whole, in words; empty where it is.
+        damage: what keeps it from being whole; empty if it is whole.
         in_output: whether it lies in the output folder itself.
-        beside: the checkpoints in the folder that it lies in, itself included, the newest first.
+        beside: the checkpoints in its parent folder, itself included, the newest first.
     """
 
     path: Path
@@ -51,14 +51,14 @@ class Found:
     Args:
         folder: as it was typed.
         resolved: its absolute path.
-        is_file: whether it is no folder but a file.
-        record: of the run that the folder holds.
-        files: names, in their order, of the files that a run may have written, now or in an older release.
-        ours: those of `files` that this folder's run has written: all of them, unless its record lists them.
+        is_file: whether it is a file and not a folder.
+        record: the record of the folder's run, if there is one.
+        files: sorted names of the files that a run may have written, now or in an older release.
+        ours: those of `files` that this folder's run has written, by its record's list; all if it has no list.
         folds: names of the folders of a cross-validation's folds.
         checkpoints: those in the folder, the newest first.
-        another_kind: whether the weights, the config or the checkpoints there are of no LstmPool model.
-        named: what `--resume_from_checkpoint` names, unless that is "last".
+        another_kind: whether the folder holds weights, a config or checkpoints of another kind of model.
+        named: the folder that `--resume_from_checkpoint` names, unless it says "last".
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class Found:
 
 
 def look(folder: Path, resume_from_checkpoint: str | None = None) -> Found:
-    """Reads what `Found` holds; changes nothing."""
+    """Reads what `Found` holds, and changes nothing."""
     resolved = folder.resolve()
     if folder.exists() and not folder.is_dir():
         return Found(folder, resolved, is_file=True)
@@ -97,13 +97,15 @@ def look(folder: Path, resume_from_checkpoint: str | None = None) -> Found:
 
 
 def is_last(named: str) -> bool:
-    """Whether `--resume_from_checkpoint` names no path, but the newest checkpoint."""
+    """Whether `--resume_from_checkpoint` asks for the newest checkpoint, and names no path."""
     return named.lower() in ("last", "true")
 
 
 def files_of(folder: Path, record: RunRecord | None) -> list[str]:
-    """Names, in their order, of the files in `folder` that its run has written. A record without a list, as those of
-    older releases are, and a folder without a record leave what any run may have written."""
+    """Sorted names of the files in `folder` that its run has written.
+
+    Without a record, or with one of an older release that has no list, these are the files that any run may write.
+    """
     if record is not None and record.files is not None:
         names = {RECORD, *record.files}
     else:
@@ -112,17 +114,18 @@ def files_of(folder: Path, record: RunRecord | None) -> list[str]:
 
 
 def weights_in(folder: Path) -> list[Path]:
-    """Of a model in one file or several, or of an adapter."""
+    """The weights in a folder: of a model in one file or several, or of an adapter."""
     return [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
 
 
 def _folds(folder: Path) -> list[str]:
-    """Each fold of a cross-validation is a run in a folder of its own, with a record."""
+    """The folders of a cross-validation's folds. Each is a run with a record of its own."""
     return sorted(path.parent.name for path in folder.glob(f"fold-*/{RECORD}"))
 
 
 def _is_ours(folder: Path, record: RunRecord | None) -> bool:
-    """Whether the folder's model is an LstmPool model, or there are only checkpoints or a record of one."""
+    """Whether the folder's model, or a model in its checkpoints, is an LstmPool model; without one, whether there is
+    a record."""
     for config in [folder / "config.json", *folder.glob("checkpoint-*/config.json")]:
         if config.is_file():
             try:
@@ -133,6 +136,7 @@ def _is_ours(folder: Path, record: RunRecord | None) -> bool:
 
 
 def _named(folder: Path, named: str | None) -> Named | None:
+    """The folder that `--resume_from_checkpoint` names, or None if it names none."""
     if not named or is_last(named):
         return None
     path = Path(named)

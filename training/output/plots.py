@@ -1,6 +1,6 @@
-"""Plots of a finished run, each a PNG: how it learnt, and where it is right and wrong.
+"""Draws the plots of a finished run, each a PNG: how it learnt, and where it is right and wrong.
 
-They use matplotlib's objects without pyplot, so they need no display and change no global state.
+They use matplotlib without pyplot, so they need no display and change no global state.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ NAMED = 40  # one of up to this many names every class on its axes
 
 
 def learning_curve(log_history: list[dict[str, Any]], path: Path, metric: str, title: str) -> None:
-    """Draws both losses, and the validation metric `metric`, titled `title`, over epochs. Reads Trainer's log."""
+    """Draws both losses, and the validation metric `metric` under `title`, over epochs, from Trainer's log."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, headline = figure.subplots(1, 2)
     for axes, key, label, color in (
@@ -42,7 +42,7 @@ def learning_curve(log_history: list[dict[str, Any]], path: Path, metric: str, t
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: list[str], path: Path) -> None:
-    """Draws true classes (N,) as rows, predicted ones (N,) as columns. Colours are shares of a row, numbers texts."""
+    """Draws true classes (N,) as rows, predicted ones (N,) as columns. Colours show shares of a row."""
     total = len(names)
     counts = np.zeros((total, total), dtype=int)
     np.add.at(counts, (labels, predictions), 1)
@@ -67,7 +67,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: list[st
 
 
 def predicted_against_true(targets: np.ndarray, predictions: np.ndarray, names: list[str], path: Path) -> None:
-    """Draws true and predicted numbers, both (N, C), in one panel a target. On the line they are equal."""
+    """Draws true and predicted numbers, both (N, C), in a panel for each target. On the line they are equal."""
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.6 * columns + 0.4, 3.6 * rows), layout="constrained")
@@ -85,10 +85,10 @@ def predicted_against_true(targets: np.ndarray, predictions: np.ndarray, names: 
 
 
 def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-    """Draws how often a claim is right against how sure the model was of it. Below, how many claims are in each bin.
+    """Draws how often a claim is right against how sure the model was of it, and below how many claims a bin has.
 
     Args:
-        curves: by name, the confidences (M,) and whether each claim was right (M,).
+        curves: by name, the confidence of each claim (M,) and whether it was right (M,).
         path: the file to write.
     """
     figure = Figure(figsize=(5, 5.6), layout="constrained")

@@ -1,6 +1,6 @@
-"""How a run begins in its output folder: afresh, from a checkpoint, in the place of another run, or not at all.
+"""Decides how a run begins in its output folder: afresh, from a checkpoint, in place of another run, or not at all.
 
-`decide` is a pure function of what was found, what is wanted and which flags were given. Its rules are tried in order,
+`decide` is a pure function of what was found, what is wanted and which flags were given. It tries its rules in order,
 and the first one that applies decides. `choose_start` looks at the disk, decides, and tells the user.
 """
 
@@ -38,7 +38,7 @@ class _Begun:
     """A run that begins.
 
     Args:
-        removed: names in the output folder that the run removes before it writes, in this order.
+        removed: names in the output folder that the run removes, in this order, before it writes.
         said: lines that tell the user why.
     """
 
@@ -48,18 +48,21 @@ class _Begun:
 
 @dataclass(frozen=True)
 class Fresh(_Begun):
-    """From the first step, in a folder that holds no run, or only what a run leaves that was stopped at once."""
+    """From the first step, in a folder without a run, or with no more than a run leaves if it is stopped at once."""
 
 
 @dataclass(frozen=True)
 class Replace(_Begun):
-    """From the first step, in the place of what an earlier run has left."""
+    """From the first step, in place of what an earlier run has left."""
 
 
 @dataclass(frozen=True)
 class Resume(_Begun):
-    """From a checkpoint. `resumed_from` is for the record of the run: the absolute path that the command names, so
-    that the same command, given again, goes on from the run's own last checkpoint; empty where it names none."""
+    """From a checkpoint.
+
+    `resumed_from` is for the run's record: the absolute path of the checkpoint that the command names, or empty. By
+    it, the same command, given again, goes on from the run's own last checkpoint.
+    """
 
     checkpoint: Path
     resumed_from: str = ""
@@ -67,7 +70,7 @@ class Resume(_Begun):
 
 @dataclass(frozen=True)
 class Refuse:
-    """Not at all; the message says what to do. `said`: lines that are told before."""
+    """Not at all. The message says what to do; the lines in `said` come before it."""
 
     message: str
     said: tuple[str, ...] = ()
@@ -84,10 +87,11 @@ def choose_start(
     overwrite: bool = False,
     init_from: str | None = None,
 ) -> Start:
-    """How the run with these `settings` begins in `output_dir`; nothing is changed there. Says so if it goes on.
+    """Decides how the run with these `settings` begins in `output_dir`, and changes nothing there. Says so if it goes
+    on from a checkpoint.
 
     Raises:
-        InputError: if the folder is taken, or that of the model to start from, or has no checkpoint to resume from.
+        InputError: if the folder is taken, holds the model to start from, or has no checkpoint to resume from.
     """
     found = look(Path(output_dir), resume_from_checkpoint)
     wanted = Wanted(settings, Path(init_from).resolve() if init_from else None)
@@ -100,7 +104,7 @@ def choose_start(
 
 
 def decide(found: Found, wanted: Wanted, flags: Flags) -> Decision:
-    """How the run begins: what the first of `RULES` that applies says, or from the first step where none does."""
+    """How the run begins. The first of `RULES` that applies decides; if none does, it begins from the first step."""
     for rule in RULES:
         decision = rule(found, wanted, flags)
         if decision is not None:
@@ -109,7 +113,7 @@ def decide(found: Found, wanted: Wanted, flags: Flags) -> Decision:
 
 
 def _keep_the_model_to_start_from(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
-    """It would be written over, or its checkpoints removed, before the run has ended."""
+    """Refuses to overwrite the model of `--init_from`, or to remove its checkpoints."""
     source = wanted.init_from
     if source is None or found.resolved not in (source, *source.parents):
         return None
@@ -123,13 +127,13 @@ def _refuse_a_file(found: Found, wanted: Wanted, flags: Flags) -> Decision | Non
 
 
 def _go_on_with_the_same_run(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
-    """A run that was cut off goes on if the same command is given again, whatever --overwrite says."""
+    """Goes on with a run that was cut off if the same command is given again, whatever --overwrite says."""
     if not _is_cut_off(found) or found.record.differs(wanted.settings) or not _begins_where_it_began(found, flags):
         return None
     said = _left_out(found.checkpoints)
     checkpoint = newest_whole(found.checkpoints)
     if checkpoint is None and flags.resume_from_checkpoint:
-        checkpoint = _find_named(found, flags)  # it was cut off before it had saved
+        checkpoint = _find_named(found, flags)  # the run was cut off before its first save
     if isinstance(checkpoint, Refuse):
         return checkpoint
     cut_off = f"{found.folder} holds this run, which was cut off."
@@ -144,7 +148,7 @@ def _go_on_with_the_same_run(found: Found, wanted: Wanted, flags: Flags) -> Deci
 
 
 def _resume_within_the_folder(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
-    """A checkpoint of the folder's own run is resumed; later ones that are whole are replaced only when told to."""
+    """Resumes from a checkpoint of the folder's own run. Replaces later whole ones only with --overwrite."""
     if not flags.resume_from_checkpoint:
         return None
     checkpoint = _find_named(found, flags)
@@ -167,7 +171,7 @@ def _resume_within_the_folder(found: Found, wanted: Wanted, flags: Flags) -> Dec
 
 
 def _keep_another_kind_of_model(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
-    """It is the user's, and never replaced."""
+    """Refuses to replace another kind of model, even with --overwrite: it belongs to the user."""
     if not found.another_kind:
         return None
     return Refuse(
@@ -176,7 +180,7 @@ def _keep_another_kind_of_model(found: Found, wanted: Wanted, flags: Flags) -> D
 
 
 def _keep_a_cut_off_run(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
-    """One with other settings, or with another start, is replaced only when told to."""
+    """Refuses, without --overwrite, to replace a cut-off run that has other settings or another start."""
     if not _held(found) or flags.overwrite or not _is_cut_off(found):
         return None
     record = found.record
@@ -190,7 +194,7 @@ def _keep_a_cut_off_run(found: Found, wanted: Wanted, flags: Flags) -> Decision 
 
 
 def _keep_a_run(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
-    """What a run has left is replaced only when told to."""
+    """Refuses, without --overwrite, to replace what a run has left."""
     held = _held(found)
     if not held or flags.overwrite:
         return None
@@ -202,7 +206,7 @@ def _keep_a_run(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
 
 
 def _resume_from_another_folder(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
-    """The checkpoint is whole, and what lies in the output folder may go."""
+    """Resumes from another folder's checkpoint. It is whole by now, and what lies in the output folder may go."""
     if found.named is None:
         return None
     return Resume(found.named.path, str(found.named.resolved), removed=_all_of(found))
@@ -225,14 +229,17 @@ def _is_cut_off(found: Found) -> bool:
 
 
 def _begins_where_it_began(found: Found, flags: Flags) -> bool:
-    """Whether the command names no checkpoint, or the one that the folder's run was begun from."""
+    """Whether the command names no checkpoint, or the one that the folder's run began from."""
     return found.named is None or str(found.named.resolved) == found.record.resumed_from
 
 
 def _find_named(found: Found, flags: Flags) -> Saved | Refuse:
-    """The checkpoint that the flag names: a path, or "last" for the newest whole one in the folder. Refuses one that
-    is not there, or not whole, and names the newest that is, and how to resume from it."""
-    named, typed = found.named, flags.resume_from_checkpoint
+    """The checkpoint that the flag names: a path, or "last" for the newest whole one in the folder.
+
+    Refuses a checkpoint that is missing or not whole, and says how to resume from the newest whole one.
+    """
+    named = found.named
+    typed = flags.resume_from_checkpoint
     if named is None:
         newest = newest_whole(found.checkpoints)
         if newest is not None:
@@ -251,7 +258,7 @@ def _find_named(found: Found, flags: Flags) -> Saved | Refuse:
 
 
 def _left_out(checkpoints: tuple[Saved, ...]) -> tuple[str, ...]:
-    """A line for each that is newer than the newest whole one."""
+    """A line for each checkpoint that is newer than the newest whole one."""
     lines = []
     for each in checkpoints:
         if not each.damage:
@@ -265,28 +272,28 @@ def _is_inside(checkpoint: Saved, found: Found) -> bool:
 
 
 def _later(checkpoint: Saved, found: Found) -> tuple[Saved, ...]:
-    """The checkpoints of later steps, the newest first."""
+    """The checkpoints of the folder from later steps, the newest first."""
     names = [each.path.name for each in found.checkpoints]
     name = checkpoint.path.name
     return found.checkpoints[: names.index(name)] if name in names else ()
 
 
 def _replaced_by(checkpoint: Saved, found: Found) -> tuple[str, ...]:
-    """What goes if a run is resumed: later checkpoints, which are of another course that it took, or not whole; or all
-    that is there, if the checkpoint is another folder's."""
+    """Names of what a resumed run removes: the checkpoints of later steps, or, if it resumes from another folder, all
+    that is there."""
     if not _is_inside(checkpoint, found):
         return _all_of(found)
     return tuple(each.path.name for each in _later(checkpoint, found))
 
 
 def _all_of(found: Found) -> tuple[str, ...]:
-    """What the folder's run has left, its record last: a kill on the way leaves a folder that is known for ours."""
+    """Names of all that the folder's run has left. The record is last: until then, the folder is known for ours."""
     checkpoints = [each.path.name for each in found.checkpoints]
     files = sorted(found.ours, key=lambda name: (name == RECORD, name))
     return (*found.folds, *checkpoints, *files)
 
 
 def _held(found: Found) -> list[str]:
-    """Names of what would be lost; a run that was stopped at once leaves a record and code, which would not."""
+    """Names of what the user would lose. The record and the code, which a run writes first, do not count."""
     saved = [each.path.name for each in found.checkpoints]
     return [*sorted({*found.files, *saved} - {RECORD, *CODE_NAMES}), *found.folds]

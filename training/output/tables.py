@@ -1,4 +1,4 @@
-"""The tables of a finished run: one row a text, with its id, its scores and what they come to."""
+"""The prediction tables of a finished run: a row for each text, with its id, its scores and the prediction."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from lstmpool.training.writing import writing
 
 
 def prediction_table(task: Task, logits: np.ndarray, rows: Split, with_text: bool = False) -> pandas.DataFrame:
-    """One row a text, in the order of `logits` (N, C) and `rows`.
+    """A row for each text, in the order of `logits` (N, C) and `rows`.
 
-    `score_NAME` is the probability of the label NAME. `prediction` is the likeliest label; or those above one half,
-    separated by |; or, in a regression, the number, under `prediction_NAME` if there are several.
+    `score_NAME` is the probability of the label NAME. `prediction` is the likeliest label, or all labels above one
+    half, separated by |. In a regression it is the number; several numbers are in `prediction_NAME` each.
     """
     columns: dict[str, Any] = {"id": rows.ids}
     if with_text:
@@ -27,7 +27,7 @@ def prediction_table(task: Task, logits: np.ndarray, rows: Split, with_text: boo
 
 
 def write_table(table: pandas.DataFrame, path: Path) -> None:
-    """Writes CSV or Parquet, by the ending, under a temporary name first."""
+    """Writes CSV or Parquet, as the ending of `path` says, under a temporary name first."""
     with writing(path) as unfinished:
         if path.suffix == ".parquet":
             table.to_parquet(unfinished, index=False)

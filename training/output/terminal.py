@@ -12,13 +12,14 @@ Results = dict[str, dict[str, dict[str, float]]]  # metrics by model and split
 
 
 def describe_task(task: Task) -> str:
-    """What will be learnt, and why it was taken for that."""
-    names = ", ".join(task.names[:12]) + (" ..." if len(task.names) > 12 else "")
+    """Says what will be learnt, and by which evidence."""
+    more = " ..." if len(task.names) > 12 else ""
+    names = ", ".join(task.names[:12]) + more
     return f"Task: {task.problem_type}, because {task.evidence}.\nOutputs: {len(task.names)}, {names}."
 
 
 def describe_model(model: PreTrainedModel, title: str) -> str:
-    """How much of the model is pretrained and how much is new."""
+    """Says how much of the model is pretrained and how much is new."""
     sizes = {name: p.numel() for name, p in model.named_parameters() if ".original_module." not in name}
     adapters = sum(size for name, size in sizes.items() if ".lora_" in name)
     pretrained = sum(size for name, size in sizes.items() if ".backbone." in name) - adapters
@@ -28,28 +29,30 @@ def describe_model(model: PreTrainedModel, title: str) -> str:
         f"{model.config.token_pooling} vectors; new: {model.config.layer_pooling} and classifier "
         f"({new / 1e6:.1f} million)"
     )
+    if not adapters:
+        return f"{line}."
     trained = f"{adapters + new:,} of {sum(sizes.values()):,} parameters"
-    return f"{line}; adapters: {adapters:,} parameters. Trained: {trained}." if adapters else f"{line}."
+    return f"{line}; adapters: {adapters:,} parameters. Trained: {trained}."
 
 
 def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
-    """Which checkpoint was kept, and why."""
+    """Says which checkpoint was kept, and why."""
     state, args = trainer.state, trainer.args
     if not args.do_train:
         return "The model of --init_from was evaluated, not trained."
-    if not args.load_best_model_at_end or state.best_model_checkpoint is None:  # as where a metric was never a number
+    if not args.load_best_model_at_end or state.best_model_checkpoint is None:  # None: the metric was always NaN
         return f"The model after the last step, {state.global_step}, was kept."
-    metric, steps = args.metric_for_best_model, state.best_global_step
-    epoch = steps * state.epoch / state.global_step
+    metric = args.metric_for_best_model
+    epoch = state.best_global_step * state.epoch / state.global_step
     return f"Epoch {epoch:.3g} was kept: validation {titles.get(metric, metric)} {state.best_metric:.3f}."
 
 
 def rows_of(
     results: Results, titles: dict[str, str], headline: str, intervals: dict[str, tuple[float, float]]
 ) -> list[list[str]]:
-    """A table with a head: one row for each split and model, one column for each metric in `titles`.
+    """A table with a head: a row for each split and model, a column for each metric in `titles`.
 
-    `intervals` of the first model's `headline`, by split, stand behind its numbers.
+    `intervals`, by split, are those of the first model's `headline` metric, and follow its number.
     """
     first = next(iter(results))
     splits = list(dict.fromkeys(split for by_split in results.values() for split in by_split))
@@ -65,7 +68,7 @@ def rows_of(
 
 
 def text_table(rows: list[list[str]]) -> str:
-    """The rows under each other, the first as a head; a split is named once."""
+    """The `rows` as lines, the first as a head. Each split is named once."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines, last = [], None
     for row in rows:
@@ -73,22 +76,29 @@ def text_table(rows: list[list[str]]) -> str:
         if row[0] != last and last is not None:
             lines.append("")
         last = row[0]
-        padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        lines.append("  ".join(padded).rstrip())
+        words = [cell.ljust(width) for cell, width in zip(cells[:2], widths, strict=False)]
+        numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
+        lines.append("  ".join(words + numbers).rstrip())
     return "\n".join(lines)
 
 
 def markdown_table(rows: list[list[str]]) -> str:
-    """The same in Markdown; numbers are set flush right."""
+    """The `rows` as Markdown, the first as a head. Numbers are flush right."""
     rule = ["---" if i < 2 else "---:" for i in range(len(rows[0]))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
 
 def loading_lines(model: str, pair: bool, many: bool, revision: str | None = None, adapter: bool = False) -> list[str]:
-    """The three lines that load the result, for a text or a `pair`, and for one answer or `many` a text.
+    """The lines of Python that load the result and use it.
 
-    No row of the data stands in them: a card is published, and rows may be private. A `revision` is what a name on the
-    Hub should be given with: who runs code that comes with a model says which. An `adapter` brings none.
+    They show no row of the data: a card is published, and rows may be private.
+
+    Args:
+        model: a folder, or a name on the Hub.
+        pair: whether the model reads pairs of texts.
+        many: whether a text has several answers.
+        revision: of the name on the Hub. Whoever runs code that comes with a model should say which revision.
+        adapter: whether the model is an adapter, which brings no code.
     """
     text = '"Your text here."' if not pair else '{"text": "Your text here.", "text_pair": "And the other one."}'
     top = ", top_k=None" if many else ""

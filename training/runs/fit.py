@@ -1,25 +1,13 @@
-"""One run, from rows as tokens to a finished folder, in five steps: read, load, train, measure, write."""
+"""One run, from tokens to a finished folder. Five steps hand on one `State`: read, load, train, measure, write."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
-from transformers import (
-    DataCollatorWithPadding,
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    TrainerCallback,
-    set_seed,
-)
-from transformers.data.data_collator import DataCollator
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.summary import data_lines, describe_data
-from lstmpool.training.evaluation.baselines import Scores, fit_baselines, top_states
+from lstmpool.training.evaluation.baselines import fit_baselines, top_states
 from lstmpool.training.evaluation.learned_head import Arrays, Learned, calibrate, find_thresholds, fold_scale
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
@@ -34,86 +22,15 @@ from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.layer_cache import CACHE, StatesCollator, cached_states
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.model.trainable_parts import learning_rates, prepare_layers, trained_head
-from lstmpool.training.output.artifacts import Writers, plots_of, predictions_of
-from lstmpool.training.output.folder import check_resumed, json_writer, prepare_output, write_output
-from lstmpool.training.output.model_card import Run, model_card
+from lstmpool.training.output.folder import check_resumed, prepare_output
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
-from lstmpool.training.output.terminal import describe_best, describe_model, loading_lines, rows_of, text_table
+from lstmpool.training.output.terminal import describe_model
+from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.runs.state import Extras, State
 from lstmpool.training.tasks.losses import MeanLoss
 from lstmpool.training.tasks.task import LossSettings
-
-
-def no_files(evaluation: Evaluation) -> Writers:
-    """No further files."""
-    return {}
-
-
-def do_not_publish() -> None:
-    """Nothing."""
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What a run does besides, for the command that asked for it."""
-
-    callbacks: list[TrainerCallback] = field(default_factory=list)
-    files: Callable[[Evaluation], Writers] = no_files  # further ones for the finished folder
-    publish: Callable[[], None] = do_not_publish  # what comes before the run counts as finished
-
-
-@dataclass
-class State:
-    """What a run has so far. Each step fills the part under its name, and later steps read it."""
-
-    job: Job
-    args: TrainingArguments
-    start: Start
-    extras: Extras
-    tokens: dict[str, Tokens]
-    began: float = field(default_factory=time.monotonic)
-
-    # read
-    texts: dict[str, Dataset] = field(init=False)  # the rows of each split, as tokens
-    summary: dict[str, dict[str, Any]] = field(init=False)
-
-    # load
-    model: PreTrainedModel = field(init=False)
-    record: RunRecord = field(init=False)
-    scale: TargetScale | None = field(init=False)  # of regression targets
-    rows: dict[str, Dataset] = field(init=False)  # what Trainer reads: tokens or layer states, and labels
-    collator: DataCollator = field(init=False)
-
-    # train
-    trainer: LstmPoolTrainer = field(init=False)
-    frozen_states: Arrays = field(init=False)  # (N, H) before training, for the baselines
-
-    # measure
-    evaluation: Evaluation = field(init=False)
-    baselines: dict[str, Scores] = field(init=False)
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.args.output_dir)
-
-    @property
-    def resumed(self) -> Path | None:
-        """The checkpoint that training goes on from."""
-        return self.start.checkpoint if isinstance(self.start, Resume) else None
-
-    @property
-    def caches_states(self) -> bool:
-        return self.job.model_args.freeze_backbone and self.args.layer_cache != "no"
-
-    @property
-    def is_first_process(self) -> bool:
-        return self.args.process_index == 0
-
-    @property
-    def labelled(self) -> list[str]:
-        """The splits that have labels."""
-        return [name for name, split in self.job.splits.items() if split.labels is not None]
 
 
 def fit(
@@ -123,11 +40,14 @@ def fit(
     tokens: dict[str, Tokens],
     extras: Extras | None = None,
 ) -> Evaluation:
-    """Trains and evaluates, and writes what came of it to `args.output_dir`.
+    """Trains and evaluates, and writes the result to `args.output_dir`.
 
     Args:
-        start: what becomes of what that folder holds.
-        tokens: the rows of `job`, encoded.
+        job: the rows, the task and the model.
+        args: the parsed arguments, which stay as they are.
+        start: how the run begins in its output folder.
+        tokens: the tokens of each split of `job`.
+        extras: what the run does besides.
 
     Raises:
         InputError: if the model cannot be loaded or resumed, or has diverged.
@@ -144,21 +64,21 @@ def fit(
 
 # ---------------------------------------------------------------------------------------------------------------- read
 def read(state: State) -> None:
-    """Looks at the rows, and says what they are like."""
+    """Looks at the rows and their tokens, and says what they are like."""
     job = state.job
-    state.texts = {name: of.choose(of.rows) for name, of in state.tokens.items()}
-    cut = {name: of.cut for name, of in state.tokens.items()}
-    state.summary = describe_data(job.splits, state.texts, cut, job.task)
+    datasets = {name: tokens.choose(tokens.dataset) for name, tokens in state.tokens.items()}
+    cut = {name: tokens.cut for name, tokens in state.tokens.items()}
+    state.summary = describe_data(job.splits, datasets, cut, job.task)
     lines = ["Data:", *data_lines(state.summary, job.tokenizer.model_max_length)]
     print("\n".join(lines), flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- load
 def load(state: State) -> None:
-    """Loads the model, makes the output folder ready for it, and the rows ready for Trainer."""
+    """Loads the model, and prepares the output folder and what Trainer reads."""
     job, args = state.job, state.args
     set_seed(args.seed)
-    state.model, is_fresh = _load_model(job, args)  # before an earlier run is replaced: it may be refused, too
+    state.model, is_fresh = _load_model(job, args)  # before an earlier run is replaced: the model may be refused
     resumed_from = state.start.resumed_from if isinstance(state.start, Resume) else ""
     state.record = RunRecord.of(job.settings, job.splits, resumed_from)
     _prepare_folder(state)
@@ -167,31 +87,31 @@ def load(state: State) -> None:
         state.scale = TargetScale(job.splits["train"].labels)
         state.scale.switch_on(trained_head(state.model), is_fresh)
     print(describe_model(state.model, job.backbone.title), flush=True)
-    state.rows = {name: state.tokens[name].with_labels(_targets(state, name)) for name in state.tokens}
+    state.inputs = {name: tokens.with_labels(_targets(state, name)) for name, tokens in state.tokens.items()}
     state.collator = DataCollatorWithPadding(job.tokenizer)  # each batch is padded to its longest text
     if state.caches_states:
         _read_layer_states(state)
-    state.rows = {name: state.tokens[name].choose(rows) for name, rows in state.rows.items()}
+    state.inputs = {name: state.tokens[name].choose(dataset) for name, dataset in state.inputs.items()}
 
 
 def _load_model(job: Job, args: TrainingArguments) -> tuple[PreTrainedModel, bool]:
-    """The model, with adapters where these are wanted, and whether its layers above the backbone are new."""
+    """The model, with adapters if they are wanted, and whether its classifier is new."""
     with quiet_loading():
         model, is_fresh = job.backbone.load_model(job.fields)
     prepare_layers(model, job.model_args)
     if job.model_args.peft:
-        from lstmpool.training.model.adapters import add_adapters  # here: peft is not always installed
+        from lstmpool.training.model.adapters import add_adapters  # peft may not be installed
 
         model = add_adapters(model, job.model_args, job.backbone)
-    learning_rates(model, args)  # refuses layers that cannot be told apart now, and not after the caches are filled
+    learning_rates(model, args)  # called for its errors: they should come before the caches are filled
     return model, is_fresh
 
 
 def _prepare_folder(state: State) -> None:
-    """Makes the output folder ready.
+    """Checks the checkpoint to resume from, and prepares the output folder.
 
     Raises:
-        InputError: if the checkpoint to resume from is of another model, or of other rows, or the best one is damaged.
+        InputError: if the checkpoint is of another model or of other rows, or the best checkpoint is damaged.
     """
     args, model = state.args, state.model
     if state.resumed:
@@ -207,7 +127,7 @@ def _prepare_folder(state: State) -> None:
 
 
 def _targets(state: State, split: str) -> list[Any] | None:
-    """The labels of a split as they are trained on."""
+    """The labels of a split as the model is trained on them."""
     labels = state.job.splits[split].labels
     if labels is None or state.scale is None:
         return labels
@@ -215,14 +135,14 @@ def _targets(state: State, split: str) -> list[Any] | None:
 
 
 def _read_layer_states(state: State) -> None:
-    """Puts the layer states of the frozen backbone in the place of tokens."""
+    """Has Trainer read the layer states of the frozen backbone in place of tokens."""
     args, model = state.args, state.model
     model.to(args.device)
     with args.main_process_first():  # the others find the files
-        for name, rows in state.rows.items():
-            state.rows[name] = cached_states(
+        for name, tokens in state.inputs.items():
+            state.inputs[name] = cached_states(
                 model,
-                rows,
+                tokens,
                 state.collator,
                 batch_size=args.per_device_eval_batch_size,
                 dtype=args.layer_cache,
@@ -238,17 +158,19 @@ def train(state: State) -> None:
     state.trainer = _trainer(state)
     state.frozen_states = {}
     if state.args.baselines:
-        state.frozen_states = {name: top_states(state.trainer, state.rows[name]) for name in state.labelled}
+        state.frozen_states = {name: top_states(state.trainer, state.inputs[name]) for name in state.labelled}
     if state.args.do_train:
         with stop_at_step(state.trainer):
             state.trainer.train_from(str(state.resumed) if state.resumed else None)
-    if state.job.model_args.merge:  # now: what is measured is what is saved
+    if state.job.model_args.merge:  # before measuring, so that the model that is measured is the one that is saved
         merged = state.trainer.model.merge_and_unload()
-        state.trainer.model = state.trainer.model_wrapped = merged
+        state.trainer.model = merged
+        state.trainer.model_wrapped = merged
     state.model = state.trainer.model
 
 
 def _trainer(state: State) -> LstmPoolTrainer:
+    """The Trainer, with the loss and the metrics of the task."""
     job, args = state.job, state.args
     callbacks = list(state.extras.callbacks)
     if args.early_stopping_patience:
@@ -259,8 +181,8 @@ def _trainer(state: State) -> LstmPoolTrainer:
         state.model,
         trainer_arguments(args, job.best, reads_layer_states=state.caches_states),
         data_collator=state.collator,
-        train_dataset=state.rows.get("train"),
-        eval_dataset=by_length(state.rows["validation"])[0] if args.do_eval else None,
+        train_dataset=state.inputs.get("train"),
+        eval_dataset=by_length(state.inputs["validation"])[0] if args.do_eval else None,
         processing_class=job.tokenizer,
         compute_metrics=TrainerMetrics(job.task, state.scale.scale if state.scale else None),
         compute_loss_func=MeanLoss(loss) if loss else None,
@@ -272,10 +194,10 @@ def _trainer(state: State) -> LstmPoolTrainer:
 
 # ------------------------------------------------------------------------------------------------------------- measure
 def measure(state: State) -> None:
-    """Puts what validation teaches into the weights, and measures what the model gives from then on."""
-    job, args, trainer = state.job, state.args, state.trainer
-    splits = [name for name in state.rows if name != "train" or args.baselines]  # train only beside the baselines
-    logits = {name: predict_logits(trainer, state.rows[name]) for name in splits}
+    """Folds what validation teaches into the weights, and measures what the model then gives."""
+    job, args = state.job, state.args
+    splits = [name for name in state.inputs if name != "train" or args.baselines]  # train only beside the baselines
+    logits = {name: predict_logits(state.trainer, state.inputs[name]) for name in splits}
     targets = {name: np.array(job.splits[name].labels) for name in splits if name in state.labelled}
     logits, learned = _learn_from_validation(state, logits, targets)
     state.evaluation = Evaluation.of(job.task, logits, targets, learned)
@@ -283,7 +205,9 @@ def measure(state: State) -> None:
 
 
 def _learn_from_validation(state: State, logits: Arrays, targets: Arrays) -> Learned:
-    head, task, args = trained_head(state.model), state.job.task, state.args
+    """Folds scale, temperature and thresholds, in this order, into the classifier. See `learned_head`."""
+    task, args = state.job.task, state.args
+    head = trained_head(state.model)
     learned: dict[str, Any] = {}
     if state.scale is not None:
         logits, found = fold_scale(head, state.scale, logits)
@@ -299,81 +223,11 @@ def _learn_from_validation(state: State, logits: Arrays, targets: Arrays) -> Lea
 
 # --------------------------------------------------------------------------------------------------------------- write
 def write(state: State) -> None:
-    """Fills the output folder and says what is in it; the run then counts as finished."""
+    """Fills the output folder and says what is in it. The run then counts as finished."""
     if state.is_first_process:
-        _write_files(state)
+        write_files(state)
     state.args.distributed_state.wait_for_everyone()
     if state.is_first_process:
         state.extras.publish()
         state.record.finish(state.folder)
         state.trainer.kept.finish(state.trainer.state)
-
-
-def _write_files(state: State) -> None:
-    job, args, evaluation = state.job, state.args, state.evaluation
-    has_new_weights = args.do_train or not {"temperature", "folded_thresholds"}.isdisjoint(evaluation.learned)
-    table = _table(state)
-    best = describe_best(state.trainer, job.task.titles)
-    plots = plots_of(evaluation, state.trainer.state.log_history)
-    files = {
-        "metrics.json": json_writer(_metrics(state)),
-        **plots,
-        **predictions_of(evaluation, job.splits.get("test"), args.predictions_format, args.predictions_with_text),
-        **state.extras.files(evaluation),
-    }
-    if has_new_weights:
-        card = _card(state, table, best, list(plots))
-        files["README.md"] = lambda path: path.write_text(card, encoding="utf-8")
-    write_output(state.folder, state.model if has_new_weights else None, job.tokenizer, files)
-    print(f"\n{text_table(table)}\n\n{best}")
-    print(f"Done in {time.monotonic() - state.began:.0f} s. {args.output_dir} holds", end=" ")
-    if has_new_weights:
-        lines = _loading_lines(state, args.output_dir)
-        print("the model; these lines load it:\n\n" + "\n".join(lines))
-    else:
-        print(", ".join(sorted(files)) + ".")
-
-
-def _table(state: State) -> list[list[str]]:
-    """The table of results, with a head."""
-    task, config = state.job.task, state.model.config
-    results = {f"{config.layer_pooling} over {len(config.layers)} layers": state.evaluation.results}
-    results |= state.baselines
-    return rows_of(results, task.titles, task.headline, state.evaluation.intervals)
-
-
-def _metrics(state: State) -> dict[str, Any]:
-    """For metrics.json."""
-    return {
-        "problem_type": state.job.task.problem_type,
-        "data": state.summary,
-        **state.evaluation.record(),
-        "baselines": state.baselines,
-    }
-
-
-def _card(state: State, table: list[list[str]], best: str, plots: list[str]) -> str:
-    job, name = state.job, state.folder.resolve().name
-    run = Run(
-        name=name,
-        config=state.model.config,
-        args=state.args,
-        backbone=job.backbone,
-        lora=job.model_args if job.model_args.peft else None,
-        data=state.summary,
-        max_seq_length=job.tokenizer.model_max_length,
-        best=best,
-        table=table,
-        learned=state.evaluation.learned,
-        plots=plots,
-        snippet=_loading_lines(state, name, revision="main"),
-        command=job.command,
-        data_args=job.data_args,
-        results=state.evaluation.results,
-    )
-    return model_card(run)
-
-
-def _loading_lines(state: State, model: str, revision: str | None = None) -> list[str]:
-    job = state.job
-    return loading_lines(model, job.reads_pairs, job.task.gives_several_answers, revision, job.is_adapter)

@@ -1,8 +1,8 @@
-"""Cross-validation: a run for each fold, in a folder of its own, and what the models of all folds say together.
+"""Cross-validation: a run for each fold, in a folder of its own, and the predictions of all folds' models together.
 
-Every training row is predicted by the model that was trained without it (`oof.parquet`); test rows, if there are any,
-by all of them, whose probabilities, or numbers, are averaged. A fold that is finished is not run again, so that the
-same command goes on where it was cut off. All folds share one set of tokens and, with a frozen backbone, one cache.
+Each training row is predicted by the model that was trained without it (`oof.parquet`). Test rows, if there are any,
+are predicted by all models, and their probabilities, or numbers, are averaged. A finished fold is not run again, so
+the same command goes on where it was cut off. All folds share their tokens and, with a frozen backbone, one cache.
 """
 
 import gc
@@ -28,12 +28,12 @@ from lstmpool.training.runs.fit import Extras, fit
 from lstmpool.training.runs.job import Job, Tokens
 
 
-LOGITS = "logits.npz"  # of a fold: what its model says of the rows that it was trained without, and of the test rows
+LOGITS = "logits.npz"  # in a fold's folder: its model's logits of the rows that it was not trained on
 ALL = "out of fold"
 
 
 def choose_start_of_folds(args: TrainingArguments, settings: dict, init_from: str | None = None) -> Start | None:
-    """What `choose_start` is for one run; None where this very cross-validation was cut off, and goes on.
+    """Does what `choose_start` does for one run. None if this very cross-validation was cut off, and goes on.
 
     Raises:
         InputError: if the folder is taken.
@@ -45,52 +45,54 @@ def choose_start_of_folds(args: TrainingArguments, settings: dict, init_from: st
 
 
 def cross_validate(job: Job, args: TrainingArguments, start: Start | None) -> Evaluation:
-    """Runs the folds that are not finished in `args.output_dir`, and writes there what all come to.
+    """Runs the folds that are not finished in `args.output_dir`, and writes the results of all folds there.
 
     Args:
-        start: of `choose_start_of_folds`.
+        job: the rows, the task and the model.
+        args: the parsed arguments, which stay as they are.
+        start: what `choose_start_of_folds` gave.
 
     Raises:
-        InputError: before any training, if there are too few rows for the folds, or the folder holds those of others.
+        InputError: before any training, if there are too few rows for the folds, or the folder holds other folds.
         Interrupted: after a signal, as in `fit`.
     """
-    folder, record = Path(args.output_dir), RunRecord.of(job.settings, job.splits)
+    folder = Path(args.output_dir)
+    record = RunRecord.of(job.settings, job.splits)
     assigned = assign_folds(job.splits["train"], job.task, job.data_args.cv_folds, job.data_args.shuffle_seed)
     jobs = {fold: _job_of(job, assigned, fold) for fold in range(1, job.data_args.cv_folds + 1)}
-    for fold, of_fold in jobs.items():
-        if RunRecord.read(folder / f"fold-{fold}") is None:  # now, and not when the folds before it are trained
-            _start_of_fold(of_fold, _args_of(args, fold))
+    for fold, job_of_fold in jobs.items():
+        if RunRecord.read(folder / f"fold-{fold}") is None:  # called for its errors, before any fold is trained
+            _start_of_fold(job_of_fold, _args_of(args, fold))
     if start is None:
         _check_rows(folder, record, jobs)
     else:
-        prepare_output(
-            folder, start, record, with_code=False
-        )  # the models, and so the code, are in the folds' folders
+        prepare_output(folder, start, record, with_code=False)  # the code lies with the models, in the folds' folders
 
     all_tokens = job.encode()  # once for all folds
-    for fold, of_fold in jobs.items():
-        rows = f"{len(of_fold.splits['train'])} rows train, {len(of_fold.splits['validation'])} are held out"
+    for fold, job_of_fold in jobs.items():
+        splits = job_of_fold.splits
+        rows = f"{len(splits['train'])} rows train, {len(splits['validation'])} are held out"
         if _is_finished(folder / f"fold-{fold}"):
             print(f"\nFold {fold} of {len(jobs)}, {rows}: finished before.", flush=True)
             continue
         print(f"\nFold {fold} of {len(jobs)}, {rows}:", flush=True)
         own = _args_of(args, fold)
         tokens = _tokens_of(all_tokens, assigned, fold)
-        fit(of_fold, own, _start_of_fold(of_fold, own), tokens, Extras(files=_logits_writer))
-        gc.collect()  # the model and its trainer refer to each other, and would stay on the device beside the next one
+        fit(job_of_fold, own, _start_of_fold(job_of_fold, own), tokens, Extras(files=_logits_writer))
+        gc.collect()  # model and trainer refer to each other, and would stay on the device beside the next model
 
     evaluation = _evaluate(job, folder, assigned)
     _write(job, args, evaluation, assigned)
     record.finish(folder)
     print(
-        f"{folder} holds the predictions of every row by the model that was trained without it (oof.parquet), and "
-        f"these numbers (metrics.json); fold-1 to fold-{len(jobs)} in it hold a model each."
+        f"{folder} holds the predictions for every row by the model that was trained without it (oof.parquet), and "
+        f"these numbers (metrics.json). Its folders fold-1 to fold-{len(jobs)} hold a model each."
     )
     return evaluation
 
 
 def _args_of(args: TrainingArguments, fold: int) -> TrainingArguments:
-    """Of the run of a fold. It replaces what has no record, which a kill may leave, but never a fold of ours."""
+    """The arguments of a fold's run. It may replace what a kill left without a record, but never a fold of ours."""
     folder = Path(args.output_dir, f"fold-{fold}")
     return changed(args, output_dir=str(folder), overwrite=args.overwrite and RunRecord.read(folder) is None)
 
@@ -110,7 +112,7 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _check_rows(folder: Path, record: RunRecord, jobs: dict[int, Job]) -> None:
-    """Refuses to go on with other rows, or other groups of them: the folds would not be the same."""
+    """Raises InputError if the rows or their groups are others than before: the folds would not be the same."""
     wanted = {folder: record}
     for fold, job in jobs.items():
         if _is_finished(folder / f"fold-{fold}"):
@@ -124,45 +126,58 @@ def _check_rows(folder: Path, record: RunRecord, jobs: dict[int, Job]) -> None:
 
 
 def _job_of(job: Job, assigned: np.ndarray, fold: int) -> Job:
-    """What the run of this fold is to do; its tokens are another matter, since they cost time."""
+    """The job of a fold's run. `_tokens_of` gives its tokens, which are made only once training begins."""
     train = job.splits["train"]
     splits = {
-        "train": train.take(np.flatnonzero(assigned != fold).tolist()),
-        "validation": train.take(np.flatnonzero(assigned == fold).tolist(), source=f"fold {fold} of {train.source}"),
-        **{name: split for name, split in job.splits.items() if name != "train"},
+        "train": train.take(_rows_outside(fold, assigned)),
+        "validation": train.take(_rows_in(fold, assigned), source=f"fold {fold} of {train.source}"),
     }
-    return replace(job, splits=splits, settings={**job.settings, "fold": fold})
+    splits |= {name: split for name, split in job.splits.items() if name != "train"}
+    return replace(job, splits=splits, settings=job.settings | {"fold": fold})
 
 
 def _tokens_of(tokens: dict[str, Tokens], assigned: np.ndarray, fold: int) -> dict[str, Tokens]:
-    """The tokens of a fold's run, which are some of those of all rows."""
-    of_fold = dict(tokens)
-    of_fold["train"] = replace(tokens["train"], chosen=np.flatnonzero(assigned != fold).tolist())
-    of_fold["validation"] = replace(tokens["train"], chosen=np.flatnonzero(assigned == fold).tolist())
-    return of_fold
+    """The tokens of a fold's run, chosen from those of all rows."""
+    chosen = dict(tokens)
+    chosen["train"] = replace(tokens["train"], chosen=_rows_outside(fold, assigned))
+    chosen["validation"] = replace(tokens["train"], chosen=_rows_in(fold, assigned))
+    return chosen
+
+
+def _rows_in(fold: int, assigned: np.ndarray) -> list[int]:
+    return np.flatnonzero(assigned == fold).tolist()
+
+
+def _rows_outside(fold: int, assigned: np.ndarray) -> list[int]:
+    return np.flatnonzero(assigned != fold).tolist()
 
 
 def _logits_writer(evaluation: Evaluation) -> Writers:
+    """The file of a fold from which `_evaluate` reads."""
     logits = {name: values for name, values in evaluation.logits.items() if name != "train"}
-    return {LOGITS: lambda path: np.savez(path, **logits)}
+    return {LOGITS: partial(np.savez, **logits)}
 
 
 def _evaluate(job: Job, folder: Path, assigned: np.ndarray) -> Evaluation:
-    """Of each fold's rows, of all rows, and of the test rows."""
+    """Measures each fold's rows, all rows at once, and the test rows."""
     task, train = job.task, job.splits["train"]
     labels = np.array(train.labels)
     out_of_fold = np.empty((len(train), len(task.names)))
-    logits, targets, of_test = {}, {}, []
+    logits: dict[str, np.ndarray] = {}
+    targets: dict[str, np.ndarray] = {}
+    test_logits = []  # (N, C) for each fold
     for fold in range(1, job.data_args.cv_folds + 1):
         held = assigned == fold
         with np.load(folder / f"fold-{fold}" / LOGITS) as saved:
             out_of_fold[held] = saved["validation"]
             if "test" in saved:
-                of_test.append(saved["test"])
-        logits[f"fold {fold}"], targets[f"fold {fold}"] = out_of_fold[held], labels[held]
-    logits[ALL], targets[ALL] = out_of_fold, labels
-    if of_test:
-        logits["test"] = task.mean_logits(np.stack(of_test))
+                test_logits.append(saved["test"])
+        logits[f"fold {fold}"] = out_of_fold[held]
+        targets[f"fold {fold}"] = labels[held]
+    logits[ALL] = out_of_fold
+    targets[ALL] = labels
+    if test_logits:
+        logits["test"] = task.mean_logits(np.stack(test_logits))
         if job.splits["test"].labels is not None:
             targets["test"] = np.array(job.splits["test"].labels)
     return Evaluation.of(task, logits, targets, learned={})
@@ -174,7 +189,7 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
     names = [f"fold {fold}" for fold in range(1, job.data_args.cv_folds + 1)]
     by_fold = pandas.DataFrame([results[name] for name in names])
     mean = by_fold.mean(skipna=False).to_dict()
-    deviation = by_fold.std(skipna=False).to_dict()  # of a sample: n - 1
+    deviation = by_fold.std(skipna=False).to_dict()  # of a sample: divided by n - 1
     recorded = evaluation.record()
     numbers = {
         "problem_type": job.task.problem_type,
@@ -200,13 +215,13 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
     print(f"\n{text_table(rows)}\n")
     if args.load_best_model_at_end:
         print(
-            "Each fold's epoch was chosen on the rows that it was then measured on, so all but test are somewhat too "
-            "good. --load_best_model_at_end False keeps the last epoch instead."
+            "Each fold's epoch was chosen on the rows that the fold was then measured on. So all numbers but those of "
+            "test are somewhat too good. --load_best_model_at_end False keeps the last epoch instead."
         )
 
 
 def _oof_table(job: Job, args: TrainingArguments, logits: np.ndarray, assigned: np.ndarray) -> pandas.DataFrame:
-    """A row for each training row, in their order: what `prediction_table` gives, the fold and the label."""
+    """The columns of `prediction_table` for the training rows, with the fold and the true label of each."""
     train = job.splits["train"]
     table = prediction_table(job.task, logits, train, args.predictions_with_text)
     return table.assign(fold=assigned, **job.task.label_columns(train.labels))

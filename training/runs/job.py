@@ -1,4 +1,4 @@
-"""What a command asks for, read and checked before any weights are: what its runs, such as folds, have in common."""
+"""Reads and checks what a command asks for, before any weights are read. Its runs, such as folds, share this `Job`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,31 +19,37 @@ from lstmpool.training.tasks.task import BestBy, Task
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokenizer's columns of a split, and the share of its rows that were cut."""
+    """The tokens of a split. Folds share one `dataset`, and each chooses from it.
 
-    rows: Dataset
+    Args:
+        dataset: the tokenizer's columns.
+        cut: the share of rows that the tokenizer has cut.
+        chosen: numbers of the rows that belong to the split; None for all.
+    """
+
+    dataset: Dataset
     cut: float
-    chosen: list[int] | None = None  # the rows that are meant, where the others are those of other folds
+    chosen: list[int] | None = None
 
     def with_labels(self, labels: list[Any] | None) -> Dataset:
-        """All rows, with `labels` in those that are meant."""
+        """The whole dataset with a column of labels. `labels` are those of the chosen rows; others get any."""
         if labels is None:
-            return self.rows
+            return self.dataset
         if self.chosen is not None:
-            spread = [labels[0]] * len(self.rows)
+            spread = [labels[0]] * len(self.dataset)
             for row, label in zip(self.chosen, labels, strict=True):
                 spread[row] = label
             labels = spread
-        return self.rows.add_column("labels", labels)
+        return self.dataset.add_column("labels", labels)
 
-    def choose(self, rows: Dataset) -> Dataset:
-        """Of `rows`, one for each of all, those that are meant."""
-        return rows if self.chosen is None else rows.select(self.chosen)
+    def choose(self, dataset: Dataset) -> Dataset:
+        """The chosen rows of `dataset`, which has a row for each row of the tokens."""
+        return dataset if self.chosen is None else dataset.select(self.chosen)
 
 
 @dataclass(frozen=True)
 class Job:
-    """The rows, the task that they set, and the model that is wanted for it."""
+    """The rows, the task that their labels set, and the model to train for it."""
 
     model_args: ModelArguments
     data_args: DataArguments
@@ -54,11 +60,11 @@ class Job:
     best: BestBy
     tokenizer: PreTrainedTokenizerBase
     settings: dict[str, Any]  # see `settings_of`
-    command: list[str]  # what was typed, for the model card
+    command: list[str]  # as it was typed, for the model card
 
     @property
     def is_adapter(self) -> bool:
-        """Whether what is saved is an adapter, and no whole model."""
+        """Whether the run saves an adapter and not a whole model."""
         return self.model_args.peft is not None and not self.model_args.merge
 
     @property
@@ -80,10 +86,15 @@ def read_job(
     settings: dict[str, Any],
     command: list[str],
 ) -> Job:
-    """Reads the rows, which are at `places`, and settles the task.
+    """Reads the rows and settles the task.
+
+    Args:
+        places: by split, where its rows are.
+        settings: see `settings_of`.
+        command: as it was typed, for the model card.
 
     Raises:
-        InputError: for whatever in the rows, the flags or the backbone's config does not fit.
+        InputError: if the rows, the flags and the backbone's config do not fit together.
     """
     backbone = Backbone.find(model_args)
     config = backbone.load_config()
@@ -95,15 +106,15 @@ def read_job(
         splits = _with_validation(splits, task, data_args)
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
     best = task.best_by(args.metric_for_best_model)
-    fields = {**model_args.config_fields(), **task.config_fields}
+    fields = model_args.config_fields() | task.config_fields
     check_layers(model_args, backbone.check_fields(config, fields))
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
     return Job(model_args, data_args, backbone, fields, splits, task, best, tokenizer, settings, command)
 
 
 def _with_validation(splits: dict[str, Split], task: Task, args: DataArguments) -> dict[str, Split]:
-    share, seed, limit = args.validation_size, args.shuffle_seed, args.max_eval_samples
-    train, held = hold_out(splits["train"], task, share, seed, limit)
-    print(f"No validation rows: {len(held)} of the training rows, stratified, are held out as such.")
+    """Holds out some of the training rows as validation rows."""
+    train, held = hold_out(splits["train"], task, args.validation_size, args.shuffle_seed, args.max_eval_samples)
+    print(f"No validation rows: {len(held)} of the training rows, stratified, are held out for validation.")
     others = {name: split for name, split in splits.items() if name != "train"}
-    return {"train": train, "validation": held, **others}
+    return {"train": train, "validation": held} | others

@@ -1,13 +1,14 @@
-"""A search of settings before the training proper: each trial is a run of its own, judged on the validation rows.
+"""Searches settings before the final training. Each trial is a run of its own, judged on the validation rows.
 
-The study is an SQLite file, which a kill at any moment leaves whole, and the runs of the trials lie beside it, in a
-folder under `STUDIES` whose name is a digest of all that the trials depend on; what a user asks for again is found
-again. A trial that was cut off is marked as failed, and its settings are tried again, in its folder, where its run
-goes on from its checkpoint. The next settings follow from the seed and the trials that are done, so a search that was
-cut off tries the same as one that was not. Test rows are never looked at.
+The study is an SQLite file, which a kill at any moment leaves whole. The trials' runs lie beside it, in a folder under
+`STUDIES` whose name is a digest of all that they depend on. So a search that is asked for again finds its study.
+
+A trial that was cut off is marked as failed, and its settings are tried again in its folder, where its run goes on
+from its checkpoint. The next settings depend on the seed and the finished trials alone. So a search that was cut off
+tries the same settings as one that was not. It never looks at test rows.
 
 Reference: TPE, the tree-structured Parzen estimator (Bergstra et al., Algorithms for Hyper-Parameter Optimization,
-2011), as in optuna; the first ten trials are random, but for the very first, which has the settings of the command.
+2011), as in optuna. The first trial has the command's own settings, and the next nine have random ones.
 """
 
 import gc
@@ -41,9 +42,10 @@ from lstmpool.training.runs.search_space import OF_MODEL, Space, Values
 
 
 STUDIES = Path(HF_HOME) / "lstmpool_studies"  # not in the layer cache, which may be deleted
-KEPT = {"metrics.json", "run.json", "runs"}  # of a trial; the rest is as large as the model
+KEPT = {"metrics.json", "run.json", "runs"}  # in a trial's folder; the rest is as large as the model
 TABLE = "hp_search.csv"
-DIVERGED, NO_MEMORY = "diverged", "run out of memory"  # how a trial may end without a number
+DIVERGED = "diverged"  # how a trial may end without a number
+NO_MEMORY = "run out of memory"
 REMEDIES = {
     DIVERGED: "Lower the rates: --hp_space "
     '\'{"learning_rate": [1e-6, 2e-5, "log"], "head_learning_rate": [1e-5, 1e-3, "log"]}\'',
@@ -52,13 +54,20 @@ REMEDIES = {
 
 
 def unsearched(settings: dict[str, Any], space: Space) -> dict[str, Any]:
-    """The settings that are known before the search."""
+    """The settings that the search leaves as they are."""
     return {name: value for name, value in settings.items() if name not in space}
 
 
 @dataclass(frozen=True)
 class Search:
-    """The trials of one study."""
+    """The trials of one study.
+
+    Args:
+        job: the rows, the task and the model, with the command's own settings.
+        args: the parsed arguments, which stay as they are.
+        space: what each searched setting may be.
+        tokens: the tokens of each split of `job`.
+    """
 
     job: Job
     args: TrainingArguments
@@ -66,11 +75,10 @@ class Search:
     tokens: dict[str, Tokens]
 
     def run(self) -> tuple[Job, TrainingArguments]:
-        """Runs the trials that are left of `args.hp_search`; returns what the training proper is to do, with the best.
+        """Runs the trials that are left of `args.hp_search`. Returns job and arguments with the best settings.
 
         Raises:
-            InputError: if another process runs the same search, no trial came to a number, or the run in the output
-                folder that would go on was begun with other settings.
+            InputError: if another process runs the same search, or no trial ended with a number.
             Interrupted: after a signal, as in `fit`.
         """
         import optuna
@@ -86,8 +94,9 @@ class Search:
             self._repeat_cut_off(study)
             done = self._done(study)
             print(f"Search: {len(done)} of {self.args.hp_search} trials are done, in {self.folder}.", flush=True)
-            if not study.trials and (start := self._given()):
-                study.enqueue_trial(start)
+            given = self._given()
+            if given and not study.trials:
+                study.enqueue_trial(given)
             while len(done) < self.args.hp_search:
                 study.sampler = optuna.samplers.TPESampler(seed=self.args.seed + len(done))
                 self._try_one(study, len(done) + 1)
@@ -100,24 +109,26 @@ class Search:
             best = {name: self.space[name].kind(value) for name, value in study.best_params.items()}
             self._say(study, best)
         job, args = self._with(best)
-        return job, changed(args, hp_search=len(done))  # for the card; there may have been more than asked for now
+        return job, changed(args, hp_search=len(done))  # for the card; earlier commands may have asked for more trials
 
     def table(self, evaluation: Evaluation) -> Writers:
-        """What writes the table of trials, by its file's name."""
+        """The table of trials as a file for the finished folder: its name, and the function that writes it."""
         return {TABLE: partial(shutil.copyfile, self.folder / TABLE)}
 
     @cached_property
     def folder(self) -> Path:
-        """Of the study: the same for the same settings, space, weights to start from, and training and validation
-        rows."""
+        """The study's folder. Its name depends on the settings, the space, the weights to start from, and the training
+        and validation rows."""
         job = _without_test(self.job)
         record = RunRecord.of(job.settings, job.splits)
-        said = [sorted(record.settings.items()), record.rows, sorted(self.space.items()), job.backbone.identity()]
-        return STUDIES / hashlib.blake2b(repr(said).encode(), digest_size=8).hexdigest()
+        inputs = [sorted(record.settings.items()), record.rows, sorted(self.space.items()), job.backbone.identity()]
+        return STUDIES / hashlib.blake2b(repr(inputs).encode(), digest_size=8).hexdigest()
 
     def _lock(self) -> AbstractContextManager:
-        """Held, since of two processes one would take the other's running trial for one that was cut off. It ends with
-        the process, however that ends."""
+        """Keeps other processes out: they would take the running trial for one that was cut off.
+
+        The lock ends with the process, however that ends.
+        """
         lock = FileLock(self.folder / "lock", timeout=0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -128,13 +139,14 @@ class Search:
             raise InputError(f"the study in {self.folder} cannot be written or read: {error}") from None
 
     def _given(self) -> dict[str, Any]:
-        """The settings of the command itself, if they are in the space."""
+        """The command's own settings, or nothing if one of them is not in the space."""
         holders = {name: self.job.model_args if name in OF_MODEL else self.args for name in self.space}
         given = {name: getattr(holder, name) for name, holder in holders.items()}
-        return given if all(given[name] in values for name, values in self.space.items()) else {}
+        all_in_space = all(given[name] in values for name, values in self.space.items())
+        return given if all_in_space else {}
 
     def _done(self, study: Any) -> list[Any]:
-        """The trials that count: those with a number and those that ended without one. Their weights are removed."""
+        """The finished trials, with a number or without one. Removes their weights."""
         from optuna.trial import TrialState
 
         done = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -147,8 +159,9 @@ class Search:
 
         A kill between these two steps loses nothing: the next start finds the settings in the queue.
 
-        optuna's `RetryHeartbeatStaleTrialCallback` would need a thread that writes to the study during training and a
-        wait at the next start; it takes the two steps in the other order, and forgets a trial that Ctrl-C ended.
+        optuna's `RetryHeartbeatStaleTrialCallback` is not used. It needs a thread that writes to the study during
+        training, and a wait at the next start. It takes the two steps in the other order, and forgets a trial that
+        Ctrl-C ended.
         """
         from optuna.trial import TrialState
 
@@ -156,7 +169,7 @@ class Search:
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
             folder = self._folder_of(trial)
             values = trial.system_attrs.get("fixed_params", {}) | trial.params
-            all_drawn = len(values) == len(self.space)  # if not, nothing was run with them
+            all_drawn = len(values) == len(self.space)  # if not, the trial never ran
             if all_drawn and folder not in queued:
                 study.enqueue_trial(values, user_attrs={"folder": folder.name})
             study.tell(trial.number, state=TrialState.FAIL)
@@ -164,14 +177,14 @@ class Search:
     def _try_one(self, study: Any, number: int) -> None:
         """Runs the next trial and tells the study how it ended.
 
-        A trial without a number is marked as pruned, which the sampler takes for worse than every number. With
+        A trial without a number is marked as pruned, which to the sampler is worse than every number. With
         `study.optimize(catch=...)` it would count as failed, and the sampler would not learn to avoid its settings.
         """
         from optuna.trial import TrialState
 
         began = time.monotonic()
         trial = study.ask()
-        values = {name: _suggest(trial, name, of) for name, of in self.space.items()}
+        values = {name: _suggest(trial, name, allowed) for name, allowed in self.space.items()}
         print(f"trial {number} of {self.args.hp_search}: {_words(values)}", end=" ", flush=True)
         value, end = self._value(self._folder_of(trial), values)
         trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
@@ -185,8 +198,7 @@ class Search:
             print(f"-> {end}", flush=True)
 
     def _value(self, folder: Path, values: dict[str, Any]) -> tuple[float, str]:
-        """What the run with these values comes to, which is read from its folder if it was finished; or NaN, and how
-        it has ended."""
+        """Runs the trial, unless its run is finished. Returns its number, or NaN and how it ended."""
         job, args = self._with(values)
         job = _without_test(job)
         args = changed(
@@ -200,7 +212,8 @@ class Search:
             tune_thresholds=False,
         )
         tokens = {name: self.tokens[name] for name in job.splits}
-        if not (record := RunRecord.read(folder)) or not record.finished or record.differs(job.settings):
+        record = RunRecord.read(folder)
+        if record is None or not record.finished or record.differs(job.settings):
             folder.mkdir(exist_ok=True)
             try:
                 with open(f"{folder}.log", "a") as log, redirect_stdout(log):
@@ -210,13 +223,13 @@ class Search:
             except torch.OutOfMemoryError:
                 return math.nan, NO_MEMORY
             finally:
-                gc.collect()  # the model and its trainer refer to each other, and would stay on the device
+                gc.collect()  # model and trainer refer to each other, and would stay on the device
         results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["results"]["validation"]
         value = results[job.best.metric]
         return (math.nan, DIVERGED) if value is None else (value, "")
 
     def _with(self, values: dict[str, Any]) -> tuple[Job, TrainingArguments]:
-        """The run with these values, for which they count as its settings."""
+        """Job and arguments with these values, which count as settings of the run."""
         of_model = {name: value for name, value in values.items() if name in OF_MODEL}
         of_training = {name: value for name, value in values.items() if name not in OF_MODEL}
         job = replace(
@@ -231,20 +244,23 @@ class Search:
         return self.folder / trial.user_attrs.get("folder", f"trial-{trial.number}")
 
     def _clear(self, folder: Path) -> None:
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name not in KEPT:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Removes everything but `KEPT` from a trial's folder."""
+        if not folder.is_dir():
+            return
+        for path in folder.iterdir():
+            if path.name in KEPT:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _say(self, study: Any, best: dict[str, Any]) -> None:
-        """Prints the best, and keeps the table of all trials that count, the best first."""
+        """Prints the best settings, and writes the table of the finished trials, the best first."""
         metric, titles = self.job.best.metric, self.job.task.titles
-        rows = [
-            {"trial": t.number, metric: t.value, **t.params, "seconds": t.user_attrs.get("seconds"), "end": _end(t)}
-            for t in self._done(study)
-        ]
-        table = pandas.DataFrame(rows).sort_values(
-            metric, ascending=not self.job.best.greater_is_better, kind="stable"
-        )
+        rows = [self._row(trial) for trial in self._done(study)]
+        lower_is_better = not self.job.best.greater_is_better
+        table = pandas.DataFrame(rows).sort_values(metric, ascending=lower_is_better, kind="stable")
         write_table(table, self.folder / TABLE)
         print(
             f"\n{table.to_string(index=False, na_rep='-')}\n\n"
@@ -254,11 +270,21 @@ class Search:
             flush=True,
         )
 
+    def _row(self, trial: Any) -> dict[str, Any]:
+        """A trial's row of the table."""
+        row = {"trial": trial.number, self.job.best.metric: trial.value}
+        row |= trial.params
+        row |= {"seconds": trial.user_attrs.get("seconds"), "end": _end(trial)}
+        return row
+
 
 def check_goes_on(start: Start, args: TrainingArguments, settings: dict[str, Any]) -> None:
-    """Raises InputError if the run that would go on was begun with what was the best before more trials."""
+    """Raises InputError if the run that would go on has other settings: the best ones before more trials."""
     earlier = RunRecord.read(Path(args.output_dir)) if isinstance(start, Resume) else None
-    if earlier is not None and (differs := earlier.differs(settings)):
+    if earlier is None:
+        return
+    differs = earlier.differs(settings)
+    if differs:
         raise InputError(
             f"--output_dir {args.output_dir} holds a run that was cut off, with what was the best before more trials "
             f"({differs}). Choose another folder, or remove that one."
@@ -266,24 +292,27 @@ def check_goes_on(start: Start, args: TrainingArguments, settings: dict[str, Any
 
 
 def _without_test(job: Job) -> Job:
-    """Without the test rows and all that is set about them, on which a trial must not depend."""
-    of_test = ("test_", "do_predict", "max_predict_samples")
-    settings = {name: value for name, value in job.settings.items() if not name.startswith(of_test)}
-    return replace(job, splits={name: of for name, of in job.splits.items() if name != "test"}, settings=settings)
+    """The job without test rows and their settings: a trial must not depend on them."""
+    about_test = ("test_", "do_predict", "max_predict_samples")
+    settings = {name: value for name, value in job.settings.items() if not name.startswith(about_test)}
+    splits = {name: split for name, split in job.splits.items() if name != "test"}
+    return replace(job, splits=splits, settings=settings)
 
 
-def _suggest(trial: Any, name: str, of: Values) -> float | int:
-    if of.choices:
-        return of.kind(trial.suggest_categorical(name, of.choices))
-    suggest = trial.suggest_int if of.kind is int else trial.suggest_float
-    return of.kind(suggest(name, of.low, of.high, log=of.log))
+def _suggest(trial: Any, name: str, allowed: Values) -> float | int:
+    """The trial's value of a setting."""
+    if allowed.choices:
+        return allowed.kind(trial.suggest_categorical(name, allowed.choices))
+    suggest = trial.suggest_int if allowed.kind is int else trial.suggest_float
+    return allowed.kind(suggest(name, allowed.low, allowed.high, log=allowed.log))
 
 
 def _end(trial: Any) -> str:
-    """How it has ended, if without a number."""
+    """How a trial without a number ended; empty if it has one."""
     return trial.user_attrs.get("end", DIVERGED) if trial.value is None else ""
 
 
 def _words(values: dict[str, Any]) -> str:
+    """The values in a line, rounded."""
     numbers = {name: f"{value:.0f}" if value == int(value) else f"{value:.3g}" for name, value in values.items()}
     return ", ".join(f"{name} {number}" for name, number in numbers.items())

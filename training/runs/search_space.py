@@ -1,4 +1,4 @@
-"""What a search of settings tries: for each setting, a range or a list of choices (`--hp_space`)."""
+"""The space of a search of settings: for each setting, a range or a list of choices (`--hp_space`)."""
 
 import json
 import math
@@ -21,7 +21,7 @@ DEFAULT = {
 }
 OF_BACKBONE = ("learning_rate", "layerwise_lr_decay")
 OF_MODEL = ("pooler_dropout", "lstm_hidden_size")
-BOUNDS = {  # of what can be searched: kind, lowest, highest
+BOUNDS = {  # for each setting that can be searched: kind, lowest, highest
     "learning_rate": (float, 0.0, math.inf),
     "head_learning_rate": (float, 0.0, math.inf),
     "layerwise_lr_decay": (float, 1e-3, 1.0),
@@ -37,7 +37,7 @@ BOUNDS = {  # of what can be searched: kind, lowest, highest
 
 @dataclass(frozen=True)
 class Values:
-    """What one setting may be: a range from `low` to `high`, even on a linear or a log scale, or one of `choices`."""
+    """What one setting may be: a number from `low` to `high`, drawn on a linear or a log scale, or a choice."""
 
     kind: type
     low: float = math.nan
@@ -48,10 +48,12 @@ class Values:
     def __contains__(self, value: Any) -> bool:
         if value is None:
             return False
-        return value in self.choices if self.choices else self.low <= value <= self.high
+        if self.choices:
+            return value in self.choices
+        return self.low <= value <= self.high
 
     def with_own(self, own: float | None) -> "Values":
-        """The same, and what the command itself has set."""
+        """The same values, and the command's `own` value."""
         if own is None or own in self or (self.log and own <= 0):
             return self
         if self.choices:
@@ -63,17 +65,14 @@ Space = dict[str, Values]  # by the setting's name
 
 
 def space_of(model_args: ModelArguments, args: TrainingArguments) -> Space:
-    """What `--hp_search` searches; nothing where no search was asked for.
+    """What `--hp_search` searches; empty if it is not set.
 
     Raises:
-        InputError: if `--hp_space` cannot be read, or names what cannot be searched.
+        InputError: if `--hp_space` cannot be read, or names a setting that cannot be searched or changes nothing.
     """
     if args.hp_search is None:
         return {}
-    useless = OF_BACKBONE if model_args.freeze_backbone else ()
-    useless += ("layerwise_lr_decay",) if model_args.peft else ()  # which freezes the backbone, too
-    useless += OF_MODEL if model_args.init_from else ()
-    useless += ("num_train_epochs",) if args.max_steps > 0 else ()
+    useless = _useless(model_args, args)
     if args.hp_space is None:
         names = [name for name in DEFAULT if name not in useless]
         return {name: _values(name, DEFAULT[name]).with_own(getattr(args, name)) for name in names}
@@ -91,8 +90,24 @@ def space_of(model_args: ModelArguments, args: TrainingArguments) -> Space:
     return {name: _values(name, given) for name, given in space.items()}
 
 
+def _useless(model_args: ModelArguments, args: TrainingArguments) -> set[str]:
+    """The settings that change nothing in this run."""
+    useless: set[str] = set()
+    if model_args.freeze_backbone:
+        useless |= set(OF_BACKBONE)
+    if model_args.peft:  # it freezes the backbone, too
+        useless.add("layerwise_lr_decay")
+    if model_args.init_from:
+        useless |= set(OF_MODEL)
+    if args.max_steps > 0:
+        useless.add("num_train_epochs")
+    return useless
+
+
 def _read(given: str) -> dict[Any, Any]:
-    text, place = given, "--hp_space"
+    """The lists by setting. `given` is JSON, or the path of a JSON or YAML file."""
+    text = given
+    place = "--hp_space"
     if not given.lstrip().startswith("{"):
         place = f"--hp_space {given}"
         try:
@@ -111,6 +126,7 @@ def _read(given: str) -> dict[Any, Any]:
 
 
 def _values(name: str, given: Any) -> Values:
+    """What setting `name` may be, from its list in `--hp_space`. Raises InputError if the list is not well formed."""
     kind, lowest, highest = BOUNDS[name]
     form = f'[low, high, "log"], [low, high, "linear"], or a list of {kind.__name__} numbers'
     if not isinstance(given, list) or not given:
@@ -134,7 +150,7 @@ def _values(name: str, given: Any) -> Values:
 
 
 def _number(value: Any) -> float | None:
-    """A number, or a string of one, which is what YAML makes of 1e-5."""
+    """`value` as a number, or None if it is not one. YAML reads 1e-5 as a string."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

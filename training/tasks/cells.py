@@ -1,4 +1,4 @@
-"""One cell of a label column: what it holds, and whether that is what the task wants."""
+"""One cell of a label column: what it holds, and whether the task can use it."""
 
 import math
 from typing import Any
@@ -28,7 +28,11 @@ def are_zeros_and_ones(columns: Columns) -> bool:
 
 
 def numbers_of(values: list[Any], place: str) -> list[float]:
-    """The cells as numbers. Raises InputError for the first that holds none; `place` names file and column."""
+    """The cells as finite numbers.
+
+    Raises:
+        InputError: for the first cell that holds no such number. `place` names the file and column in the message.
+    """
     numbers = []
     for row, value in enumerate(values, 1):
         number = as_number(value)
@@ -43,7 +47,7 @@ def check_names(names: list[Any], place: str) -> list[str]:
     """The names of labels as strings, without white space around them.
 
     Raises:
-        InputError: if one is missing, or is no name but a list or dict.
+        InputError: if a name is missing, or is a list or dict.
     """
     for name in names:
         if isinstance(name, (list, dict)):
@@ -54,10 +58,10 @@ def check_names(names: list[Any], place: str) -> list[str]:
 
 
 def sorted_names(names: set[str]) -> list[str]:
-    """The names in the order of the outputs: 2 before 10, then names that are no whole numbers by the alphabet."""
+    """The names in the order of the outputs: whole numbers by size (2 before 10), then the others by the alphabet."""
+    return sorted(names, key=_number_then_name)
 
-    def by_number(name: str) -> tuple[float, str]:
-        is_number = name.removeprefix("-").isdecimal()
-        return (float(name) if is_number else math.inf, name)
 
-    return sorted(names, key=by_number)
+def _number_then_name(name: str) -> tuple[float, str]:
+    is_number = name.removeprefix("-").isdecimal()
+    return (float(name) if is_number else math.inf, name)

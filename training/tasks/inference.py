@@ -1,4 +1,4 @@
-"""Decides, once, which task the labels set: what the user says, what a finished model says, or what the cells hold."""
+"""Decides once which task the labels set. The user says it, or a finished model does, or the cells show it."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ TASKS = {task.problem_type: task for task in (SingleLabel, MultiLabel, Regressio
 
 
 def infer_task(columns: Columns, problem_type: str | None = None, known: list[str] | None = None) -> Task:
-    """Reads the task off the training labels.
+    """Infers the task from the training labels.
 
     Args:
-        columns: several columns are targets of a regression or, where they hold zeros and ones alone, labels of which
-            a row may have any number.
+        columns: several columns are targets of a regression or, if they hold only zeros and ones, labels of which a
+            row may have any number.
         problem_type: the task, if the user named it.
         known: the label names that the data set itself declares, in its order.
 
@@ -47,7 +47,8 @@ def infer_task(columns: Columns, problem_type: str | None = None, known: list[st
         cells = zip(MultiLabel.cells_of(values), places, strict=True)
         found = [MultiLabel.names_in(value, place, separator) for value, place in cells]
         task = MultiLabel(known or _all_names(found), evidence, separator)
-    if len(task.names) < (2 if kind is SingleLabel else 1):
+    fewest = 2 if kind is SingleLabel else 1
+    if len(task.names) < fewest:
         raise InputError(f"expected at least two labels in column {column!r}, found only {', '.join(task.names)!r}.")
     return task
 
@@ -71,7 +72,7 @@ def _separator(columns: Columns) -> str | None:
 
 
 def _look_at(columns: Columns, known: list[str] | None) -> tuple[type[Task], str]:
-    """The task that the cells speak for, and what in them does."""
+    """The task that the cells suggest, and the evidence for it."""
     if len(columns) > 1:
         if are_zeros_and_ones(columns):
             return MultiLabel, f"there are {len(columns)} label columns of zeros and ones"
@@ -83,9 +84,10 @@ def _look_at(columns: Columns, known: list[str] | None) -> tuple[type[Task], str
     several = next((value for value in present if "|" in str(value)), None)
     if several is not None:
         return MultiLabel, f"column {name!r} holds names separated by |, such as {several}"
-    if not known and (decimal := _first_decimal(present)) is not None:
+    decimal = None if known else _first_decimal(present)
+    if decimal is not None:
         return Regression, f"column {name!r} holds decimal numbers, such as {decimal}"
-    # a class may have a name of several words: only a plural says that the words are labels
+    # A class may have a name of several words: only a plural column name says that each word is a label.
     several = next((value for value in present if len(str(value).split()) > 1), None)
     if name.lower().endswith("labels") and several is not None:
         return MultiLabel, f"column {name!r} holds names separated by spaces, such as {several!r}"
@@ -93,7 +95,7 @@ def _look_at(columns: Columns, known: list[str] | None) -> tuple[type[Task], str
 
 
 def _first_decimal(values: list[Any]) -> Any:
-    """The first decimal number, if all values are numbers; else None."""
+    """The first value that is no whole number, if all are numbers; else None."""
     if any(as_number(value) is None for value in values):
         return None
     decimal = next((value for value in values if not str(value).strip().lstrip("+-").isdigit()), None)

@@ -1,4 +1,4 @@
-"""95 % intervals over rows: what other rows of the same kind may have given. Chance in training is not in them."""
+"""95 % intervals over rows: the range of results on other rows of the same kind. They ignore chance in training."""
 
 from collections.abc import Callable
 
@@ -8,12 +8,12 @@ import scipy.stats
 
 LEVEL = 0.95
 RESAMPLES = 1000
-BATCH = 100  # resamples that are in memory at a time
+BATCH = 100  # resamples in memory at a time
 SEED = 0
 
 
 def wilson(is_right: np.ndarray) -> tuple[float, float]:
-    """The interval of a share, from one truth value a row (N,). Ten right of ten do not give [1, 1].
+    """The interval of a share, from one truth value a row, (N,). For ten right of ten it is not [1, 1].
 
     Reference: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """
@@ -26,9 +26,10 @@ def bootstrap(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tup
     """The interval of `statistic(*columns, axis=...)`, by percentiles over rows drawn with replacement.
 
     Args:
-        columns: one number a row each, (N,); a row's numbers are drawn together.
+        statistic: reduces the columns along `axis`.
+        columns: each holds one number a row, (N,); a row's numbers are drawn together.
     """
-    if len(columns[0]) == 1:  # all draws are alike, which the library refuses
+    if len(columns[0]) == 1:  # the library refuses draws that are all alike
         value = float(statistic(*columns))
         return value, value
     found = scipy.stats.bootstrap(

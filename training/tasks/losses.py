@@ -1,6 +1,6 @@
-"""The losses that the model itself does not have: weighted classes, smoothed labels, smooth L1.
+"""Losses that the model itself does not have: weighted classes, smoothed labels, smooth L1.
 
-They are given to Trainer, so that the saved model keeps its own plain loss.
+Trainer gets them, so the saved model keeps its own plain loss.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WeightedCrossEntropy:
-    """The sum over rows of the cross-entropy, each row's by the weight of its class, with smoothed labels."""
+    """The cross-entropy with smoothed labels, weighted by each row's class and summed over the rows."""
 
-    weights: Tensor | None  # (C,); None: all alike
+    weights: Tensor | None  # (C,); None: all classes weigh the same
     smoothing: float = 0.0  # the share of the target that is spread over all classes
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class WeightedCrossEntropy:
 
 @dataclass(frozen=True)
 class SmoothL1:
-    """The sum over rows and targets of the smooth L1 loss, which minds outliers less than squares do."""
+    """The smooth L1 loss, summed over rows and targets. Outliers weigh less in it than in a squared error."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.smooth_l1_loss(logits, labels.view_as(logits).float(), reduction="sum")
@@ -38,9 +38,9 @@ class SmoothL1:
 
 @dataclass(frozen=True)
 class MeanLoss:
-    """What `Trainer(compute_loss_func=...)` wants: the mean of a loss over the labels of all accumulated batches."""
+    """The mean of a loss over the labels of all accumulated batches, as `Trainer(compute_loss_func=...)` needs it."""
 
-    summed: Any  # one of the above
+    summed: Any  # one of the losses above
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         count = labels.numel() if num_items_in_batch is None else num_items_in_batch
@@ -48,7 +48,7 @@ class MeanLoss:
 
 
 def balanced_weights(labels: list[int], num_labels: int) -> Tensor:
-    """(C,): inverse to a class's frequency, 1 on average over the rows; 0 for a class without rows."""
+    """Weights of the classes, (C,): inverse to their frequency, 1 on average over the rows, 0 for one without rows."""
     counts = np.bincount(labels, minlength=num_labels)
     present = counts > 0
     weights = np.where(present, len(labels) / np.maximum(counts, 1) / present.sum(), 0)

@@ -1,7 +1,7 @@
-"""Metrics by task, computed without a network: `evaluate` metrics of the project's own over scikit-learn.
+"""The metrics of each task, as `evaluate` metrics of our own over scikit-learn. They need no network.
 
 `evaluate.load("accuracy")` would fetch code from the Hub. To add a metric, compute it in `_compute` and name it in
-`shown` or `hidden`; add it to `LOWER_IS_BETTER` if that is so, and to `HUB_METRICS` if the Hub knows it.
+`shown` or `hidden`. If lower is better, add it to `LOWER_IS_BETTER`; if the Hub knows it, to `HUB_METRICS`.
 """
 
 from collections.abc import Callable
@@ -32,13 +32,13 @@ HUB_METRICS: dict[str, tuple[str, dict[str, str] | None]] = {
 class TaskMetric(evaluate.Metric):
     """All metrics of a task."""
 
-    row: datasets.Value | datasets.Sequence  # one answer, or one label
-    headline: str  # by which results are compared
-    shown: dict[str, str]  # the titles of those that are shown
-    hidden: tuple[str, ...] = ()  # those that are in metrics.json alone
+    row: datasets.Value | datasets.Sequence  # the answer, or the label, of one row
+    headline: str  # the metric by which results are compared
+    shown: dict[str, str]  # name -> title, of the metrics that are shown
+    hidden: tuple[str, ...] = ()  # names of the metrics that only metrics.json holds
 
     def __init__(self):
-        super().__init__(keep_in_memory=True)  # otherwise a file of the predictions goes to the user's cache
+        super().__init__(keep_in_memory=True)  # otherwise it writes the predictions to the user's cache
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": self.row, "references": self.row})
@@ -47,7 +47,7 @@ class TaskMetric(evaluate.Metric):
 
 
 class SingleLabelMetric(TaskMetric):
-    """Of integers (B,): accuracy, F1 averaged over the labels that occur (macro) and over rows (weighted), and
+    """For integers (B,): accuracy, F1 averaged over the labels that occur (macro) and over rows (weighted), and
     Matthews correlation, which is 0 for a guess however unbalanced the labels are."""
 
     row = datasets.Value("int64")
@@ -68,8 +68,8 @@ class SingleLabelMetric(TaskMetric):
 
 
 class MultiLabelMetric(TaskMetric):
-    """Of zeros and ones (B, C): F1 over all decisions (micro) and averaged over labels (macro), and the share of rows
-    with no label wrong (subset accuracy)."""
+    """For zeros and ones (B, C): F1 over all decisions (micro) and averaged over labels (macro), and the share of rows
+    with every label right (subset accuracy)."""
 
     row = datasets.Sequence(datasets.Value("int64"))
     headline = "f1_micro"
@@ -89,7 +89,7 @@ class MultiLabelMetric(TaskMetric):
 
 
 class RegressionMetric(TaskMetric):
-    """Of numbers (B, C): each error and correlation is taken per target, and averaged over the C targets.
+    """For numbers (B, C): each error and correlation is computed per target, then averaged over the C targets.
 
     MCRMSE is the mean over targets of the root of the mean squared error. A correlation with constant numbers is NaN.
     """
@@ -117,7 +117,7 @@ class RegressionMetric(TaskMetric):
 
 
 class SeveralTargetsMetric(RegressionMetric):
-    """The same of several targets, which are judged by MCRMSE."""
+    """The same metrics for several targets, with MCRMSE as the headline."""
 
     headline = "mcrmse"
     shown = {

@@ -1,4 +1,4 @@
-"""Any number of labels a text. Labels are zeros and ones (N, C); a label is given where its logit is above 0."""
+"""Any number of labels a text. Labels are zeros and ones (N, C); the model gives a label if its logit is above 0."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,9 @@ from lstmpool.training.tasks.task import BINS, Classification
 
 @dataclass(frozen=True)
 class MultiLabel(Classification):
-    """Any number of labels a text. They stand in one column or, as zeros and ones, in a column each."""
+    """Any number of labels a text. They share one column, or each has its own column of zeros and ones."""
 
-    separator: str | None = None  # of the labels in one string; None: spaces
+    separator: str | None = None  # between the labels in one string; None: spaces
 
     problem_type = MULTI
     title = "any number of labels a text"
@@ -35,7 +35,7 @@ class MultiLabel(Classification):
 
     @staticmethod
     def cells_of(values: list[Any]) -> list[Any]:
-        """Among strings, what some readers give for an empty cell is a row without a label."""
+        """The cells of the label column. In a column of strings, an empty cell (None) is a row without labels."""
         if any(isinstance(value, list) for value in values):
             return values
         return ["" if value is None else value for value in values]
@@ -64,14 +64,14 @@ class MultiLabel(Classification):
             labels = self.names_in(value, place, self.separator)
             for label in labels:
                 check_known(label, known, place)
-            encoded.append([float(label in labels) for label in self.names])  # floats, as binary cross-entropy wants
+            encoded.append([float(label in labels) for label in self.names])  # binary cross-entropy needs floats
         return encoded
 
     def _encode_columns(self, columns: Columns, where: str) -> list[list[float]]:
         columns = self.in_columns(columns, where)
         numbers = {name: numbers_of(values, f"{where}, column {name!r}") for name, values in columns.items()}
-        for name, of in numbers.items():
-            for row, number in enumerate(of, 1):
+        for name, of_column in numbers.items():
+            for row, number in enumerate(of_column, 1):
                 if number not in (0, 1):
                     raise InputError(
                         f"{where}, column {name!r}, row {row}: expected 0 or 1, as in training, found {number:g}."
@@ -101,7 +101,7 @@ class MultiLabel(Classification):
         return expit(logits)
 
     def mean_logits(self, logits: np.ndarray) -> np.ndarray:
-        """Those of the mean probabilities."""
+        """The logits of the mean probabilities."""
         log_sum_yes = logsumexp(log_expit(logits), axis=0)
         log_sum_no = logsumexp(log_expit(-logits), axis=0)
         return log_sum_yes - log_sum_no
@@ -115,7 +115,7 @@ class MultiLabel(Classification):
         return {"label": self._joined(np.array(labels, dtype=float))}
 
     def _joined(self, table: np.ndarray) -> list[str]:
-        """The names of what is above 0 in each row of (N, C)."""
+        """For each row of `table` (N, C), the names of the outputs above 0, joined by |."""
         names = np.array(self.names)
         return ["|".join(names[row > 0]) for row in table]
 
@@ -146,13 +146,13 @@ class MultiLabel(Classification):
 
 
 def _micro_f1(hits: np.ndarray, given: np.ndarray, axis: int = -1) -> np.ndarray:
-    total = given.sum(axis)  # given by the model, and true
+    total = given.sum(axis)  # labels that the model gave, and true ones
     return np.where(total > 0, 2 * hits.sum(axis) / np.maximum(total, 1), 0.0)
 
 
 def _refuse_vectors(value: list[Any], place: str) -> None:
     """Raises InputError for zeros and ones, or decimal numbers, in the place of names."""
-    vector = all(name in (0, 1) for name in value) and len(set(value)) < len(value)  # no set of labels 0 and 1
+    vector = all(name in (0, 1) for name in value) and len(set(value)) < len(value)  # labels 0 and 1 would not repeat
     numbers = [name for name in value if isinstance(name, float) and not is_missing(name)]
     decimal = any(not number.is_integer() for number in numbers)
     if vector or decimal:

@@ -1,4 +1,4 @@
-"""One number a text, or several. Labels are numbers (N,), or (N, C) where there are several targets."""
+"""One number a text, or several. Labels are numbers, (N,), or (N, C) with several targets."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ SEVERAL_TARGETS = SeveralTargetsMetric()
 
 
 class Regression(Task):
-    """Numbers. Several targets are judged by MCRMSE, one by its mean squared error."""
+    """Numbers. The headline is MCRMSE for several targets, and the mean squared error for one."""
 
     problem_type = REGRESSION
     title = "regression"
@@ -47,12 +47,13 @@ class Regression(Task):
 
     def describe_labels(self, labels: list[Any]) -> dict[str, Any]:
         table = self._as_rows(labels)
-        means, deviations = table.mean(0).tolist(), table.std(0).tolist()
-        pairs = zip(means, deviations, strict=True)
-        return {name: {"mean": m, "std": s} for name, (m, s) in zip(self.names, pairs, strict=True)}
+        means = table.mean(0).tolist()
+        deviations = table.std(0).tolist()
+        columns = zip(self.names, means, deviations, strict=True)
+        return {name: {"mean": mean, "std": deviation} for name, mean, deviation in columns}
 
     def strata(self, labels: list[Any], bins: int = BINS) -> list[int]:
-        """The bin of the row's level: the mean of its targets, each in units of its spread."""
+        """The bin of the row's level, which is the mean of its standardized targets."""
         table = self._as_rows(labels)
         spread = table.std(0)
         level = ((table - table.mean(0)) / np.where(spread > 0, spread, 1)).mean(1)  # (N,)
@@ -66,7 +67,7 @@ class Regression(Task):
         means = pandas.DataFrame(self._as_rows(labels)).groupby(units).mean().to_numpy()  # (U, C)
         bins = min(BINS, len(means) // folds)
         edges = np.quantile(means, np.linspace(0, 1, bins + 1)[1:-1], axis=0)  # (bins - 1, C)
-        bin_of = (means[:, :, None] > edges.T[None]).sum(-1)  # (U, C): equal numbers are in one bin
+        bin_of = (means[:, :, None] > edges.T[None]).sum(-1)  # (U, C); equal numbers share a bin
         is_in = bin_of[:, :, None] == np.arange(len(edges) + 1)  # (U, C, bins)
         return is_in.reshape(len(means), -1)
 

@@ -31,7 +31,7 @@ class SingleLabel(Classification):
 
     @staticmethod
     def names_in(value: Any, place: str) -> list[str]:
-        """The name in one cell, as a list. Raises InputError if it holds none, or several."""
+        """The one name in a cell, as a list. Raises InputError if the cell holds none, or several."""
         if isinstance(value, list):
             raise InputError(
                 f"{place}: expected one label, found the list {value!r}. Try --problem_type "
@@ -74,7 +74,7 @@ class SingleLabel(Classification):
         return softmax(logits, axis=1)
 
     def mean_logits(self, logits: np.ndarray) -> np.ndarray:
-        """Those of the mean probabilities."""
+        """The logits of the mean probabilities."""
         return logsumexp(log_softmax(logits, axis=-1), axis=0) - np.log(len(logits))
 
     def prediction_columns(self, logits: np.ndarray) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class SingleLabel(Classification):
         return float(-log_softmax(logits, axis=1)[rows, labels].mean())
 
     def brier(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        """The squared distances of a row are summed over its classes."""
+        """The mean over rows; a row's squared distances are summed over its classes."""
         wanted = np.eye(logits.shape[1])[labels]  # (N, C)
         return float(((self.probabilities(logits) - wanted) ** 2).sum(1).mean())
 

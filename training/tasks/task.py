@@ -1,7 +1,7 @@
-"""What a model is asked for, and all that follows from it.
+"""What a model predicts, and everything that differs between one kind of prediction and another.
 
-There are three tasks: one label a text, any number of labels a text, and numbers. Which one a run has is decided once
-(`inference.py`); from then on the `Task` is asked for whatever differs between them. N rows, C outputs.
+There are three tasks: one label a text, any number of labels a text, and numbers. `inference.py` decides once which
+one a run has; after that, the code asks the `Task` for whatever differs. N rows, C outputs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from lstmpool.training.tasks.cells import Columns
 from lstmpool.training.tasks.metrics import LOWER_IS_BETTER, TaskMetric
 
 
-BINS = 10  # of numbers, with equally many rows each: what splits spread alike
+BINS = 10  # splits of numbers are balanced over this many bins, each with equally many rows
 
-RowLosses = Callable[[Tensor, Tensor], Tensor]  # logits (B, C) and labels to the sum of the rows' losses
+RowLosses = Callable[[Tensor, Tensor], Tensor]  # from logits (B, C) and labels to the sum of the rows' losses
 
 
 class BestBy(NamedTuple):
@@ -45,20 +45,20 @@ class LossSettings(NamedTuple):
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A task: the `names` of its C outputs, and the `evidence` by which it was taken for this one."""
+    """A task: the `names` of its C outputs, and the `evidence` for which it was chosen."""
 
     names: list[str]
     evidence: str = ""
 
     problem_type: ClassVar[str]  # as `LstmPoolConfig` has it
-    title: ClassVar[str]  # in a sentence
-    output_title: ClassVar[str]  # what one output is called
+    title: ClassVar[str]  # what a sentence calls it
+    output_title: ClassVar[str]  # what a table calls one output
     hub_tag: ClassVar[str]
-    pictures: ClassVar[tuple[str, ...]] = ()  # what is drawn of it, see `output/plots.py`
+    pictures: ClassVar[tuple[str, ...]] = ()  # names of its plots, see `output/plots.py`
     has_probabilities: ClassVar[bool] = True
-    has_thresholds: ClassVar[bool] = False  # each output has its own, above which it is given
-    has_numbers: ClassVar[bool] = False  # outputs, whose spread training should not depend on
-    simplest_title: ClassVar[str]  # of `simplest_model`
+    has_thresholds: ClassVar[bool] = False  # each output is given above a threshold of its own
+    has_numbers: ClassVar[bool] = False  # outputs are numbers, whose spread training should not depend on
+    simplest_title: ClassVar[str]  # what a table calls `simplest_model`
 
     # ------------------------------------------------------------------------------------------------ labels
     @property
@@ -86,35 +86,37 @@ class Task(ABC):
             where: the file or split, for messages.
 
         Raises:
-            InputError: for a missing value, a label that training does not have, or what is not a number; it names
-                `where`, the row and the value.
+            InputError: for a missing value, a label that training does not have, or, in a regression, a value that is
+                no number. The message names `where`, the row and the value.
         """
 
     @abstractmethod
     def describe_labels(self, labels: list[Any]) -> dict[str, Any]:
-        """By output, how many rows have it; or the mean and the standard deviation ("mean", "std") of its numbers."""
+        """By name of each output, how many rows have it, or the mean ("mean") and spread ("std") of its numbers."""
 
     @abstractmethod
     def strata(self, labels: list[Any], bins: int = BINS) -> list[int]:
-        """The stratum of each row, for splits that keep the balance. `bins`: of numbers."""
+        """The stratum of each row, (N,), for splits that keep the balance. Numbers go into so many `bins`."""
 
     def indicators(self, labels: list[Any], units: np.ndarray, folds: int) -> np.ndarray | None:
-        """What folds must spread alike, (U, K) of zeros and ones for U units; None where one stratum a row is enough.
+        """K features that every fold should hold equally often, (U, K) of zeros and ones for U units.
+
+        None if one stratum a row is enough.
 
         Args:
-            labels: of the rows.
+            labels: the encoded labels of the rows.
             units: the number of each row's unit, (N,).
-            folds: how many there will be.
+            folds: the number of folds.
         """
         return None
 
     def rarest_class(self, labels: list[Any], units: np.ndarray) -> tuple[str, int] | None:
-        """The class that the fewest units have, and how many; None where labels are no classes."""
+        """The class that the fewest units have, and how many have it; None if labels are not classes."""
         return None
 
     def in_columns(self, columns: Columns, where: str) -> Columns:
-        """The columns in the order of the outputs. Raises InputError if they are not those of the outputs."""
-        if len(self.names) == len(columns) == 1:  # whatever it is called here
+        """The columns in the order of the outputs. Raises InputError if they are not named like the outputs."""
+        if len(self.names) == len(columns) == 1:  # a single column may have any name
             return columns
         if set(columns) != set(self.names):
             raise InputError(
@@ -126,25 +128,25 @@ class Task(ABC):
     # ------------------------------------------------------------------------------------------------ answers
     @abstractmethod
     def decide(self, logits: np.ndarray) -> np.ndarray:
-        """The answers to `logits` (N, C), of the same kind as encoded labels."""
+        """The answers for `logits` (N, C), in the form of encoded labels."""
 
     @abstractmethod
     def mean_logits(self, logits: np.ndarray) -> np.ndarray:
-        """The logits (N, C) of what K models, of `logits` (K, N, C), say together."""
+        """The logits (N, C) of an ensemble of K models, whose own are `logits` (K, N, C)."""
 
     @abstractmethod
     def prediction_columns(self, logits: np.ndarray) -> dict[str, Any]:
-        """The columns of a table of predictions, by name, for `logits` (N, C)."""
+        """The columns of the prediction table, by name, for `logits` (N, C)."""
 
     @abstractmethod
     def label_columns(self, labels: list[Any]) -> dict[str, Any]:
-        """The columns of the same table that hold the true labels."""
+        """The columns of the prediction table that hold the true labels, by name."""
 
     # ------------------------------------------------------------------------------------------------ measuring
     @property
     @abstractmethod
     def metric(self) -> TaskMetric:
-        """All metrics of the task, in one."""
+        """All metrics of the task, in one object."""
 
     @property
     def titles(self) -> dict[str, str]:
@@ -153,11 +155,11 @@ class Task(ABC):
 
     @property
     def headline(self) -> str:
-        """The metric by which results are compared, and the best epoch is chosen unless the user names another."""
+        """The metric by which results are compared and, unless the user names another, the best epoch is chosen."""
         return self.metric.headline
 
     def best_by(self, named: str) -> BestBy:
-        """What `--metric_for_best_model` comes to. Raises InputError if this task has no such metric."""
+        """What `--metric_for_best_model` means for this task. Raises InputError if the task has no such metric."""
         metric = named.removeprefix("eval_")
         if metric == AUTO:
             metric = self.headline
@@ -172,32 +174,32 @@ class Task(ABC):
 
     @abstractmethod
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-        """The bounds of a 95 % interval of the headline metric over rows like these, see `intervals.py`."""
+        """The bounds of a 95 % interval of the headline metric over such rows, see `intervals.py`."""
 
     @abstractmethod
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
-        """Answers or labels as the metric wants them."""
+        """Answers or labels in the shape that the metric needs."""
 
     # ------------------------------------------------------------------------------------------------ learning
     def loss(self, settings: LossSettings, labels: list[Any]) -> RowLosses | None:
-        """A loss other than the model's own, or None where that one is meant. `labels`: those of the training rows."""
+        """The loss to train with, from the `labels` of the training rows; None for the model's own loss."""
         return None
 
     @abstractmethod
     def linear_model(self, strength: float) -> BaseEstimator:
-        """A linear model to compare with, for vectors (N, H). `strength`: C, or 1 / alpha, of its regularisation."""
+        """A linear baseline on vectors (N, H). Its regularisation has C, or 1 / alpha, equal to `strength`."""
 
     @abstractmethod
     def linear_title(self, strength: float) -> str:
-        """What that one is called."""
+        """What a table calls `linear_model`."""
 
     @abstractmethod
     def simplest_model(self) -> BaseEstimator:
-        """A model that looks at no text."""
+        """A baseline that ignores the text."""
 
 
 class Classification(Task):
-    """A task whose outputs are labels with a probability each."""
+    """A task whose outputs are labels, each with a probability."""
 
     hub_tag = "text-classification"
     output_title = "Label"
@@ -205,19 +207,22 @@ class Classification(Task):
 
     @abstractmethod
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """(N, C), from `logits` of that shape."""
+        """Probabilities (N, C) from `logits` of the same shape."""
 
     @abstractmethod
     def log_loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        """The mean of -log p of what is true: over rows, or over all N x C decisions where labels are several."""
+        """The mean of -log p of the truth: over rows or, with several labels a text, over all N x C decisions."""
 
     @abstractmethod
     def brier(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        """The mean squared distance of the probabilities from what is true, over the same."""
+        """The mean squared distance between probabilities and truth, over the same rows or decisions."""
 
     @abstractmethod
     def confidences(self, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The probability (M,) of each claim, and whether it is true: of a row's likeliest class, or every label."""
+        """The probability of each of M claims, (M,), and whether it is true, (M,), as 0 or 1.
+
+        A claim is a row's likeliest class or, with several labels a text, each label of each row.
+        """
 
     def linear_title(self, strength: float) -> str:
         return f"logistic regression on the frozen backbone (C={strength:g})"

@@ -104,7 +104,7 @@ def test_as_many_folds_as_rows():
     [
         (split([0, 1, 0]), "--cv_folds 4 needs that many different texts in train.csv, found 3"),
         (split([0, 1] * 9, groups=["a", "b", "c"] * 6), "that many different groups .* found 3"),
-        (split([0, 1] * 3, ["same"] * 6, list("abcdef")), r"found 1 \(of 6 groups; rows of different ones with the"),
+        (split([0, 1] * 3, ["same"] * 6, list("abcdef")), r"found 1 \(of 6 groups; groups that share a text"),
         (split([0] * 9 + [1] * 3), "that many different texts of each class, found 3 of 'name 1'"),
         (split([0] * 9 + [1] * 8, groups=[*range(9), *([9, 10] * 4)]), "different groups of each class, found 2"),
     ],

@@ -76,8 +76,8 @@ CASES = [
     (at_once(learning_rate=float("inf")), "--learning_rate must be 0 or more, got inf"),
     (at_once(head_learning_rate=-1), "--head_learning_rate must be 0 or more, got -1"),
     (at_once(data={"max_eval_samples": 0}), "--max_eval_samples must be 1 or more, got 0"),
-    (at_once(data={"validation_size": 1.0}), "--validation_size must lie in 0..1, without 1, got 1.0"),
-    (at_once(data={"validation_size": -0.1}), "--validation_size must lie in 0..1, without 1, got -0.1"),
+    (at_once(data={"validation_size": 1.0}), "--validation_size must be 0 or more and below 1, got 1.0"),
+    (at_once(data={"validation_size": -0.1}), "--validation_size must be 0 or more and below 1, got -0.1"),
     (at_once({"init_from": "m", "layers": [1]}), "--layers is settled by the model of --init_from. Leave it out"),
     (at_once(output_dir=""), "expected --output_dir"),
     (at_once(greater_is_better=True), "--greater_is_better follows from the metric here"),
@@ -114,7 +114,7 @@ CASES = [
     (at_once({"merge": True}), "--merge needs --peft lora"),
     (at_once(LORA | {"freeze_layers": 1}), "--freeze_layers does not go with --peft lora"),
     (at_once(LORA, layerwise_lr_decay=0.9), "--layerwise_lr_decay does not go with --peft lora"),
-    (at_once(LORA | {"lora_alpha": 0}), "above 0, and a --lora_dropout in 0..1, without 1; got 8, 0 and 0.0."),
+    (at_once(LORA | {"lora_alpha": 0}), "above 0, and a --lora_dropout of 0 or more and below 1; got 8, 0 and 0.0."),
     (at_once(LORA, push_to_hub=True, hub_model_id="a/b"), "Add --merge --hub_strategy end."),
     (at_once(LORA | {"merge": True}, push_to_hub=True, hub_model_id="a/b"), "Add --merge --hub_strategy end."),
     # the search
@@ -130,7 +130,7 @@ CASES = [
     (with_splits(TRAIN, do_predict=True), "--do_predict needs test rows, found none. Name them with --test_file."),
     (with_splits({"test": "t.csv"}, {"init_from": "m"}, do_eval=True), "--do_eval needs validation rows"),
     (with_splits({"test": "t.csv"}), "expected rows to train on, found none."),
-    (with_splits({"test": "t.csv"}, {"init_from": "m"}, push_to_hub=True), "--push_to_hub is for what is trained."),
+    (with_splits({"test": "t.csv"}, {"init_from": "m"}, push_to_hub=True), "--push_to_hub publishes what this run"),
     (with_splits({}, {"init_from": "m"}), "expected rows, found none."),
     (
         with_splits(ALL, eval_steps=50, save_steps=100, **STEPS),
@@ -139,7 +139,7 @@ CASES = [
     (with_splits(TRAIN, data={"validation_size": 0.0}, eval_strategy="epoch"), "eval_strategy needs validation rows"),
     (with_splits(TRAIN, data={"validation_size": 0.0}, early_stopping_patience=2), "needs a best checkpoint to go"),
     (with_splits({"test": "t.csv"}, LORA | {"init_from": "m"}), "--peft lora is for training, found no training rows"),
-    (with_splits(ALL, hp_search=1, do_eval=False), "--hp_search trains, and judges by validation rows"),
+    (with_splits(ALL, hp_search=1, do_eval=False), "--hp_search needs training and validation rows"),
     # with the processes
     (
         with_processes(report_to=["none_such"], loggers=("tensorboard",)),
@@ -155,8 +155,8 @@ CASES = [
     (with_task(SINGLE, regression_loss="smooth_l1"), "--regression_loss is for a regression"),
     (with_task(SINGLE, calibrate="temperature", do_eval=False), "--calibrate is fitted on validation rows"),
     (with_task(SINGLE, baselines=True, do_train=False), "--baselines are fitted on training rows"),
-    (with_task(SINGLE, label_smoothing_factor=1.0), "must lie in 0..1, without 1, got 1.0"),
-    (with_task(SINGLE, layerwise_lr_decay=0.0), "--layerwise_lr_decay must lie in 0..1, without 0, got 0.0"),
+    (with_task(SINGLE, label_smoothing_factor=1.0), "must be 0 or more and below 1, got 1.0"),
+    (with_task(SINGLE, layerwise_lr_decay=0.0), "--layerwise_lr_decay must be above 0 and at most 1, got 0.0"),
     (
         (WITH_METRICS, Flags(training={"metric_for_best_model": "f2"}, metrics=("f1", "loss"))),
         "--metric_for_best_model must be one of f1, loss, got f2.",

@@ -271,10 +271,10 @@ def test_a_merged_model_is_fit_to_be_published(work, monkeypatch):
 
 def test_an_adapter_is_not_published_nor_trained_further(trained, capsys):
     assert publish([str(trained[0]), "--check"]) == 2
-    assert "holds an adapter, which does not load by itself. Make a whole one of it" in capsys.readouterr().err
+    assert "holds an adapter, which does not load by itself. Merge it into a whole model" in capsys.readouterr().err
     words = [f"--init_from={trained[0]}", f"--train_file={trained[0].parent / 'train.csv'}", "--output_dir=no"]
     assert main([*words, "--use_cpu"]) == 2
-    assert "is an adapter, no whole model" in capsys.readouterr().err
+    assert "is an adapter, not a whole model" in capsys.readouterr().err
 
 
 def test_a_whole_model_is_made_of_an_adapter_as_the_refusal_says_and_trained_further(
@@ -283,7 +283,7 @@ def test_a_whole_model_is_made_of_an_adapter_as_the_refusal_says_and_trained_fur
     folder, _ = trained
     monkeypatch.chdir(work)
     assert main(["--init_from=adapter", "--test_file=test.csv", "--output_dir=no", "--use_cpu"]) == 2
-    python, _, program = shlex.split(capsys.readouterr().err.partition("that one: ")[2])
+    python, _, program = shlex.split(capsys.readouterr().err.partition("use that: ")[2])
     assert python == "python"
     exec(program, {})
     still = ["--init_from=adapter-whole", "--learning_rate=0", "--head_learning_rate=0", "--num_train_epochs=1"]

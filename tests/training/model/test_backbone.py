@@ -62,7 +62,7 @@ def test_folders_and_names(tmp_path):
     (tmp_path / "empty").mkdir()
     for name, message in (
         (str(tmp_path / "empty"), "without config.json"),
-        ("./missing", "no folder"),
+        ("./missing", "not a folder"),
         (None, "expected --backbone"),
     ):
         with pytest.raises(InputError, match=message):
@@ -76,7 +76,7 @@ def test_a_config_that_does_not_fit(tmp_path):
     tiny_model().save_pretrained(tmp_path / "pool")
     with pytest.raises(InputError, match="is an LstmPool model. To train it further, use --init_from"):
         find(str(tmp_path / "pool")).load_config()
-    with pytest.raises(InputError, match="--init_from mine is a bert, no LstmPool model"):
+    with pytest.raises(InputError, match="--init_from mine is a bert, not an LstmPool model"):
         Backbone.find(ModelArguments(init_from=str(tmp_path / "mine"))).load_config()
     with pytest.raises(InputError, match="cannot be loaded"):
         find("owner/not-there").load_config()

@@ -141,7 +141,7 @@ def test_who_comes_second_waits_and_computes_nothing(cache, rows, tmp_path, monk
         second = pool.submit(cache, tiny_model(), rows)
         with pytest.raises(TimeoutError):
             second.result(timeout=1)
-        assert "another process computes them. Waiting for it." in capsys.readouterr().out
+        assert "another process is computing them. Waiting for it." in capsys.readouterr().out
         whole.write_bytes(content)
     assert np.array_equal(second.result()["layer_states"][:], first["layer_states"][:]) and written == []
 

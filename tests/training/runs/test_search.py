@@ -61,12 +61,13 @@ class Killed(BaseException):
 @pytest.fixture
 def trained(monkeypatch):
     """In the place of a run: its metric is best at a head's rate of 1e-3. Keeps what each trial was given."""
-    seen = SimpleNamespace(trials=[], kill_at=None, diverges=(), too_large=(), left=[], alive=[])
+    seen = SimpleNamespace(trials=[], tokens=[], kill_at=None, diverges=(), too_large=(), left=[], alive=[])
 
     def fit(job, args, start, tokens):
         number = len(seen.trials)
         seen.alive.append([left for left in seen.left if left() is not None])
         seen.trials.append((job, args))
+        seen.tokens.append(tokens)
         folder, record = args.output_dir, RunRecord.of(job.settings, job.splits)
         hp_search.Path(folder).mkdir(exist_ok=True)
         record.write(hp_search.Path(folder))
@@ -103,8 +104,8 @@ def test_the_settings_of_the_command_come_first_and_the_best_of_all_are_taken(wo
     assert args.output_dir == str(work / "out") and args.do_predict and "test" in job.splits
     # what is found counts as the settings of the run, for its record and its card
     assert [job.settings[name] for name in ("learning_rate", "head_learning_rate", "num_train_epochs")] == list(best)
-    for of_trial, given in trained.trials:
-        assert set(of_trial.splits) == {"train", "validation"} == set(of_trial.tokens) and not given.do_predict
+    for (of_trial, given), tokens in zip(trained.trials, trained.tokens, strict=True):
+        assert set(of_trial.splits) == {"train", "validation"} == set(tokens) and not given.do_predict
     table = pandas.read_csv(next(studies.iterdir()) / "hp_search.csv")
     assert table["accuracy"].is_monotonic_decreasing and table["head_learning_rate"][0] == best[1]
     told = capsys.readouterr().out

@@ -5,11 +5,11 @@ import pytest
 from transformers import EvalPrediction
 
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import AUTO
 from lstmpool.training.loop.measuring import TrainerMetrics
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
-from lstmpool.training.tasks.task import AUTO
 
 from ...training_fixtures import task_of
 

@@ -1,0 +1,94 @@
+"""Writes what a run leaves in its output folder, with the model card, and says what is in it.
+
+To leave another file, name it in `_files`.
+"""
+
+import time
+from typing import Any
+
+from lstmpool.training.output.artifacts import Writers, plots_of, predictions_of
+from lstmpool.training.output.folder import json_writer, text_writer, write_output
+from lstmpool.training.output.model_card import Run, model_card
+from lstmpool.training.output.terminal import describe_best, loading_lines, rows_of, text_table
+from lstmpool.training.runs.state import State
+
+
+def write_files(state: State) -> None:
+    """Fills the output folder, and prints the table of results and how to load the model."""
+    table = _table(state)
+    best = describe_best(state.trainer, state.job.task.titles)
+    saves_model = _has_new_weights(state)
+    plots = plots_of(state.evaluation, state.trainer.state.log_history)
+    files = _files(state, plots)
+    if saves_model:
+        files["README.md"] = text_writer(_card(state, table, best, list(plots)))
+    write_output(state.folder, state.model if saves_model else None, state.job.tokenizer, files)
+    print(f"\n{text_table(table)}\n\n{best}")
+    print(f"Done in {time.monotonic() - state.began:.0f} s. {state.args.output_dir} holds", end=" ")
+    if saves_model:
+        lines = _loading_lines(state, state.args.output_dir)
+        print("the model; these lines load it:\n\n" + "\n".join(lines))
+    else:
+        print(", ".join(sorted(files)) + ".")
+
+
+def _has_new_weights(state: State) -> bool:
+    """Whether the run has trained the model, or folded something that it learnt into it."""
+    folded = {"temperature", "folded_thresholds"} & state.evaluation.learned.keys()
+    return state.args.do_train or bool(folded)
+
+
+def _files(state: State, plots: Writers) -> Writers:
+    """The files beside the model, except for the card."""
+    args, evaluation = state.args, state.evaluation
+    test_rows = state.job.splits.get("test")
+    files = {"metrics.json": json_writer(_metrics(state))}
+    files |= plots
+    files |= predictions_of(evaluation, test_rows, args.predictions_format, args.predictions_with_text)
+    files |= state.extras.files(evaluation)
+    return files
+
+
+def _table(state: State) -> list[list[str]]:
+    """The table of results, with a head."""
+    task, config = state.job.task, state.model.config
+    results = {f"{config.layer_pooling} over {len(config.layers)} layers": state.evaluation.results}
+    results |= state.baselines
+    return rows_of(results, task.titles, task.headline, state.evaluation.intervals)
+
+
+def _metrics(state: State) -> dict[str, Any]:
+    """The contents of metrics.json."""
+    metrics = {"problem_type": state.job.task.problem_type, "data": state.summary}
+    metrics |= state.evaluation.record()
+    metrics["baselines"] = state.baselines
+    return metrics
+
+
+def _card(state: State, table: list[list[str]], best: str, plots: list[str]) -> str:
+    """The model card. `table`: of results; `best`: which checkpoint was kept; `plots`: names of files."""
+    job = state.job
+    name = state.folder.resolve().name
+    run = Run(
+        name=name,
+        config=state.model.config,
+        args=state.args,
+        backbone=job.backbone,
+        lora=job.model_args if job.model_args.peft else None,
+        data=state.summary,
+        max_seq_length=job.tokenizer.model_max_length,
+        best=best,
+        table=table,
+        learned=state.evaluation.learned,
+        plots=plots,
+        snippet=_loading_lines(state, name, revision="main"),
+        command=job.command,
+        data_args=job.data_args,
+        results=state.evaluation.results,
+    )
+    return model_card(run)
+
+
+def _loading_lines(state: State, model: str, revision: str | None = None) -> list[str]:
+    job = state.job
+    return loading_lines(model, job.reads_pairs, job.task.gives_several_answers, revision, job.is_adapter)

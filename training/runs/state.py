@@ -1,0 +1,95 @@
+"""What one run has so far (`State`), and what the command adds to it (`Extras`)."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.data.data_collator import DataCollator
+
+from lstmpool.training.evaluation.baselines import Scores
+from lstmpool.training.evaluation.learned_head import Arrays
+from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.loop.trainer import LstmPoolTrainer
+from lstmpool.training.model.target_scale import TargetScale
+from lstmpool.training.output.artifacts import Writers
+from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.start import Resume, Start
+from lstmpool.training.runs.job import Job, Tokens
+
+
+def no_files(evaluation: Evaluation) -> Writers:
+    """Adds no files."""
+    return {}
+
+
+def do_not_publish() -> None:
+    """Publishes nothing."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a run does besides, for the command that asked for it."""
+
+    callbacks: list[TrainerCallback] = field(default_factory=list)
+    files: Callable[[Evaluation], Writers] = no_files  # more files for the finished folder
+    publish: Callable[[], None] = do_not_publish  # called before the run counts as finished
+
+
+@dataclass
+class State:
+    """What a run has so far. Each step fills the part under its name, and later steps read it."""
+
+    job: Job
+    args: TrainingArguments
+    start: Start
+    extras: Extras
+    tokens: dict[str, Tokens]
+    began: float = field(default_factory=time.monotonic)
+
+    # read
+    summary: dict[str, dict[str, Any]] = field(init=False)  # see `describe_data`
+
+    # load
+    model: PreTrainedModel = field(init=False)
+    record: RunRecord = field(init=False)
+    scale: TargetScale | None = field(init=False)  # of regression targets
+    inputs: dict[str, Dataset] = field(init=False)  # what Trainer reads: tokens or layer states, and labels
+    collator: DataCollator = field(init=False)
+
+    # train
+    trainer: LstmPoolTrainer = field(init=False)
+    frozen_states: Arrays = field(init=False)  # (N, H) before training, for the baselines
+
+    # measure
+    evaluation: Evaluation = field(init=False)
+    baselines: dict[str, Scores] = field(init=False)
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return Path(self.args.output_dir)
+
+    @property
+    def resumed(self) -> Path | None:
+        """The checkpoint that training goes on from."""
+        return self.start.checkpoint if isinstance(self.start, Resume) else None
+
+    @property
+    def caches_states(self) -> bool:
+        """Whether Trainer reads the frozen backbone's layer states in place of tokens."""
+        return self.job.model_args.freeze_backbone and self.args.layer_cache != "no"
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this process writes the folder."""
+        return self.args.process_index == 0
+
+    @property
+    def labelled(self) -> list[str]:
+        """The splits that have labels."""
+        return [name for name, split in self.job.splits.items() if split.labels is not None]
