@@ -36,14 +36,17 @@ def layer_lists(backbone: PreTrainedModel, count: int) -> list[str]:
     if backbone.config.model_type in Families.NOT_A_STACK:
         return []
     lists = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)}
-    # of a layer that stands in two places, a hook could not tell which of them it is called for
-    return [name for name, layers in lists.items() if len(layers) == len(set(layers)) == count]
+    return [name for name, layers in lists.items() if len(layers) == count]
 
 
 def find_stack(backbone: PreTrainedModel, count: int) -> str | None:
     """Name, within `backbone`, of the list of its `count` layers, lowest first; None where that is not certain."""
     names = layer_lists(backbone, count)
-    return names[0] if len(names) == 1 else None
+    if len(names) != 1:
+        return None
+    # of a layer that stands in two places, a hook could not tell which of them it is called for
+    stands_once = len(set(backbone.get_submodule(names[0]))) == count
+    return names[0] if stands_once else None
 
 
 class LayerCapture:

@@ -161,7 +161,8 @@ class LstmPoolConfig(PretrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = ["layer_states", "hidden_states", "attentions"]
 
-    def __init__(self, backbone_config: PretrainedConfig | dict[str, Any] | None = None, **kwargs: Any):
+    def __init__(self, backbone_config: PretrainedConfig | dict[str, Any] | None = None, *fields: Any, **kwargs: Any):
+        kwargs |= zip(DEFAULTS, fields, strict=False)
         # The fields are set before `super().__init__`, which already asks for the sub-config. It gives a dict under
         # this key a meaning of its own, so the dict becomes a config here.
         for name, default in DEFAULTS.items():

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 
 from .capture_lstmpool import LayerCapture, find_stack
 from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, Families, LstmPoolConfig, is_post_norm, stack_config
+from .fields_lstmpool import MULTI, REGRESSION, SINGLE
 from .pooling_lstmpool import POOLING_CLASSES, WeightedPooling
 
 
@@ -298,25 +299,25 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if not self._labels_fit(labels, batch_size=len(logits)):
             raise ValueError(self._wrong_labels(labels, batch_size=len(logits)))
-        if self.config.problem_type == "single_label_classification":
+        if self.config.problem_type == SINGLE:
             return F.cross_entropy(logits.float(), labels.long())
         labels = labels.view_as(logits).float()
-        if self.config.problem_type == "regression":
+        if self.config.problem_type == REGRESSION:
             return F.mse_loss(logits.float(), labels)
         return F.binary_cross_entropy_with_logits(logits.float(), labels)
 
     def _labels_fit(self, labels: Tensor, batch_size: int) -> bool:
         """Whether `labels` have the shape and the values that the loss for `problem_type` needs."""
         classes, problem_type = self.config.num_labels, self.config.problem_type
-        if problem_type == "single_label_classification":
+        if problem_type == SINGLE:
             fit = labels.shape == (batch_size,) and not labels.is_floating_point()
         else:
             fit = labels.shape == (batch_size, classes) or (classes == 1 and labels.shape == (batch_size,))
         if not fit or torch.compiler.is_compiling():  # in a graph, values cannot be looked at
             return fit
-        if problem_type == "single_label_classification":
+        if problem_type == SINGLE:
             allowed = (labels >= 0) & (labels < classes) | (labels == -100)
-        elif problem_type == "multi_label_classification":
+        elif problem_type == MULTI:
             allowed = (labels >= 0) & (labels <= 1)
         else:
             allowed = ~labels.isnan()  # NaN is a missing number
@@ -325,9 +326,9 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
     def _wrong_labels(self, labels: Tensor, batch_size: int) -> str:
         """What is told of labels that do not fit."""
         classes, problem_type = self.config.num_labels, self.config.problem_type
-        if problem_type == "single_label_classification":
+        if problem_type == SINGLE:
             expected = f"integers of shape {(batch_size,)} in 0..{classes - 1}"
-        elif problem_type == "multi_label_classification":
+        elif problem_type == MULTI:
             expected = f"zeros and ones of shape {(batch_size, classes)}"
         else:
             expected = f"numbers of shape {(batch_size, classes)}"

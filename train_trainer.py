@@ -128,8 +128,8 @@ def run(
     if data_args.cv_folds:
         cross_validate(job, args, start)
         return
-    tokens = job.encode()
     try:
+        tokens = job.encode()
         if space:
             search = Search(job, args, space, tokens)
             job, args = search.run()

@@ -291,3 +291,10 @@ def test_any_mixture_of_legal_values_gives_a_model_that_trains(family, **fields)
     model = LstmPoolForSequenceClassification(LstmPoolConfig(backbone_config=backbone_config(family), **fields))
     model(**random_inputs(lengths=[7, 2, 4]), labels=torch.tensor([0, 1, 1])).loss.backward()
     assert all(parameter.grad is not None for parameter in model.lstmpool.pooler.parameters())
+
+
+def test_fields_may_be_given_by_their_place():
+    config = LstmPoolConfig(backbone_config("bert"), [1, 2], "mean")
+    assert (config.layers, config.token_pooling) == ([1, 2], "mean")
+    with pytest.raises(ValueError, match="layers must lie in 1..4"):
+        LstmPoolConfig(backbone_config("bert"), [9])

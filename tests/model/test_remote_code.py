@@ -158,6 +158,16 @@ def test_installed_the_local_code_is_used(saved):
     assert type(AutoModelForSequenceClassification.from_pretrained(saved)) is LstmPoolForSequenceClassification
 
 
+def test_the_code_that_travels_is_known():
+    assert CODE == {
+        "capture_lstmpool.py",
+        "configuration_lstmpool.py",
+        "fields_lstmpool.py",
+        "modeling_lstmpool.py",
+        "pooling_lstmpool.py",
+    }
+
+
 @pytest.mark.parametrize("name", sorted(CODE))
 def test_the_hub_files_import_nothing_but_torch_and_transformers(name):
     import ast

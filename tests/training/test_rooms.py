@@ -10,7 +10,7 @@ from ..training_fixtures import ROOT
 
 TRAINING = ROOT / "training"
 ROOMS = ("flags", "tasks", "data", "model", "loop", "evaluation", "output", "hub", "runs")  # the lowest first
-BELOW_ALL = ("errors.py", "writing.py")
+BELOW_ALL = ("errors.py", "writing.py", "code_files.py")
 
 
 def rooms_entered(path: Path) -> set[str]:
@@ -38,3 +38,11 @@ def test_a_room_imports_from_itself_and_from_below(room):
 @pytest.mark.parametrize("name", BELOW_ALL)
 def test_what_every_room_uses_enters_none(name):
     assert not rooms_entered(TRAINING / name)
+
+
+def test_old_paths_that_cards_name_still_serve():
+    from lstmpool.training.adapters import load_adapter
+    from lstmpool.training.hub_folder import prepare_output_dir
+
+    assert load_adapter.__module__ == "lstmpool.training.model.adapters"
+    assert prepare_output_dir.__module__ == "lstmpool.training.hub.folder"

@@ -12,14 +12,13 @@ from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.data.order import token_counts
 from lstmpool.training.data.sources import read_rows
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.flags.arguments import DataArguments
+from lstmpool.training.flags.arguments import LIMITS, DataArguments
 from lstmpool.training.tasks.cells import Columns
 from lstmpool.training.tasks.inference import infer_task, task_of_model
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.task import Task
 
 
-LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
 # Without --text_column_names, the first of these that a table has. GLUE and its like use these names.
 TEXT_COLUMNS = (
     ("text",),

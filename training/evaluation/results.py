@@ -31,13 +31,13 @@ class Evaluation:
         """Measures every split that has labels."""
         results: dict[str, dict[str, float]] = {}
         intervals: dict[str, tuple[float, float]] = {}
-        for split, labels in targets.items():
-            if split not in logits:
+        for split, of_split in logits.items():
+            if split not in targets:
                 continue
-            answers = task.decide(logits[split])
+            answers, labels = task.decide(of_split), targets[split]
             results[split] = task.score(answers, labels)
             if task.has_probabilities:
-                results[split] |= probability_metrics(task, logits[split], labels)
+                results[split] |= probability_metrics(task, of_split, labels)
             intervals[split] = task.interval(answers, labels)
         return cls(task, logits, targets, learned, results, intervals)
 

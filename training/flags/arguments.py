@@ -11,6 +11,15 @@ from lstmpool.fields_lstmpool import PROBLEM_TYPES, LstmPoolFields
 
 
 SPLITS = ("train", "validation", "test")
+LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
+OF_FILES = ("test_file", "train_file", "validation_file")
+OF_DATA_SETS = (
+    "train_split_name",
+    "validation_split_name",
+    "test_split_name",
+    "dataset_config_name",
+    "dataset_revision",
+)
 AUTO = "auto"  # as metric_for_best_model it stands for the task's headline metric, until the task is known
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
-from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.arguments import LIMITS, OF_DATA_SETS, OF_FILES, DataArguments, ModelArguments
 from lstmpool.training.flags.defaults import DOING, splits_of
 
 
@@ -45,16 +45,7 @@ UNFIT_FOR_FOLDS = {  # flag -> why it does not go with folds
     "resume_from_checkpoint": "each fold goes on by itself when you repeat the command. Leave it out.",
     "hp_search": "a search needs one validation split. Search without folds first.",
 }
-OF_DATA_SETS = (
-    "train_split_name",
-    "validation_split_name",
-    "test_split_name",
-    "dataset_config_name",
-    "dataset_revision",
-)
-OF_FILES = ("test_file", "train_file", "validation_file")
 OF_VALIDATION_ROWS = ("validation_file", "validation_split_name", "max_eval_samples")
-LIMITS = ("max_train_samples", "max_eval_samples", "max_predict_samples")
 NOT_WITH_ADAPTERS = ("freeze_backbone", "freeze_embeddings", "freeze_layers", "reinit_layers")
 
 
@@ -79,14 +70,14 @@ class Flags:
         return splits_of(self.data, self.places, bool(self.training.get("do_train")))
 
 
-Found = Mapping[str, Any] | bool | None  # values for the braces of a message; True: it has none; falsy: all is well
+Broken = Mapping[str, Any] | bool | None  # values for the braces of a message; True: it has none; falsy: all is well
 
 
-def _first(names: list[str]) -> Found:
+def _first(names: list[str]) -> Broken:
     return {"name": names[0]} if names else None
 
 
-def not_positive(flags: Flags) -> Found:
+def not_positive(flags: Flags) -> Broken:
     """A number that must be above 0 is not."""
     for name in POSITIVE:
         if name in flags.given and not flags.given[name] > 0:
@@ -94,7 +85,7 @@ def not_positive(flags: Flags) -> Found:
     return None
 
 
-def negative_rate(flags: Flags) -> Found:
+def negative_rate(flags: Flags) -> Broken:
     """A learning rate is negative, infinite or NaN."""
     for name in ("learning_rate", "head_learning_rate"):
         if name in flags.given and not 0 <= flags.given[name] < math.inf:
@@ -102,22 +93,22 @@ def negative_rate(flags: Flags) -> Found:
     return None
 
 
-def limit_without_rows(flags: Flags) -> Found:
+def limit_without_rows(flags: Flags) -> Broken:
     """A limit on the rows of a split allows none."""
-    for name in LIMITS:
+    for name in LIMITS.values():
         limit = getattr(flags.data, name)
         if limit is not None and limit < 1:
             return {"name": name, "value": limit}
     return None
 
 
-def settled_by_init_from(flags: Flags) -> Found:
+def settled_by_init_from(flags: Flags) -> Broken:
     """A flag sets what the model of --init_from already says."""
     settled = flags.given.keys() & {*CONFIG_FIELDS, "reinit_layers", "problem_type"}
     return _first(sorted(settled)) if flags.model.init_from else None
 
 
-def unfit_value(flags: Flags) -> Found:
+def unfit_value(flags: Flags) -> Broken:
     """A flag of the library has a value that this command cannot work with."""
     for name, (needed, reason) in UNFIT.items():
         if flags.given.get(name, needed) != needed:
@@ -125,35 +116,35 @@ def unfit_value(flags: Flags) -> Found:
     return None
 
 
-def part_of_no_data_set(flags: Flags) -> Found:
+def part_of_no_data_set(flags: Flags) -> Broken:
     """A flag describes a data set, but none is named."""
     if flags.data.dataset_name is not None:
         return None
     return _first([name for name in OF_DATA_SETS if getattr(flags.data, name) is not None])
 
 
-def files_and_data_set(flags: Flags) -> Found:
+def files_and_data_set(flags: Flags) -> Broken:
     """Both a file and a data set are named."""
     if flags.data.dataset_name is None:
         return None
     return _first([name for name in OF_FILES if getattr(flags.data, name) is not None])
 
 
-def hub_without_push(flags: Flags) -> Found:
+def hub_without_push(flags: Flags) -> Broken:
     """A flag of the Hub is named without --push_to_hub."""
     if flags.given.get("push_to_hub"):
         return None
     return _first(sorted(name for name in flags.given if name.startswith("hub_")))
 
 
-def folds_and_validation_rows(flags: Flags) -> Found:
+def folds_and_validation_rows(flags: Flags) -> Broken:
     """Validation rows are named beside folds."""
     if flags.data.cv_folds is None:
         return None
     return _first([name for name in OF_VALIDATION_ROWS if getattr(flags.data, name) is not None])
 
 
-def unfit_for_folds(flags: Flags) -> Found:
+def unfit_for_folds(flags: Flags) -> Broken:
     """A flag cannot work with folds."""
     for name, reason in UNFIT_FOR_FOLDS.items():
         if flags.data.cv_folds is not None and flags.given.get(name):
@@ -161,14 +152,14 @@ def unfit_for_folds(flags: Flags) -> Found:
     return None
 
 
-def adapter_flag_alone(flags: Flags) -> Found:
+def adapter_flag_alone(flags: Flags) -> Broken:
     """A flag of adapters is named without --peft."""
     if flags.model.peft is not None:
         return None
     return _first(sorted(name for name in flags.given if name.startswith("lora_") or name == "merge"))
 
 
-def layers_beside_adapters(flags: Flags) -> Found:
+def layers_beside_adapters(flags: Flags) -> Broken:
     """A flag says how to train the backbone's layers, which --peft freezes."""
     if flags.model.peft is None:
         return None
@@ -178,21 +169,21 @@ def layers_beside_adapters(flags: Flags) -> Found:
     return _first(against)
 
 
-def adapter_out_of_range(flags: Flags) -> Found:
+def adapter_out_of_range(flags: Flags) -> Broken:
     """With --peft, a size or the dropout of the adapters is out of its range."""
     model = flags.model
     fits = model.lora_rank > 0 and model.lora_alpha > 0 and 0 <= model.lora_dropout < 1
     return model.peft is not None and not fits
 
 
-def push_of_adapter(flags: Flags) -> Found:
+def push_of_adapter(flags: Flags) -> Broken:
     """An adapter would be pushed: it is not merged, or checkpoints are pushed before the merge."""
     if flags.model.peft is None or not flags.given.get("push_to_hub"):
         return None
     return not (flags.model.merge and flags.given.get("hub_strategy") == "end")
 
 
-def half_of_folds(flags: Flags) -> Found:
+def half_of_folds(flags: Flags) -> Broken:
     """With folds, training or evaluation is off."""
     if flags.data.cv_folds is None:
         return None
@@ -200,7 +191,7 @@ def half_of_folds(flags: Flags) -> Found:
     return _first([name for name in ("do_train", "do_eval") if not flags.given.get(name, not others)])
 
 
-def groups_without_use(flags: Flags) -> Found:
+def groups_without_use(flags: Flags) -> Broken:
     """Groups are named, but there are neither folds nor rows to hold out."""
     if flags.data.group_column is None or flags.data.cv_folds is not None:
         return None
@@ -208,7 +199,7 @@ def groups_without_use(flags: Flags) -> Found:
     return not (held_out and flags.given.get("do_train", True) and flags.given.get("do_eval", True))
 
 
-def split_without_rows(flags: Flags) -> Found:
+def split_without_rows(flags: Flags) -> Broken:
     """A do_* flag is on, but its split has no rows."""
     for flag, split in DOING.items():
         if flags.training.get(flag) and split not in flags.splits:
@@ -216,7 +207,7 @@ def split_without_rows(flags: Flags) -> Found:
     return None
 
 
-def best_without_its_checkpoint(flags: Flags) -> Found:
+def best_without_its_checkpoint(flags: Flags) -> Broken:
     """The best model is to be kept, but evaluations and saves fall on different steps."""
     training = flags.training
     if not (training.get("do_eval") and training.get("load_best_model_at_end")):
@@ -225,27 +216,27 @@ def best_without_its_checkpoint(flags: Flags) -> Found:
     return by_steps and training["eval_steps"] != training["save_steps"]
 
 
-def missing_logger(flags: Flags) -> Found:
+def missing_logger(flags: Flags) -> Broken:
     """--report_to names a logger that is not installed."""
     known = {*flags.loggers, "azure_ml", "flyte"}  # the library knows these two but does not list them
     missing = sorted({*flags.training["report_to"]} - known)
     return {"name": missing[0], "found": ", ".join(flags.loggers) or "none"} if missing else None
 
 
-def fitted_without_rows(flags: Flags) -> Found:
+def fitted_without_rows(flags: Flags) -> Broken:
     """A flag needs validation rows to fit on, but evaluation is off."""
     if flags.training["do_eval"]:
         return None
     return _first([name for name in ("calibrate", "tune_thresholds") if flags.training[name]])
 
 
-def unknown_metric(flags: Flags) -> Found:
+def unknown_metric(flags: Flags) -> Broken:
     """The task has no metric of the name in --metric_for_best_model."""
     name = flags.training["metric_for_best_model"]
     return {"name": name, "known": ", ".join(flags.metrics)} if name not in flags.metrics else None
 
 
-def more_layers_than_there_are(flags: Flags) -> Found:
+def more_layers_than_there_are(flags: Flags) -> Broken:
     """A number of layers is negative, or higher than the model's."""
     for name in ("freeze_layers", "reinit_layers"):
         if not 0 <= getattr(flags.model, name) <= flags.layers:
@@ -253,7 +244,7 @@ def more_layers_than_there_are(flags: Flags) -> Found:
     return None
 
 
-def frozen_and_fresh_layers(flags: Flags) -> Found:
+def frozen_and_fresh_layers(flags: Flags) -> Broken:
     """A layer would be both frozen and reset to random weights."""
     model = flags.model
     overlap = model.freeze_layers + model.reinit_layers > flags.layers

@@ -9,11 +9,9 @@ from typing import Any
 import yaml
 
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.flags.arguments import SPLITS
+from lstmpool.training.flags.arguments import OF_DATA_SETS, OF_FILES
 
 
-FILES = {f"{split}_file" for split in SPLITS}
-OF_DATA_SET = {"dataset_name", "dataset_config_name", "dataset_revision", *(f"{split}_split_name" for split in SPLITS)}
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "group_by_length": "train_sampling_strategy",
@@ -39,10 +37,10 @@ def with_recipe(words: list[str], actions: Actions) -> list[str]:
     recipe, typed = Path(words[0]), words[1:]
     names = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in typed if word.startswith("--")}
     left_out = set()
-    if names & FILES:
-        left_out = OF_DATA_SET
+    if names & set(OF_FILES):
+        left_out = {"dataset_name", *OF_DATA_SETS}
     elif "dataset_name" in names:
-        left_out = FILES
+        left_out = set(OF_FILES)
     flags = []
     for key, value in _read(recipe).items():
         name = str(key).replace("-", "_")

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.conditions import (
+    Broken,
     Flags,
-    Found,
     adapter_flag_alone,
     adapter_out_of_range,
     best_without_its_checkpoint,
@@ -50,7 +50,7 @@ class Rule(NamedTuple):
     The message may name parts of the flags (`{flags...}`) and of what `broken` returned.
     """
 
-    broken: Callable[[Flags], Found]
+    broken: Callable[[Flags], Broken]
     message: str
 
 

@@ -54,6 +54,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 IMAGE = re.compile(r"!\[[^\]]*\]\(([\w.-]+\.(?:png|svg|jpg))\)")
 HEADER = {"library_name": "transformers", "pipeline_tag": "text-classification"}
 IGNORED = "/training_args.bin"
+RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def check_files(folder: Path) -> list[str]:
         if _is_pickle(path):
             wrong.append(f"{path.name} is a pickle or an archive. Remove it.")
     remedy = "Save the model again with save_pretrained."
-    missing = [path.name for path in CODE if not (folder / path.name).is_file()]
+    missing = [name for name in code_needed(folder) if not (folder / name).is_file()]
     wrong += [f"{name}, code of the model, not found. {remedy}" for name in missing]
     config = read_json(folder / "config.json")
     if config is None:
@@ -109,12 +110,29 @@ def check_files(folder: Path) -> list[str]:
     return wrong + _check_config(config) + _check_references(folder) + _check_weights(folder) + _check_card(folder)
 
 
+def code_needed(folder: Path) -> list[str]:
+    """The names of the code files that a model in the folder needs, whether or not they are there.
+
+    A folder that an earlier release saved needs other files than one of today.
+    """
+    waiting = {f"{place.partition('.')[0]}.py" for place in LstmPoolConfig().auto_map.values()}
+    needed = set()
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        path = folder / name
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        waiting |= {f"{module}.py" for module in RELATIVE_IMPORT.findall(text)} - needed
+    return sorted(needed)
+
+
 def compare_code(folder: Path) -> list[CodeFile]:
     """Compares the folder's code files, which must be there, with those of the installed release."""
+    installed = {path.name: path.read_bytes() for path in CODE}
     found = []
-    for released in CODE:
-        path = folder / released.name
-        mine, theirs = path.read_bytes(), released.read_bytes()
+    for name in code_needed(folder):
+        path = folder / name
+        mine, theirs = path.read_bytes(), installed.get(name, b"")
         texts = [data.decode("utf-8", "replace").splitlines() for data in (theirs, mine)]
         lines = difflib.unified_diff(*texts, f"installed/{path.name}", f"folder/{path.name}", lineterm="", n=1)
         hashes = [hashlib.sha256(data).hexdigest() for data in (mine, theirs)]

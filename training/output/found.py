@@ -15,7 +15,8 @@ from lstmpool.training.output.run_record import RunRecord
 CODE_NAMES = {path.name for path in CODE}
 # Files that older releases, whose record has no list of files, may have written beside weights. Do not add new files:
 # the record lists them.
-OF_OLDER_RELEASES = {RECORD, "README.md", "config.json", ADAPTER_CONFIG_NAME, *CODE_NAMES} | set(
+OF_OLDER_RELEASES = {RECORD, "README.md", "config.json", ADAPTER_CONFIG_NAME} | set(
+    "configuration_lstmpool.py modeling_lstmpool.py pooling_lstmpool.py "
     "metrics.json logits.npz test_predictions.csv test_predictions.parquet oof.parquet hp_search.csv "
     "learning_curve.png confusion_matrix.png predicted_against_true.png reliability.png "
     "added_tokens.json chat_template.jinja merges.txt sentencepiece.bpe.model special_tokens_map.json spiece.model "

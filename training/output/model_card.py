@@ -15,9 +15,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.training.data.rows import LIMITS
 from lstmpool.training.data.summary import balance_words
-from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.arguments import LIMITS, DataArguments, ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output.terminal import markdown_table
@@ -30,7 +29,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 
 @dataclass(frozen=True)
-class Run:
+class CardContents:
     """What the card says about a finished run."""
 
     name: str
@@ -58,7 +57,7 @@ class Run:
         return self.lora is not None and not self.lora.merge
 
 
-def model_card(run: Run) -> str:
+def model_card(run: CardContents) -> str:
     """The whole card, with the header that the Hub reads."""
     judged_on = "test" if "test" in run.data and run.data["test"]["labels"] else "validation"
     card = ModelCard.from_template(
@@ -92,7 +91,7 @@ def model_card(run: Run) -> str:
     return f"{card}\n"
 
 
-def _header(run: Run) -> ModelCardData:
+def _header(run: CardContents) -> ModelCardData:
     """What the Hub reads. Neither a licence nor a language follows from files or from a backbone, so none is named."""
     on_hub = _dataset_on_hub(run)
     results = _hub_results(run) if on_hub else []
@@ -107,13 +106,13 @@ def _header(run: Run) -> ModelCardData:
     )
 
 
-def _dataset_on_hub(run: Run) -> str | None:
+def _dataset_on_hub(run: CardContents) -> str | None:
     """The name of the data set, if it is one on the Hub; a folder of that name would have been read instead."""
     name = run.data_args.dataset_name if run.data_args else None
     return name if name and not Path(name).exists() else None
 
 
-def _hub_results(run: Run) -> list[EvalResult]:
+def _hub_results(run: CardContents) -> list[EvalResult]:
     """The results on a split of the data set; on test or, if there is none, on validation.
 
     The Hub asks which data set and split gave a number. Local files have no name that others can look up, so their
@@ -156,7 +155,7 @@ def _pooling(config: LstmPoolConfig) -> str:
     return f"A {direction} {config.layer_pooling.upper()} ({config.lstm_hidden_size} units a direction)"
 
 
-def _outputs(run: Run) -> str:
+def _outputs(run: CardContents) -> str:
     names = ", ".join(f"`{name}`" for name in run.config.id2label.values())
     return f"{run.task.output_title}s ({run.config.num_labels}): {names}"
 
@@ -188,7 +187,7 @@ def _before_and_after(before: dict[str, float], after: dict[str, float], digits:
     return markdown_table(rows)
 
 
-def _data(run: Run) -> str:
+def _data(run: CardContents) -> str:
     rows = [["split", "source", "rows", "tokens, median", "cut", "also in train", "labels"]]
     for name, of in run.data.items():
         row = [
@@ -204,7 +203,7 @@ def _data(run: Run) -> str:
     return markdown_table(rows)
 
 
-def _settings(run: Run) -> str:
+def _settings(run: CardContents) -> str:
     """What the run was trained with; a setting that was off has no row."""
     args = run.args
     head_rate = args.learning_rate if args.head_learning_rate is None else args.head_learning_rate
@@ -262,7 +261,7 @@ def _public(word: str) -> str:
     return flag + equals + (path.name if private else value)
 
 
-def _versions(run: Run) -> str:
+def _versions(run: CardContents) -> str:
     packages = ["lstmpool", "torch", "transformers", "datasets", "scikit-learn"]
     if run.lora:
         packages.append("peft")

@@ -26,7 +26,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Flags:
+class StartFlags:
     """The flags that decide how a run begins, as they were typed."""
 
     resume_from_checkpoint: str | None = None
@@ -95,7 +95,7 @@ def choose_start(
     """
     found = look(Path(output_dir), resume_from_checkpoint)
     wanted = Wanted(settings, Path(init_from).resolve() if init_from else None)
-    decision = decide(found, wanted, Flags(resume_from_checkpoint, overwrite))
+    decision = decide(found, wanted, StartFlags(resume_from_checkpoint, overwrite))
     for line in decision.said:
         print(line)
     if isinstance(decision, Refuse):
@@ -103,7 +103,7 @@ def choose_start(
     return decision
 
 
-def decide(found: Found, wanted: Wanted, flags: Flags) -> Decision:
+def decide(found: Found, wanted: Wanted, flags: StartFlags) -> Decision:
     """How the run begins. The first of `RULES` that applies decides; if none does, it begins from the first step."""
     for rule in RULES:
         decision = rule(found, wanted, flags)
@@ -112,7 +112,7 @@ def decide(found: Found, wanted: Wanted, flags: Flags) -> Decision:
     return Replace(removed=_all_of(found)) if _held(found) else Fresh(removed=_all_of(found))
 
 
-def _keep_the_model_to_start_from(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+def _keep_the_model_to_start_from(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
     """Refuses to overwrite the model of `--init_from`, or to remove its checkpoints."""
     source = wanted.init_from
     if source is None or found.resolved not in (source, *source.parents):
@@ -120,13 +120,13 @@ def _keep_the_model_to_start_from(found: Found, wanted: Wanted, flags: Flags) ->
     return Refuse(f"--output_dir {found.folder} holds the model of --init_from. Choose another folder.")
 
 
-def _refuse_a_file(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+def _refuse_a_file(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
     if not found.is_file:
         return None
     return Refuse(f"--output_dir {found.folder} must be a folder, found a file.")
 
 
-def _go_on_with_the_same_run(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+def _go_on_with_the_same_run(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
     """Goes on with a run that was cut off if the same command is given again, whatever --overwrite says."""
     if not _is_cut_off(found) or found.record.differs(wanted.settings) or not _begins_where_it_began(found, flags):
         return None
@@ -147,7 +147,7 @@ def _go_on_with_the_same_run(found: Found, wanted: Wanted, flags: Flags) -> Deci
     )
 
 
-def _resume_within_the_folder(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+def _resume_within_the_folder(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
     """Resumes from a checkpoint of the folder's own run. Replaces later whole ones only with --overwrite."""
     if not flags.resume_from_checkpoint:
         return None
@@ -170,7 +170,7 @@ def _resume_within_the_folder(found: Found, wanted: Wanted, flags: Flags) -> Dec
     )
 
 
-def _keep_another_kind_of_model(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+def _keep_another_kind_of_model(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
     """Refuses to replace another kind of model, even with --overwrite: it belongs to the user."""
     if not found.another_kind:
         return None
@@ -179,7 +179,7 @@ def _keep_another_kind_of_model(found: Found, wanted: Wanted, flags: Flags) -> D
     )
 
 
-def _keep_a_cut_off_run(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+def _keep_a_cut_off_run(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
     """Refuses, without --overwrite, to replace a cut-off run that has other settings or another start."""
     if not _held(found) or flags.overwrite or not _is_cut_off(found):
         return None
@@ -193,7 +193,7 @@ def _keep_a_cut_off_run(found: Found, wanted: Wanted, flags: Flags) -> Decision 
     )
 
 
-def _keep_a_run(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+def _keep_a_run(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
     """Refuses, without --overwrite, to replace what a run has left."""
     held = _held(found)
     if not held or flags.overwrite:
@@ -205,7 +205,7 @@ def _keep_a_run(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
     )
 
 
-def _resume_from_another_folder(found: Found, wanted: Wanted, flags: Flags) -> Decision | None:
+def _resume_from_another_folder(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
     """Resumes from another folder's checkpoint. It is whole by now, and what lies in the output folder may go."""
     if found.named is None:
         return None
@@ -228,12 +228,12 @@ def _is_cut_off(found: Found) -> bool:
     return found.record is not None and not found.record.finished
 
 
-def _begins_where_it_began(found: Found, flags: Flags) -> bool:
+def _begins_where_it_began(found: Found, flags: StartFlags) -> bool:
     """Whether the command names no checkpoint, or the one that the folder's run began from."""
     return found.named is None or str(found.named.resolved) == found.record.resumed_from
 
 
-def _find_named(found: Found, flags: Flags) -> Saved | Refuse:
+def _find_named(found: Found, flags: StartFlags) -> Saved | Refuse:
     """The checkpoint that the flag names: a path, or "last" for the newest whole one in the folder.
 
     Refuses a checkpoint that is missing or not whole, and says how to resume from the newest whole one.

@@ -8,7 +8,7 @@ from typing import Any
 
 from lstmpool.training.output.artifacts import Writers, plots_of, predictions_of
 from lstmpool.training.output.folder import json_writer, text_writer, write_output
-from lstmpool.training.output.model_card import Run, model_card
+from lstmpool.training.output.model_card import CardContents, model_card
 from lstmpool.training.output.terminal import describe_best, loading_lines, rows_of, text_table
 from lstmpool.training.runs.state import State
 
@@ -69,7 +69,7 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str]) -> 
     """The model card. `table`: of results; `best`: which checkpoint was kept; `plots`: names of files."""
     job = state.job
     name = state.folder.resolve().name
-    run = Run(
+    run = CardContents(
         name=name,
         config=state.model.config,
         args=state.args,

@@ -58,7 +58,7 @@ def unsearched(settings: dict[str, Any], space: Space) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in space}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Search:
     """The trials of one study.
 

@@ -120,13 +120,7 @@ class SeveralTargetsMetric(RegressionMetric):
     """The same metrics for several targets, with MCRMSE as the headline."""
 
     headline = "mcrmse"
-    shown = {
-        "mse": "MSE",
-        "mae": "MAE",
-        "pearson": "Pearson",
-        "spearman": "Spearman",
-        "mcrmse": "MCRMSE",
-    }
+    shown = RegressionMetric.shown | {"mcrmse": "MCRMSE"}
     hidden = ()
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from .conftest import tiny_model
 
 
 CARD = "---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n\n# Parcels\n"
+DATA = Path(__file__).parents[2] / "data"
 COMMIT, OLDER = "a" * 40, "b" * 40
 
 
@@ -129,6 +132,18 @@ def test_missing_code_is_named(folder):
     (folder / "modeling_lstmpool.py").unlink()
     (line,) = check_files(folder)
     assert line == "modeling_lstmpool.py, code of the model, not found. Save the model again with save_pretrained."
+
+
+def test_a_folder_of_an_earlier_release_needs_the_files_of_that_release(tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(DATA / "saved_by_0_1_0", folder)
+    (folder / "README.md").write_text("---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n")
+    assert check_files(folder) == []
+    files = ["configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"]
+    assert [file.name for file in compare_code(folder)] == files
+    (folder / "pooling_lstmpool.py").unlink()
+    (line,) = check_files(folder)
+    assert line.startswith("pooling_lstmpool.py, code of the model, not found.")
 
 
 def test_the_code_is_compared_with_the_installed_one_line_by_line(folder):

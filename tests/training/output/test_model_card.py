@@ -4,7 +4,7 @@ import yaml
 from lstmpool.training.flags.arguments import DataArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
-from lstmpool.training.output.model_card import Run, model_card
+from lstmpool.training.output.model_card import CardContents, model_card
 
 from ...conftest import tiny_config
 
@@ -32,7 +32,7 @@ def card(
     options = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", **options}
     args = TrainingArguments(str(folder), use_cpu=True, report_to=[], learning_rate=2e-5, **options)
     text = model_card(
-        Run(
+        CardContents(
             name=name,
             config=tiny_config(num_labels=2, **fields),
             args=args,

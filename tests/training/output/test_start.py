@@ -9,7 +9,7 @@ from lstmpool.training.loop.checkpoints import Saved
 from lstmpool.training.output import start as module
 from lstmpool.training.output.found import Found, Named
 from lstmpool.training.output.run_record import RunRecord
-from lstmpool.training.output.start import Flags, Fresh, Refuse, Replace, Resume, Wanted, choose_start, decide
+from lstmpool.training.output.start import Fresh, Refuse, Replace, Resume, StartFlags, Wanted, choose_start, decide
 
 
 OUT, RESOLVED = Path("out"), Path("/home/out")
@@ -39,18 +39,18 @@ def inside(name="checkpoint-5", damage="", beside=(NINE, FIVE)):
 
 
 FINISHED = RunRecord({"seed": 1}, {}, finished=True)
-LAST, NAMED, OVERWRITE = Flags("last"), Flags("in/checkpoint-3"), Flags(overwrite=True)
-NAMED_INSIDE = Flags("./out/checkpoint-5")
+LAST, NAMED, OVERWRITE = StartFlags("last"), StartFlags("in/checkpoint-3"), StartFlags(overwrite=True)
+NAMED_INSIDE = StartFlags("./out/checkpoint-5")
 TAKEN = "--output_dir out holds a run already (config.json, metrics.json, model.safetensors). Choose another folder, "
 CUT_OFF = "out holds this run, which was cut off."
 # The settings that are wanted, what was found, the flags, and what is decided.
 TABLE = {
-    "an empty folder": (1, found(), Flags(), Fresh()),
+    "an empty folder": (1, found(), StartFlags(), Fresh()),
     "an empty folder, with --overwrite": (1, found(), OVERWRITE, Fresh()),
     "what a run that was stopped at once leaves, of other settings": (
         2,
         found((*CODE, "run.json"), record=cut_off()),
-        Flags(),
+        StartFlags(),
         Fresh(removed=(*CODE, "run.json")),
     ),
     # A file.
@@ -64,7 +64,7 @@ TABLE = {
     "the same run, cut off": (
         1,
         found(MODEL, (NINE, FIVE), record=cut_off()),
-        Flags(),
+        StartFlags(),
         Resume(NINE.path, said=(f"{CUT_OFF} It goes on from out/checkpoint-9.",)),
     ),
     "the same run, cut off, with --overwrite": (
@@ -86,7 +86,7 @@ TABLE = {
     "the same run, cut off before it had saved": (
         1,
         found(("run.json",), (NINE_CUT,), record=cut_off()),
-        Flags(),
+        StartFlags(),
         Replace(removed=("checkpoint-9", "run.json"), said=(NINE_LEFT_OUT, f"{CUT_OFF} It begins anew.")),
     ),
     "the same run, cut off before it had saved, and 'last'": (
@@ -117,7 +117,7 @@ TABLE = {
     "the same run, begun from a checkpoint, cut off, and no checkpoint named": (
         1,
         found((), (NINE,), record=cut_off("/home/in/checkpoint-3")),
-        Flags(),
+        StartFlags(),
         Resume(NINE.path, "/home/in/checkpoint-3", said=(f"{CUT_OFF} It goes on from out/checkpoint-9.",)),
     ),
     "the same settings from another checkpoint": (
@@ -155,7 +155,7 @@ TABLE = {
     "a checkpoint of the folder with a later one, and --overwrite": (
         1,
         found(MODEL, (NINE, FIVE), named=inside(), record=FINISHED),
-        Flags("./out/checkpoint-5", overwrite=True),
+        StartFlags("./out/checkpoint-5", overwrite=True),
         Resume(Path("./out/checkpoint-5"), "/home/out/checkpoint-5", removed=("checkpoint-9",)),
     ),
     "a checkpoint of the folder with a later one that is damaged": (
@@ -179,7 +179,7 @@ TABLE = {
     "a damaged checkpoint beside a whole one": (
         1,
         found((), (NINE_CUT, FIVE), named=inside("checkpoint-9", "weights is missing", (NINE_CUT, FIVE))),
-        Flags("./out/checkpoint-9"),
+        StartFlags("./out/checkpoint-9"),
         Refuse(
             "--resume_from_checkpoint ./out/checkpoint-9 is not whole: weights is missing. The newest whole one is "
             "out/checkpoint-5: --resume_from_checkpoint out/checkpoint-5",
@@ -206,14 +206,14 @@ TABLE = {
     "another kind of model, and a checkpoint elsewhere": (
         1,
         found((), (NINE,), named=elsewhere(), another_kind=True),
-        Flags("in/checkpoint-3", overwrite=True),
+        StartFlags("in/checkpoint-3", overwrite=True),
         Refuse("--output_dir out holds another kind of model (checkpoint-9). Choose another folder."),
     ),
     # Another run, cut off.
     "another run, cut off after a save": (
         2,
         found(("run.json",), (NINE,), record=cut_off()),
-        Flags(),
+        StartFlags(),
         Refuse(
             "--output_dir out holds a run with other settings, which was cut off (seed 1 there and 2 here). Go on "
             "with its command, or with these settings and --resume_from_checkpoint last; choose another folder, or "
@@ -223,7 +223,7 @@ TABLE = {
     "another run, cut off, that keeps no checkpoints": (
         2,
         found(MODEL, record=cut_off()),
-        Flags(),
+        StartFlags(),
         Refuse(
             "--output_dir out holds a run with other settings, which was cut off (seed 1 there and 2 here). Go on "
             "with its command; choose another folder, or replace it with --overwrite."
@@ -236,11 +236,16 @@ TABLE = {
         Replace(removed=("checkpoint-9", *REPLACED)),
     ),
     # A run.
-    "a finished run": (1, found(MODEL, record=FINISHED), Flags(), Refuse(f"{TAKEN}or replace it with --overwrite.")),
+    "a finished run": (
+        1,
+        found(MODEL, record=FINISHED),
+        StartFlags(),
+        Refuse(f"{TAKEN}or replace it with --overwrite."),
+    ),
     "a finished run with checkpoints": (
         1,
         found(("run.json",), (FIVE,), record=FINISHED),
-        Flags(),
+        StartFlags(),
         Refuse(
             "--output_dir out holds a run already (checkpoint-5). Choose another folder, continue that run with "
             "--resume_from_checkpoint last, or replace it with --overwrite."
@@ -249,7 +254,7 @@ TABLE = {
     "a file that may be a run's, without a record": (
         1,
         found(("README.md",)),
-        Flags(),
+        StartFlags(),
         Refuse(
             "--output_dir out holds a run already (README.md). Choose another folder, or replace it with --overwrite."
         ),
@@ -257,7 +262,7 @@ TABLE = {
     "folds": (
         1,
         found(("run.json",), record=FINISHED, folds=("fold-1", "fold-2")),
-        Flags(),
+        StartFlags(),
         Refuse(
             "--output_dir out holds a run already (fold-1, fold-2). Choose another folder, or replace it with "
             "--overwrite."
@@ -278,7 +283,7 @@ TABLE = {
     "a run whose record does not list all that is there": (
         1,
         found(("README.md", "run.json"), record=FINISHED, ours=("run.json",)),
-        Flags(),
+        StartFlags(),
         Refuse(
             "--output_dir out holds a run already (README.md). Choose another folder, or replace it with --overwrite."
         ),
@@ -299,7 +304,7 @@ TABLE = {
     "a checkpoint elsewhere, into a folder that is taken, and --overwrite": (
         1,
         found(MODEL, (NINE,), named=elsewhere(), record=FINISHED),
-        Flags("in/checkpoint-3", overwrite=True),
+        StartFlags("in/checkpoint-3", overwrite=True),
         Resume(Path("in/checkpoint-3"), "/home/in/checkpoint-3", removed=("checkpoint-9", *REPLACED)),
     ),
 }
@@ -320,7 +325,7 @@ def test_the_model_to_start_from_is_not_written_over(source, what_was_found):
 
 @pytest.mark.parametrize("source", ["/home/other", "/home", "/home/out-2"])
 def test_a_model_beside_the_folder_or_above_it_may_be_started_from(source):
-    assert decide(found(), Wanted({}, Path(source)), Flags()) == Fresh()
+    assert decide(found(), Wanted({}, Path(source)), StartFlags()) == Fresh()
 
 
 def test_every_rule_decides_in_one_row_of_the_table():
@@ -360,5 +365,5 @@ def test_what_is_wanted_is_handed_on_with_what_was_found(tmp_path, monkeypatch):
     assert given == [
         Found(OUT, tmp_path / "out", named=Named(Path("in"), tmp_path / "in", exists=False)),
         Wanted({"seed": 1}, tmp_path / "model"),
-        Flags("in", overwrite=True),
+        StartFlags("in", overwrite=True),
     ]

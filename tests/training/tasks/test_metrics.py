@@ -100,7 +100,7 @@ def headline_by_library(task, predictions, labels, rows):
 
 
 @pytest.mark.parametrize("task", [SingleLabel, MultiLabel, Regression])
-def test_the_interval_is_a_bootstrap_of_the_headline(task):
+def test_the_interval_is_that_of_a_bootstrap_of_the_headline(task):
     generator = np.random.default_rng(1)
     if task is SingleLabel:
         labels, predictions = generator.integers(2, size=(2, 200))
