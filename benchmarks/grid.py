@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from lstmpool.benchmarks.results import HERE, Row, append_rows, holds, markdown, parser_of, read_rows, show, versions
-from lstmpool.benchmarks.variants import COUNTED, Cell
+from lstmpool.benchmarks.variants import VARIANTS, Cell
 
 
 GRID = [
@@ -59,7 +59,7 @@ class Quantity:
 
     def run(self, output: Path, cells: list[Cell]) -> None:
         """Counts each variant in each cell that the CSV `output` lacks, and adds a row for it."""
-        for cell, variant in tqdm(list(product(cells, COUNTED)), desc=self.name):
+        for cell, variant in tqdm(list(product(cells, VARIANTS)), desc=self.name):
             wanted = cell.columns() | {"variant": variant}
             if holds(read_rows(output), wanted):
                 continue
@@ -75,7 +75,7 @@ class Quantity:
                 if row["mode"] == mode:
                     place = (row["shape"], row["batch"], row["tokens"])
                     found.setdefault(place, {})[row["variant"]] = int(row[self.column])
-            others = [name for name in COUNTED if name != base]
+            others = [name for name in VARIANTS if name != base]
             lines = [
                 [
                     place[0],

@@ -6,7 +6,6 @@
     weighted   the WeightedLayerPooling of sentence-transformers over all layers, CLS, a linear head
     lstmpool   this project, all layers read
     lstmpool, two thirds   the same with `layers` ending at two thirds of the depth
-    lstmpool, mean   the same with mean vectors and all layers; counted, and not timed
 
 The comparison favours the naive code in one point: its backbone has no pooler, which nothing would read.
 """
@@ -25,9 +24,8 @@ from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 
 
-TWO_THIRDS, MEAN = "lstmpool, two thirds", "lstmpool, mean"
+TWO_THIRDS = "lstmpool, two thirds"
 VARIANTS = ("backbone", "stock", "naive", "weighted", "lstmpool", TWO_THIRDS)
-COUNTED = (*VARIANTS, MEAN)
 LABELS = 2
 
 
@@ -140,7 +138,7 @@ class Weighted(nn.Module):
 
 
 def build(name: str, config: PretrainedConfig, layers: list[int] | None = None) -> Variant:
-    """One of `COUNTED` with random weights. `layers` are those that this project reads; unset: all.
+    """One of `VARIANTS` with random weights. `layers` are those that this project reads; unset: all.
 
     Raises:
         ValueError: for another name.
@@ -154,11 +152,11 @@ def build(name: str, config: PretrainedConfig, layers: list[int] | None = None) 
     if name in ("naive", "weighted"):
         model = Naive(config) if name == "naive" else Weighted(config)
         return Variant(model, model.backbone, _as_it_is)
-    if name not in ("lstmpool", TWO_THIRDS, MEAN):
-        raise ValueError(f"expected one of {', '.join(COUNTED)}, got {name!r}.")
+    if name not in ("lstmpool", TWO_THIRDS):
+        raise ValueError(f"expected one of {', '.join(VARIANTS)}, got {name!r}.")
     if name == TWO_THIRDS:
         layers = list(range(1, config.num_hidden_layers * 2 // 3 + 1))
-    fields = {"layers": layers, "num_labels": config.num_labels, "token_pooling": "mean" if name == MEAN else "cls"}
+    fields = {"layers": layers, "num_labels": config.num_labels, "token_pooling": "cls"}
     model = LstmPoolForSequenceClassification(LstmPoolConfig(backbone_config=config, **fields))
     return Variant(model, model.lstmpool.backbone)
 
