@@ -31,6 +31,7 @@ import contextlib
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lstmpool.training.errors import InputError
@@ -99,6 +100,7 @@ def run(
 
     from lstmpool.training.hub.saves import HubRun
     from lstmpool.training.loop.trainer import check_settings
+    from lstmpool.training.output.folder import check_writable
     from lstmpool.training.output.run_record import settings_of
     from lstmpool.training.output.start import choose_start
     from lstmpool.training.output.terminal import describe_task
@@ -119,6 +121,8 @@ def run(
         start = choose_start_of_folds(args, known, model_args.init_from)
     else:
         start = choose_start(args.output_dir, known, args.resume_from_checkpoint, args.overwrite, model_args.init_from)
+    if args.process_index == 0:
+        check_writable(Path(args.output_dir))
     check_settings(args)
     hub = HubRun(args) if args.push_to_hub and args.process_index == 0 else None
     job = read_job(model_args, data_args, args, places, settings, command)

@@ -18,7 +18,6 @@ import numpy as np
 from scipy.stats import rankdata
 
 from lstmpool.benchmarks.results import fill_page, markdown, parser_of
-from study.answer import LSTM, answer
 from study.differences import FEW, ROPE, Difference, bounds, compared, equivalence
 from study.plots import differences_plot, rank_test, ranks_plot
 from study.poolings import BEST_LAYER, SINGLE_LAYERS, UNRANKED
@@ -27,6 +26,7 @@ from study.statistics import Table, final_rows, read_tables
 from study.store import Runs
 
 
+LSTM = "lstm"
 PLAINEST = "last"  # every pooling is compared with this one, too
 
 
@@ -85,6 +85,55 @@ def to_rank(table: Table) -> tuple[list[str], list[str], np.ndarray] | None:
     poolings = [pooling for pooling in table.poolings if pooling not in UNRANKED]
     families, poolings, scores = table.family_scores(poolings)
     return (families, poolings, scores) if len(families) >= FEW and len(poolings) > 2 else None
+
+
+@dataclass(frozen=True)
+class Question:
+    """Is the LSTM better than `other`, in a regime and with a token pooling?"""
+
+    words: str
+    regime: str
+    token_pooling: str
+    other: str
+
+
+QUESTIONS = (
+    Question("Does it pay to look below the top layer?", "frozen", "mean", "last"),
+    Question("Does it pay to read all layers, rather than the best one?", "frozen", "mean", "best_layer"),
+    Question("Does it pay to read them with a thousand times the parameters?", "frozen", "mean", "attention"),
+    Question("Does the order of the layers matter?", "frozen", "mean", "lstm_shuffled"),
+    Question("Does it pay with CLS vectors, the default?", "frozen", "cls", "last"),
+    Question("Does it pay where the backbone is trained, too?", "full", "mean", "stock"),
+)
+
+
+def answer(tables: list[Table]) -> str:
+    """Markdown; a row for each question, or for each backbone that answers it."""
+    lines = []
+    for question in QUESTIONS:
+        for table in tables:
+            if (table.regime, table.token_pooling) == (question.regime, question.token_pooling):
+                for other, found in compared(table, LSTM, [question.other]).items():
+                    lines.append([question.words, table.regime, table.token_pooling, other, *numbers(found)])
+    head = [
+        "question",
+        "regime",
+        "tokens",
+        "lstm less",
+        "sets",
+        "mean difference, these sets",
+        "95 %, sets like these",
+    ]
+    return markdown(head, lines, words=4)
+
+
+def numbers(found: Difference) -> list[str]:
+    """On how many sets, and the mean in hundredths: for these sets, and for sets like these."""
+    estimate, low, high = (100 * value for value in found.pooled)
+    wide = "too few sets"
+    if found.enough:
+        wide = "{:+.1f} to {:+.1f}".format(*(100 * value for value in found.over_sets))
+    return [str(len(found.by_set)), f"{estimate:+.1f} ({low:+.1f} to {high:+.1f})", wide]
 
 
 def all_tables(tables: list[Table], pooling: str, output: Path) -> str:

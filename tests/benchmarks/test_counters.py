@@ -131,7 +131,7 @@ def test_the_command_counts_what_the_file_lacks(tmp_path, capsys, monkeypatch):
         memory.main("", ["--output", str(output), "--cells", "2x24/inference/1x4", f"2x24/inference/1x{tokens}"])
     assert [tokens for _, tokens in counted] == [4] * 6 + [8] * 6
     assert len(read_rows(output)) == 12
-    assert "| 2x24 | 1 x 4 | 4.0 | 1.000 | 1.250 | 1.000 | 1.000 | 1.000 | 1.000 |" in capsys.readouterr().out
+    assert "| 2x24 | 1 x 4 | 4.0 | 1.000 | 1.250 | 1.000 | 1.000 | 1.000 |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         memory.main("", ["--output", str(output), "--cells", "2x24/compiled/1x4"])
     assert "inference, training; times are compared for the others" in capsys.readouterr().err

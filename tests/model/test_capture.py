@@ -4,14 +4,10 @@ import copy
 import gc
 import pickle
 import threading
-from functools import partial
 
 import pytest
 import torch
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
-from torch.utils.checkpoint import checkpoint
 from transformers import BertModel
-from transformers.models.bert.modeling_bert import BertAttention, BertEncoder, BertLayer, BertOutput
 
 from lstmpool import capture_lstmpool
 from lstmpool.capture_lstmpool import find_stack, layer_lists
@@ -237,7 +233,7 @@ def test_a_copied_and_a_pickled_model_still_capture():
         assert torch.equal(other(**inputs).layer_states, model(**inputs).layer_states)
 
 
-# -------------------------------------------------------------------------- backbones that somebody changed or wrapped
+# -------------------------------------------------------------------------------------------------------------- stacks
 def assert_same_by_hidden_states(model, inputs):
     """Layer states, logits and, to 1e-9, every gradient are those of a run that returns all hidden states."""
     model = model.double()
@@ -255,139 +251,6 @@ def assert_same_by_hidden_states(model, inputs):
         assert (gradients[name] is None) == (wanted[name] is None), name
         if wanted[name] is not None:  # a sum over the layers, in another order
             torch.testing.assert_close(gradients[name], wanted[name], atol=1e-9, rtol=1e-9, msg=name)
-
-
-class MixesAfterTheStack(BertModel):
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
-        outputs = super().forward(input_ids, attention_mask, position_ids=position_ids, **kwargs)
-        outputs.last_hidden_state = outputs.last_hidden_state + outputs.last_hidden_state.mean(1, keepdim=True)
-        return outputs
-
-
-class MixesInTheLayer(BertOutput):
-    def forward(self, hidden, inputs):
-        return super().forward(hidden, inputs).flip(1)
-
-
-def mix(module, args, output):
-    return output - output.mean(1, keepdim=True)
-
-
-def with_own_output(backbone):
-    backbone.encoder.layer[-1].output = MixesInTheLayer(backbone.config)
-
-
-def with_hook_inside(backbone):
-    backbone.encoder.layer[-1].output.dense.register_forward_hook(mix)
-
-
-def with_hook_on_the_encoder(backbone):
-    backbone.encoder.register_forward_pre_hook(lambda module, args: None)
-
-
-def with_own_forward(backbone):
-    output = backbone.encoder.layer[-1].output
-    forward = output.forward
-    output.forward = lambda *args: mix(output, args, forward(*args))
-
-
-def with_backward_hook(backbone):
-    backbone.encoder.layer[-1].register_full_backward_hook(lambda module, inputs, outputs: None)
-
-
-def with_backward_pre_hook(backbone):
-    backbone.encoder.layer[-1].output.register_full_backward_pre_hook(lambda module, outputs: None)
-
-
-def with_chunks(backbone):
-    for layer in backbone.encoder.layer:
-        layer.chunk_size_feed_forward = 4
-
-
-CHANGES = [
-    with_own_output,
-    with_hook_inside,
-    with_hook_on_the_encoder,
-    with_own_forward,
-    with_backward_hook,
-    with_backward_pre_hook,
-    with_chunks,
-]
-
-
-@pytest.mark.parametrize("later", [False, True])
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_backbone_with_code_of_ones_own(change, later):
-    torch.manual_seed(0)
-    backbone = BertModel(backbone_config())
-    if not later:
-        change(backbone)
-    model = LstmPoolForSequenceClassification(tiny_config(), backbone=backbone).eval()
-    inputs = random_inputs(tokens=8, lengths=[8, 3, 5])
-    before = model(**inputs).logits
-    if later:
-        change(backbone)
-        silent = (with_hook_on_the_encoder, with_backward_hook, with_backward_pre_hook, with_chunks)
-        assert torch.allclose(model(**inputs).logits, before, atol=1e-6) == (change in silent)
-    assert_same_by_hidden_states(model, inputs)
-
-
-def test_the_highest_state_is_what_the_backbone_returns_in_the_end():
-    model, inputs = tiny_model(), random_inputs()
-    plain = model.lstmpool(**inputs)
-    model.lstmpool.backbone.__class__ = MixesAfterTheStack
-    mixed = model.lstmpool(**inputs)
-    assert torch.equal(mixed.layer_states[:, -1], mixed.last_hidden_state[:, 0])
-    assert torch.equal(mixed.layer_states[:, :-1], plain.layer_states[:, :-1])
-    assert not torch.allclose(mixed.layer_states[:, -1], plain.layer_states[:, -1], atol=1e-3)
-
-
-@pytest.mark.parametrize("kind", [BertModel, BertEncoder, BertLayer, BertAttention])
-def test_what_runs_again_in_the_backward_pass(kind):
-    model = tiny_model().train()
-    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, kind))
-    assert_same_by_hidden_states(model, random_inputs(lengths=[7, 3, 5]))
-
-
-def test_layers_whose_forward_is_checkpointed():
-    model = tiny_model().train()
-    for layer in model.lstmpool.backbone.encoder.layer:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    assert_same_by_hidden_states(model, random_inputs(lengths=[7, 3, 5]))
-
-
-def test_layers_that_are_compiled_by_themselves():
-    reset()
-    model, inputs = tiny_model(), random_inputs(lengths=[7, 3, 5])
-    wanted = model(**inputs)
-    for layer in model.lstmpool.backbone.encoder.layer:
-        layer.compile(backend="eager")
-    found = model(**inputs)
-    torch.testing.assert_close(found.layer_states, wanted.layer_states, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.logits, wanted.logits, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("adapted", [["query", "value"], ["query", "dense"]])
-def test_adapters(adapted):
-    peft = pytest.importorskip("peft")
-    model = tiny_model()
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=adapted, init_lora_weights=False))
-    assert_same_by_hidden_states(model, random_inputs(lengths=[7, 3, 5]))
-
-
-def test_a_backbone_that_was_put_into_something_else():
-    class Wrapper(torch.nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, *args, **kwargs):
-            return self.inner(*args, **kwargs)
-
-    model, inputs = tiny_model(), random_inputs()
-    wanted = model(**inputs).logits
-    model.lstmpool.backbone = Wrapper(model.lstmpool.backbone)
-    assert torch.equal(model(**inputs).logits, wanted)
 
 
 def test_a_layer_that_stands_twice_in_the_stack_gives_the_states_of_both_places():

@@ -1,17 +1,22 @@
-"""A backbone whose code comes with its checkpoint: trusted or refused, trained, and not saved into a folder that
-nobody else could load."""
+"""Backbones with code of their own. It may come with the checkpoint: trusted or refused, trained, and not saved into a
+folder that nobody else could load. Or somebody changes or wraps a backbone of the library."""
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
-from transformers import AutoConfig
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.utils.checkpoint import checkpoint as run_again
+from transformers import AutoConfig, BertModel
+from transformers.models.bert.modeling_bert import BertAttention, BertEncoder, BertLayer, BertOutput
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 
-from ..conftest import random_inputs
+from ..conftest import backbone_config, random_inputs, tiny_config, tiny_model
+from .test_capture import assert_same_by_hidden_states, reset
 
 
 CONFIGURATION = """
@@ -144,3 +149,137 @@ def test_a_folder_of_an_unknown_family_says_what_to_do(tmp_path):
         LstmPoolConfig(backbone_config={"model_type": "plain_test", "num_hidden_layers": 3})
     with pytest.raises(ValueError, match="plain_test"):
         AutoConfig.for_model("plain_test")
+
+
+# -------------------------------------------------------------------------- backbones that somebody changed or wrapped
+class MixesAfterTheStack(BertModel):
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        outputs = super().forward(input_ids, attention_mask, position_ids=position_ids, **kwargs)
+        outputs.last_hidden_state = outputs.last_hidden_state + outputs.last_hidden_state.mean(1, keepdim=True)
+        return outputs
+
+
+class MixesInTheLayer(BertOutput):
+    def forward(self, hidden, inputs):
+        return super().forward(hidden, inputs).flip(1)
+
+
+def mix(module, args, output):
+    return output - output.mean(1, keepdim=True)
+
+
+def with_own_output(backbone):
+    backbone.encoder.layer[-1].output = MixesInTheLayer(backbone.config)
+
+
+def with_hook_inside(backbone):
+    backbone.encoder.layer[-1].output.dense.register_forward_hook(mix)
+
+
+def with_hook_on_the_encoder(backbone):
+    backbone.encoder.register_forward_pre_hook(lambda module, args: None)
+
+
+def with_own_forward(backbone):
+    output = backbone.encoder.layer[-1].output
+    forward = output.forward
+    output.forward = lambda *args: mix(output, args, forward(*args))
+
+
+def with_backward_hook(backbone):
+    backbone.encoder.layer[-1].register_full_backward_hook(lambda module, inputs, outputs: None)
+
+
+def with_backward_pre_hook(backbone):
+    backbone.encoder.layer[-1].output.register_full_backward_pre_hook(lambda module, outputs: None)
+
+
+def with_chunks(backbone):
+    for layer in backbone.encoder.layer:
+        layer.chunk_size_feed_forward = 4
+
+
+CHANGES = [
+    with_own_output,
+    with_hook_inside,
+    with_hook_on_the_encoder,
+    with_own_forward,
+    with_backward_hook,
+    with_backward_pre_hook,
+    with_chunks,
+]
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_backbone_with_code_of_ones_own(change, later):
+    torch.manual_seed(0)
+    backbone = BertModel(backbone_config())
+    if not later:
+        change(backbone)
+    model = LstmPoolForSequenceClassification(tiny_config(), backbone=backbone).eval()
+    inputs = random_inputs(tokens=8, lengths=[8, 3, 5])
+    before = model(**inputs).logits
+    if later:
+        change(backbone)
+        silent = (with_hook_on_the_encoder, with_backward_hook, with_backward_pre_hook, with_chunks)
+        assert torch.allclose(model(**inputs).logits, before, atol=1e-6) == (change in silent)
+    assert_same_by_hidden_states(model, inputs)
+
+
+def test_the_highest_state_is_what_the_backbone_returns_in_the_end():
+    model, inputs = tiny_model(), random_inputs()
+    plain = model.lstmpool(**inputs)
+    model.lstmpool.backbone.__class__ = MixesAfterTheStack
+    mixed = model.lstmpool(**inputs)
+    assert torch.equal(mixed.layer_states[:, -1], mixed.last_hidden_state[:, 0])
+    assert torch.equal(mixed.layer_states[:, :-1], plain.layer_states[:, :-1])
+    assert not torch.allclose(mixed.layer_states[:, -1], plain.layer_states[:, -1], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertEncoder, BertLayer, BertAttention])
+def test_what_runs_again_in_the_backward_pass(kind):
+    model = tiny_model().train()
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, kind))
+    assert_same_by_hidden_states(model, random_inputs(lengths=[7, 3, 5]))
+
+
+def test_layers_whose_forward_is_checkpointed():
+    model = tiny_model().train()
+    for layer in model.lstmpool.backbone.encoder.layer:
+        layer.forward = partial(run_again, layer.forward, use_reentrant=False)
+    assert_same_by_hidden_states(model, random_inputs(lengths=[7, 3, 5]))
+
+
+def test_layers_that_are_compiled_by_themselves():
+    reset()
+    model, inputs = tiny_model(), random_inputs(lengths=[7, 3, 5])
+    wanted = model(**inputs)
+    for layer in model.lstmpool.backbone.encoder.layer:
+        layer.compile(backend="eager")
+    found = model(**inputs)
+    torch.testing.assert_close(found.layer_states, wanted.layer_states, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.logits, wanted.logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("adapted", [["query", "value"], ["query", "dense"]])
+def test_adapters(adapted):
+    peft = pytest.importorskip("peft")
+    model = tiny_model()
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=adapted, init_lora_weights=False))
+    assert_same_by_hidden_states(model, random_inputs(lengths=[7, 3, 5]))
+
+
+def test_a_backbone_that_was_put_into_something_else():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    model, inputs = tiny_model(), random_inputs()
+    wanted = model(**inputs).logits
+    model.lstmpool.backbone = Wrapper(model.lstmpool.backbone)
+    assert torch.equal(model(**inputs).logits, wanted)

@@ -4,9 +4,8 @@ import re
 
 import pytest
 
-from study.answer import QUESTIONS, answer
 from study.statistics import read_tables
-from study.tables import all_tables
+from study.tables import QUESTIONS, all_tables, answer
 
 from ..training_fixtures import ROOT
 from .test_tables import keep
