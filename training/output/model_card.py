@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
 from lstmpool.training.data.summary import balance_words
 from lstmpool.training.flags.arguments import LIMITS, DataArguments, ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
@@ -229,10 +230,11 @@ def _settings(run: CardContents) -> str:
         rows.append(["label smoothing", f"{args.label_smoothing_factor:g}"])
     if run.task.has_numbers:
         rows.append(["loss", args.regression_loss])
-    rows.append(["pooler dropout", f"{run.config.pooler_dropout:g}"])
     rows.append(["tokens, at most", str(run.max_seq_length)])
     rows.append(["precision", _precision(args)])
     rows.append(["seed", str(args.seed)])
+    for name in CONFIG_FIELDS:
+        rows.append([f"`{name}`", str(getattr(run.config, name))])
     return markdown_table(rows)
 
 

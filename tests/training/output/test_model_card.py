@@ -1,6 +1,7 @@
 import pytest
 import yaml
 
+from lstmpool.fields_lstmpool import DEFAULTS
 from lstmpool.training.flags.arguments import DataArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
@@ -172,6 +173,12 @@ def test_what_was_learnt_is_shown_on_rows_that_it_was_not_fitted_on(tmp_path):
 )
 def test_the_settings_are_those_of_the_run(tmp_path, options, row):
     assert f"| {row} |" in card(tmp_path, **options)[0].splitlines()
+
+
+def test_every_field_of_the_config_has_a_row(tmp_path):
+    text, _ = card(tmp_path, fields={"layers": [2, 4], "pooler_dropout": 0.25})
+    assert "| `layers` | [2, 4] |" in text and "| `pooler_dropout` | 0.25 |" in text
+    assert all(f"| `{name}` |" in text for name in DEFAULTS)
 
 
 def test_the_command_names_no_folder_of_the_machine(tmp_path):
