@@ -24,7 +24,7 @@ ACCELERATE = (
     "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no".split()
 )
 ACCELERATE += ["--dynamo_backend", "no"]
-WORKER = ["-m", "tests.distributed_worker"]
+WORKER = ["-m", "tests.command.distributed_worker"]
 pytestmark = pytest.mark.slow
 
 
