@@ -54,7 +54,9 @@ def read_set(data: Path, name: str, train_rows: int | None, validation_rows: int
         pairs = texts[1] if len(texts) > 1 else None
         splits[split] = Split(split, texts[0], pairs, encoded, list(range(len(table))))
     if "test" in splits:
-        train, validation, test = splits["train"], splits["validation"], splits["test"]
+        train = splits["train"]
+        validation = splits["validation"]
+        test = splits["test"]
         note = "own test file"
     else:
         train, validation = hold_out(splits["train"], task, SHARE, SEED, validation_rows)

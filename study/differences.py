@@ -57,7 +57,9 @@ def difference(table: Table, pooling: str, other: str) -> Difference | None:
     of_family = np.array([np.mean(values, axis=0) for values in families.values()])  # (F, R + 1)
     pooled = of_family.mean(0)
     n = len(of_family)
-    over_sets = without_one = detectable = None
+    over_sets = None
+    without_one = None
+    detectable = None
     if n > 1:
         # the spread of the families holds what test items and seeds add to it
         error = of_family[:, 0].std(ddof=1) / math.sqrt(n)

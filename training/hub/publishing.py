@@ -163,7 +163,3 @@ def _compare(expected: list[list[float]], found: list[list[float]]) -> None:
     difference = largest_difference(expected, found)
     if difference > TOLERANCE:
         raise LoadError(f"its logits differ by {difference:.2g} (of the largest) from those of the installed code.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
