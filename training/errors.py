@@ -1,21 +1,64 @@
 """Errors that the user can fix. Each is one line that says what was expected, what was found and what to do."""
 
 import difflib
-from collections.abc import Iterable
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+LONGEST = 1500  # characters of a message; a cell of the user's data may hold millions
+# What a broken file, a full disk or a lack of memory raises. ValueError is not among them: it may be a bug.
+OF_THE_OUTSIDE = (OSError, EOFError, MemoryError, RecursionError, UnicodeError, zlib.error)
 
 
 class InputError(ValueError):
     """Something given to the command is wrong. Its message is one line; the command ends with status 2."""
 
     def __init__(self, message: object):
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(as_line(message))
 
 
 class Diverged(InputError):
     """Training has ended in logits that are not numbers. Other settings may avoid that."""
 
 
+@contextmanager
+def one_line(what: str, *also: type[Exception], remedy: str = "") -> Iterator[None]:
+    """Turns errors of `OF_THE_OUTSIDE` into an `InputError` that begins with `what`: a file, a flag or a step.
+
+    Args:
+        what: begins the message, such as "train.csv cannot be read".
+        also: further kinds of errors that the block raises for bad input, such as `ValueError` of a library.
+        remedy: ends the message.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (*OF_THE_OUTSIDE, *also) as error:
+        reason = str(error).strip() or type(error).__name__
+        raise InputError(f"{what}: {reason.rstrip('.')}. {remedy}") from None
+
+
+def as_line(message: object) -> str:
+    """One line of at most `LONGEST` characters, in which no invisible character acts on a terminal."""
+    text = str(message)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 400]} [...] {text[-390:]}"
+    return "".join(_shown(character) for character in " ".join(text.split()))
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """' Did you mean 'x'?' with the nearest of `choices`, or an empty string if none is near."""
+    if len(name) > 200:
+        return ""  # no name of anything, and slow to compare
     close = difflib.get_close_matches(name, list(choices), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(character: str) -> str:
+    """The character; for control and format characters and halves of a surrogate pair, their escape."""
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs"):
+        return character.encode("unicode_escape").decode("ascii")
+    return character

@@ -1,4 +1,7 @@
-"""Writes files atomically: under a temporary name beside their place, then moved into it."""
+"""Writes files atomically: under a temporary name beside their place, then moved into it.
+
+What has been moved survives a loss of power: the content is on the disk before the move, and the move itself after it.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +24,7 @@ def writing(path: Path) -> Iterator[Path]:
     unfinished.unlink(missing_ok=True)
     try:
         yield unfinished
-        os.replace(unfinished, path)
+        move(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -30,3 +33,19 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` atomically, as UTF-8."""
     with writing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def move(source: Path, target: Path) -> None:
+    """Moves a file to `target`, on the same file system, so that it is there after a loss of power."""
+    sync(source)
+    os.replace(source, target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

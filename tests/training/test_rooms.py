@@ -10,7 +10,7 @@ from ..training_fixtures import ROOT
 
 TRAINING = ROOT / "training"
 ROOMS = ("flags", "tasks", "data", "model", "loop", "evaluation", "output", "hub", "runs")  # the lowest first
-BELOW_ALL = ("errors.py", "writing.py", "code_files.py")
+BELOW_ALL = ("errors.py", "writing.py", "spreadsheet.py", "code_files.py")
 
 
 def rooms_entered(path: Path) -> set[str]:
