@@ -162,6 +162,7 @@ def test_the_code_that_travels_is_known():
     assert CODE == {
         "capture_lstmpool.py",
         "configuration_lstmpool.py",
+        "families_lstmpool.py",
         "fields_lstmpool.py",
         "modeling_lstmpool.py",
         "pooling_lstmpool.py",
