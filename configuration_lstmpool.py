@@ -97,7 +97,7 @@ def read_config(name_or_path: str, **hub: Any) -> PretrainedConfig:
     """
     warn_of_holes()
     where = {key: value for key, value in hub.items() if key != "trust_remote_code"}
-    with no_model(f"the config.json of {name_or_path} does not describe a model"):
+    with no_model(f"the config.json of {name_or_path} must be an object that describes a model"):
         check_config_json(PretrainedConfig.get_config_dict(name_or_path, **where)[0])
         return AutoConfig.from_pretrained(name_or_path, **hub)
 
@@ -199,7 +199,7 @@ class LstmPoolConfig(PretrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        with no_model(f"the config.json of {pretrained_model_name_or_path} cannot be read"):
+        with no_model(f"the config.json of {pretrained_model_name_or_path} must be an object that describes a model"):
             return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
     @classmethod

@@ -98,21 +98,23 @@ def check_config_json(config: Any) -> None:
         for name, value in found.items() if isinstance(found, dict) else enumerate(found):
             if isinstance(value, (dict, list)) and name not in ("id2label", "label2id"):
                 waiting.append(value)
-            elif isinstance(name, str):
-                _check_entry(name, value)
+            _check_entry(str(name), value)
 
 
 def _check_entry(name: str, value: Any) -> None:
     """Checks one entry of a config.json or of a part of it."""
+    if isinstance(value, float) and value != value:
+        raise ValueError(f"config.json has {name}=NaN, with which no model gives a number. Correct config.json.")
     most = {"layer": MOST_LAYERS, "layers": MOST_LAYERS, "labels": MOST_LABELS}.get(name.rpartition("_")[2])
     if most and isinstance(value, (int, float)) and value > most:
         raise ValueError(f"config.json must have {name} of {most} at most, got {shown(value)}. Correct config.json.")
     # With transformers below 5.3 and 5.5, these two run code that was never trusted: CVE-2026-4372, CVE-2026-5241.
-    if name.endswith(("_implementation", "_implementation_internal")) and "/" in str(value):
-        raise ValueError(
-            f"config.json has {name}={shown(value)}, which is code on the Hub. Remove that entry; code that you trust "
-            "can be named when the model is loaded."
-        )
+    if name.endswith(("_implementation", "_implementation_internal")):
+        if not isinstance(value, (str, dict, type(None))) or "/" in str(value):
+            raise ValueError(
+                f"config.json must name an attention that the library has, got {name}={shown(value)}. Remove that "
+                "entry; code on the Hub that you trust can be named when the model is loaded."
+            )
     if name == "model_type" and value == "lightglue":
         raise ValueError("config.json has model_type='lightglue', which reads no texts. Choose another backbone.")
 
