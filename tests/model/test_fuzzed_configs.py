@@ -1,11 +1,19 @@
-"""Hostile config.json files, of backbones and of finished folders, are refused in one line, or load."""
+"""Hostile config.json files, of backbones and of finished folders, are refused in one line, or load.
+
+Known holes of the library are told before one is read.
+"""
 
 import json
 import os
+import resource
 import time
+from pathlib import Path
 
 import pytest
+import transformers
+from transformers import AutoConfig
 
+from lstmpool.configuration_lstmpool import logger, read_config
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.errors import InputError
 from lstmpool.training.model.backbone import Backbone
@@ -220,6 +228,88 @@ def test_hostile_configs_end_in_one_line(tmp_path, weights):
     assert found["traceback"] == 0, found
     assert found["clear"] >= 150
     print(f"{time.perf_counter() - start:.1f} s")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"num_labels": 10**9},
+        {"backbone_config": {"model_type": "bert", "num_hidden_layers": 10**9}},
+        {"backbone_config": {"model_type": "gpt2", "n_layer": 10**9}},
+        {"backbone_config": {"model_type": "bert", "num_labels": 10**9}},
+    ],
+)
+def test_a_config_with_a_billion_layers_or_labels_is_refused_at_once(tmp_path, entries):
+    saved = json.loads(tiny_config().to_json_string())
+    (tmp_path / "config.json").write_text(json.dumps(saved | entries))
+    start, (before, _) = time.perf_counter(), resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**28, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(ValueError, match="must have .* at most, got 1000000000"):
+            LstmPoolForSequenceClassification.from_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="must have .* at most, got 1000000000"):
+            AutoConfig.from_pretrained(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, resource.RLIM_INFINITY))
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation_internal"])
+def test_a_config_cannot_name_code_on_the_hub(tmp_path, key):
+    plain = backbone_config().to_dict()
+    saved = json.loads(tiny_config().to_json_string())
+    for config in (plain | {key: "owner/kernel"}, plain | {"text_config": {key: "owner/kernel"}}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=f"the config.json of .* got {key}='owner/kernel'"):
+            read_config(str(tmp_path))
+        with pytest.raises(ValueError, match=f"got {key}='owner/kernel'"):
+            LstmPoolForSequenceClassification.from_backbone(str(tmp_path))
+        (tmp_path / "config.json").write_text(json.dumps(saved | {"backbone_config": config}))
+        with pytest.raises(ValueError, match=f"got {key}='owner/kernel'"):
+            LstmPoolForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("version", "holes"),
+    [
+        ("4.57.6", "CVE-2026-4372, CVE-2026-5241"),
+        ("5.2.0", "CVE-2026-4372, CVE-2026-5241"),
+        ("5.3.0", "CVE-2026-5241"),
+        ("5.4.1", "CVE-2026-5241"),
+        ("5.5.0", None),
+        ("5.24.0", None),
+        ("6.0.0.dev0", None),
+    ],
+)
+def test_known_holes_are_told_before_a_config_is_read(tmp_path, monkeypatch, caplog, version, holes):
+    logger.warning_once.cache_clear()
+    monkeypatch.setattr(transformers, "__version__", version)
+    for load in (read_config, LstmPoolForSequenceClassification.from_backbone):
+        with pytest.raises((OSError, ValueError)):  # there is none
+            load(str(tmp_path))
+    told = [text for text in caplog.messages if "CVE" in text]
+    if holes is None:
+        assert told == []
+    else:
+        assert len(told) == 1
+        assert f"transformers {version} has known holes ({holes})" in told[0]
+        assert "pip install 'transformers>=5.5'" in told[0] and "\n" not in told[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"id2label": {"0": "a"}, "label2id": {"a": 0}}, "--init_from one knows one class only, 'a'"),
+        ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "--init_from one knows the label 'a' twice"),
+    ],
+)
+def test_the_command_refuses_a_finished_model_without_a_choice(tmp_path, labels, message):
+    saved = json.loads(tiny_config().to_json_string()) | labels
+    folder = written(tmp_path / "one", json.dumps(saved))
+    with pytest.raises(InputError, match=message):
+        source("--init_from", folder).load_config()
+    assert AutoConfig.from_pretrained(folder).num_labels == len(labels["id2label"])  # Python loads it
 
 
 @pytest.mark.slow

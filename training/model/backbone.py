@@ -187,13 +187,13 @@ class Backbone:
         return tokenizer
 
 
-def _check_classes(named: str, config: LstmPoolConfig) -> None:
-    """Refuses a finished model whose answers would mean nothing, though Python may load it."""
+def _check_classes(model: str, config: LstmPoolConfig) -> None:
+    """Refuses a finished model that gives no choice of labels, though Python loads it. `model` is its name."""
     names = list(config.id2label.values())
     if config.problem_type == SINGLE and len(names) == 1:
-        raise InputError(f"{named} knows one class only, {names[0]!r}. Train a new model, with --backbone.")
+        raise InputError(f"{model} knows one class only, {names[0]!r}. Train a new model, with --backbone.")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise InputError(f"{named} has the label {twice[0]!r} twice in id2label. Correct its config.json.")
+        raise InputError(f"{model} knows the label {twice[0]!r} twice. Correct id2label in its config.json.")
 
 
 @contextmanager
