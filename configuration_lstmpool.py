@@ -208,6 +208,8 @@ class LstmPoolConfig(PretrainedConfig):
         # The library would set keyword overrides one by one on the finished config, where no check sees them together.
         ours = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
         with no_model("this config does not describe a model", ValueError):
+            if "id2label" not in ours and ours.get("num_labels") not in (None, len(config_dict.get("id2label") or ())):
+                config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
             return super().from_dict(config_dict | ours, **kwargs)
 
     def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:

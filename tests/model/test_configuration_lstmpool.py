@@ -178,7 +178,10 @@ def test_one_class_loads_with_a_warning(tmp_path, caplog):
         ({"id2label": {-1: "a", 0: "b"}}, "must name the labels 0, 1, 2"),
         ({"id2label": {}}, r"got \{\}"),
         ({"id2label": {0: "a", 1: None}}, "must hold the labels' names"),
-        ({"id2label": {0: "a", 1: "b"}, "label2id": ["a", "b"]}, "must hold the labels' names"),
+        (
+            {"id2label": {0: "a", 1: "b"}, "label2id": ["a", "b"]},
+            "must hold the labels' names|label2id should be a dict",
+        ),
     ],
 )
 def test_labels_without_a_name_each_are_refused(labels, message):

@@ -375,7 +375,7 @@ def test_the_tuple_is_the_dict():
 # --------------------------------------------------------------------------------------------------------- remote code
 def test_the_saved_config_names_all_classes_whichever_was_saved(tmp_path):
     wanted = {
-        "AutoConfig": "configuration_lstmpool.LstmPoolConfig",
+        "AutoConfig": "modeling_lstmpool.LstmPoolConfig",
         "AutoModel": "modeling_lstmpool.LstmPoolModel",
         "AutoModelForSequenceClassification": "modeling_lstmpool.LstmPoolForSequenceClassification",
     }
