@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .configuration_lstmpool import Families, LstmPoolConfig
+from .configuration_lstmpool import LstmPoolConfig
+from .families_lstmpool import Families
 from .pooling_lstmpool import pool_tokens
 
 

@@ -10,53 +10,32 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PretrainedConfig
+import transformers
+from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import logging
 
-from .fields_lstmpool import DEFAULTS, PROBLEM_TYPES, REGRESSION, SINGLE, argument_lines, check_choice, check_fields
+from .families_lstmpool import Families, count_layers, is_causal, is_post_norm, stack_config
+from .fields_lstmpool import (
+    DEFAULTS,
+    MULTI,
+    PROBLEM_TYPES,
+    REGRESSION,
+    SINGLE,
+    argument_lines,
+    check_choice,
+    check_config_json,
+    check_fields,
+    no_model,
+    shown,
+)
 
 
-class Families:
-    """Facts about backbone families, named by `model_type`, that a config does not tell. The tests verify them."""
-
-    # Their layers end in a LayerNorm, so all have one scale, and the vectors need no norm of their own.
-    POST_NORM = frozenset(
-        "albert bart bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra "
-        "ernie flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm layoutlmv3 lilt longformer luke markuplm "
-        "mpnet mra mvp nomic_bert nystromformer openai-gpt plbart rembert roberta roc_bert roformer squeezebert tapas "
-        "xlm xlm-roberta xlnet xmod yoso".split()
-    )
-    # Bidirectional, though the library lists them only as causal language models. Their CLS ends a text.
-    CLS_AT_THE_END = frozenset({"xlnet"})
-    # Causal, though the library does not list them as causal language models.
-    DECODERS = frozenset({"mistral4"})
-    # Their layers are not one list that is called from bottom to top.
-    NOT_A_STACK = frozenset({"albert", "canine", "funnel"})
-    # Their layers are called in a way that skips hooks, or on hidden states of another shape.
-    NOT_HOOKED = frozenset({"squeezebert", "xlnet"})
-    # They number their tokens from 2, and an explicit `position_ids` would have to do the same.
-    OFFSET_POSITIONS = frozenset({"mra", "nystromformer", "yoso"})
-    # Names of the norm after the top layer of a pre-norm family, and the families that use another name.
-    FINAL_NORMS = [
-        "norm",
-        "norm_f",
-        "final_norm",
-        "final_layer_norm",
-        "final_layernorm",
-        "emb_layer_norm_after",
-        "layer_norm",
-        "layernorm",
-        "LayerNorm",
-        "ln_f",
-        "ln",
-    ]
-    FINAL_NORM_OF = {"bigbird_pegasus": ["layernorm_embedding"]}
-    LEFT_OUT = {
-        "layoutlmv2": "it needs detectron2, and an image with every text",
-        "perceiver": "its bare model reads features, not input_ids",
-        "reformer": "they run without gradients, so that nothing could be trained on them",
-    }
+logger = logging.get_logger(__name__)
 
 
 OWN_FIELDS = (  # of this config, not of the backbone's
@@ -82,61 +61,45 @@ _OF_BACKBONE = (  # fields of a backbone's config: as keywords of this config th
     "num_hidden_layers",
     "vocab_size",
 )
+_NOT_FIELDS = ("attribute_map", "sub_configs")  # the library keeps them on the class
 _AUTO_MAP = {
-    "AutoConfig": "configuration_lstmpool.LstmPoolConfig",
+    # The library keys the code of a folder by the file that is named here and those that it imports. This one imports
+    # all: two folders of one name whose code differs anywhere do not share it.
+    "AutoConfig": "modeling_lstmpool.LstmPoolConfig",
     "AutoModel": "modeling_lstmpool.LstmPoolModel",
     "AutoModelForSequenceClassification": "modeling_lstmpool.LstmPoolForSequenceClassification",
 }
+# What `sentence_transformers.CrossEncoder` applies to the logits. Unset, it squashes a single number into (0, 1).
+_ACTIVATIONS = {
+    SINGLE: "torch.nn.modules.linear.Identity",
+    MULTI: "torch.nn.modules.activation.Sigmoid",
+    REGRESSION: "torch.nn.modules.linear.Identity",
+}
+_HOLES = {"CVE-2026-4372": (5, 3), "CVE-2026-5241": (5, 5)}  # of transformers, and the version that mends each
 
 
-def stack_config(backbone_config: PretrainedConfig) -> PretrainedConfig:
-    """The part of a backbone's config that describes the layers to read, which are those of its text encoder."""
-    encoder = getattr(backbone_config, "encoder", None)
-    if backbone_config.is_encoder_decoder and isinstance(encoder, PretrainedConfig):
-        backbone_config = encoder  # `get_text_config` would give the decoder's
-    return backbone_config.get_text_config()
+def warn_of_holes() -> None:
+    """Warns, once a process, of an installed transformers in which a config.json runs code that nobody trusted."""
+    installed = tuple(map(int, re.findall(r"\d+", transformers.__version__)[:2]))
+    if holes := [name for name, mended in _HOLES.items() if installed < mended]:
+        logger.warning_once(
+            f"transformers {transformers.__version__} has known holes ({', '.join(holes)}): a config.json can run "
+            "code even without trust_remote_code. Use pip install 'transformers>=5.5', or load only what you trust."
+        )
 
 
-def count_layers(backbone_config: PretrainedConfig) -> int:
-    """Number of layers that can be read from a backbone. Of an encoder-decoder, only the encoder's count.
+def read_config(name_or_path: str, **hub: Any) -> PretrainedConfig:
+    """The config of a Hub repository or folder, as `AutoConfig` reads it. `hub` are keywords of `HUB_KEYS`.
 
     Raises:
-        ValueError: if the config does not say how many layers there are.
+        OSError: if there is no config.json, or it is not JSON.
+        ValueError: if it does not describe a model, or is code that is not trusted.
     """
-    text_config = stack_config(backbone_config)
-    if text_config.model_type == "funnel":
-        return sum(map(operator.mul, text_config.block_sizes, text_config.block_repeats))
-    if text_config.model_type == "canine":  # two layers come before those over blocks, two after
-        return text_config.num_hidden_layers + 4
-    names = ("encoder_layers", "num_hidden_layers") if text_config.is_encoder_decoder else ("num_hidden_layers",)
-    for name in names:
-        count = getattr(text_config, name, None)
-        if isinstance(count, int) and count > 0:
-            return count * getattr(text_config, "inner_group_num", 1)  # ALBERT's groups may hold several layers
-    raise ValueError(
-        f"backbone_config must say how many layers the backbone has, got a {type(text_config).__name__} without a "
-        f"positive {names[0]}. Choose a backbone that is a stack of layers."
-    )
-
-
-def is_post_norm(backbone_config: PretrainedConfig) -> bool:
-    """Whether every layer of this backbone ends in a norm."""
-    return backbone_config.model_type in Families.POST_NORM and not getattr(backbone_config, "pre_norm", False)
-
-
-def is_causal(backbone_config: PretrainedConfig) -> bool:
-    """Whether a token of this backbone sees only itself and the tokens before it."""
-    if backbone_config.is_encoder_decoder or backbone_config.model_type in Families.CLS_AT_THE_END:
-        return False  # only the encoder of an encoder-decoder is read
-    text_config = stack_config(backbone_config)
-    if getattr(text_config, "is_causal", None) is False:  # the library's switch that makes a decoder an encoder
-        return False
-    if getattr(text_config, "use_bidirectional_attention", None) is True and text_config.model_type != "gemma2":
-        return False  # Gemma's switch, which Gemma 2 has but does not read
-    if any(getattr(text_config, name, False) for name in ("is_decoder", "causal")):
-        return True
-    known = type(backbone_config) in MODEL_FOR_CAUSAL_LM_MAPPING or backbone_config.model_type in Families.DECODERS
-    return known and type(backbone_config) not in MODEL_FOR_MASKED_LM_MAPPING
+    warn_of_holes()
+    where = {key: value for key, value in hub.items() if key != "trust_remote_code"}
+    with no_model(f"the config.json of {name_or_path} must be an object that describes a model"):
+        check_config_json(PretrainedConfig.get_config_dict(name_or_path, **where)[0])
+        return AutoConfig.from_pretrained(name_or_path, **hub)
 
 
 class LstmPoolConfig(PretrainedConfig):
@@ -167,6 +130,8 @@ class LstmPoolConfig(PretrainedConfig):
         # this key a meaning of its own, so the dict becomes a config here.
         for name, default in DEFAULTS.items():
             setattr(self, name, kwargs.pop(name, default))
+        problem_type = kwargs.pop("problem_type", None)  # the library would judge it before all labels are known
+        kwargs.pop("model_type", None)  # the class says it
         _refuse_misplaced(kwargs)
         self.backbone_config = _as_config(backbone_config)
         # If these were unset, `super().__init__` would take the implementations that the backbone was loaded with.
@@ -176,6 +141,7 @@ class LstmPoolConfig(PretrainedConfig):
         # A model loaded from the Hub names its repository here; saved again it must name its own files.
         kwargs["auto_map"] = dict(_AUTO_MAP)
         super().__init__(**kwargs)
+        self.problem_type = problem_type
         self.resolve()
 
     def resolve(self) -> None:
@@ -186,14 +152,16 @@ class LstmPoolConfig(PretrainedConfig):
         Raises:
             ValueError: if a value is wrong. It names the field, the value expected, the value found and the remedy.
         """
-        causal = is_causal(self.backbone_config)
+        with no_model("backbone_config does not describe a model", ValueError):
+            causal = is_causal(self.backbone_config)
+            layers = count_layers(self.backbone_config)
         if self.token_pooling is None:
             self.token_pooling = _default_token_pooling(self.backbone_config)
         if self.layer_norm is None:
             self.layer_norm = not is_post_norm(self.backbone_config)
         if self.problem_type is None:
             self.problem_type = REGRESSION if self.num_labels == 1 else SINGLE
-        self.layers = _resolve_layers(self.layers, count_layers(self.backbone_config))
+        self.layers = _resolve_layers(self.layers, layers)
 
         check_fields(self)
         check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
@@ -202,9 +170,25 @@ class LstmPoolConfig(PretrainedConfig):
                 f"token_pooling='cls' cannot be used with {self.backbone_config.model_type}: it is causal, so its "
                 "first token has seen nothing but itself. Use 'last' (its default) or 'mean'."
             )
-        if self.problem_type == SINGLE and self.num_labels < 2:
+        if self.dtype is not None and getattr(self.dtype, "is_floating_point", None) is not True:
+            raise ValueError(f"dtype must be a floating type such as 'float32', got {shown(self.dtype)}.")
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        """Checks the labels' names and, for classes, how many there are."""
+        count = self.num_labels
+        if not count or sorted(self.id2label) != list(range(count)):
+            raise ValueError(f"id2label must name the labels 0, 1, 2 ..., got {shown(self.id2label)}.")
+        if not isinstance(self.label2id, (dict, type(None))) or not all(
+            isinstance(name, (str, int, float)) for name in self.id2label.values()
+        ):
             raise ValueError(
-                f"problem_type='{SINGLE}' needs num_labels of 2 or more, got {self.num_labels}. "
+                f"id2label and label2id must hold the labels' names, got {shown(self.id2label)} and "
+                f"{shown(self.label2id)}."
+            )
+        if self.problem_type == SINGLE and count == 1:
+            logger.warning_once(
+                f"problem_type='{SINGLE}' with num_labels=1 always gives that one class. "
                 "Set problem_type='regression' for a single number."
             )
 
@@ -214,10 +198,19 @@ class LstmPoolConfig(PretrainedConfig):
         return getattr(self, name) if flag is None else flag
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        with no_model(f"the config.json of {pretrained_model_name_or_path} must be an object that describes a model"):
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        # The library would set keyword overrides on the finished config, where no check sees them.
-        ours = {name: kwargs.pop(name) for name in DEFAULTS if name in kwargs}
-        return super().from_dict(config_dict | ours, **kwargs)
+        check_config_json(config_dict)
+        # The library would set keyword overrides one by one on the finished config, where no check sees them together.
+        ours = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
+        with no_model("this config does not describe a model", ValueError):
+            if "id2label" not in ours and ours.get("num_labels") not in (None, len(config_dict.get("id2label") or ())):
+                config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
+            return super().from_dict(config_dict | ours, **kwargs)
 
     def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
         """Saves the config as the library does.
@@ -233,6 +226,8 @@ class LstmPoolConfig(PretrainedConfig):
                 "it here and wherever the model is loaded, and load the backbone without trust_remote_code."
             )
         super().save_pretrained(save_directory, *args, **kwargs)
+        for path in Path(__file__).parent.glob("*_lstmpool.py"):  # the library copies only what this file imports
+            shutil.copyfile(path, Path(save_directory) / path.name)
 
     def to_diff_dict(self) -> dict[str, Any]:
         # The library would leave out values that equal its own defaults, even if the backbone's class has others.
@@ -241,6 +236,9 @@ class LstmPoolConfig(PretrainedConfig):
         backbone.pop("transformers_version", None)  # the top of the config says it
         saved = super().to_diff_dict()
         saved["backbone_config"] = backbone
+        saved["auto_map"] = dict(_AUTO_MAP)  # into which the library writes the file of this class
+        activation = {"activation_fn": _ACTIVATIONS[self.problem_type]}
+        saved["sentence_transformers"] = saved.get("sentence_transformers", {}) | activation
         return saved
 
     @property
@@ -302,7 +300,8 @@ def _as_config(backbone_config: PretrainedConfig | dict[str, Any] | None) -> Pre
                 f"{sorted(fields)}. Add for example model_type='bert', or pass the config object."
             )
         try:
-            config = AutoConfig.for_model(family, **fields)
+            with no_model("backbone_config does not describe a model", ValueError):
+                config = AutoConfig.for_model(family, **fields)
         except ValueError as error:
             if f"Unrecognized model identifier: {family}" not in str(error):
                 raise
@@ -312,7 +311,7 @@ def _as_config(backbone_config: PretrainedConfig | dict[str, Any] | None) -> Pre
             ) from None
     else:
         raise ValueError(
-            f"backbone_config must be a config or a dict, got {backbone_config!r}. Use "
+            f"backbone_config must be a config or a dict, got {shown(backbone_config)}. Use "
             "AutoConfig.from_pretrained(name) for it, or from_backbone(name) of the model to load weights too."
         )
     if config.model_type == LstmPoolConfig.model_type:
@@ -341,18 +340,18 @@ def _resolve_layers(layers: Any, n: int) -> list[int]:
             raise TypeError
         given = [operator.index(layer) for layer in layers]
     except TypeError:
-        raise ValueError(f"layers must be a list of integers such as [2, 4, 6], got {layers!r}.") from None
+        raise ValueError(f"layers must be a list of integers such as [2, 4, 6], got {shown(layers)}.") from None
     bad = [layer for layer in given if layer == 0 or abs(layer) > n]
     if bad or not given:
         raise ValueError(
-            f"layers must lie in 1..{n} (or -{n}..-1, counted from the top), got {bad if given else 'none'}; this "
-            f"backbone has {n} layers, and 0, its embeddings, cannot be read."
+            f"layers must lie in 1..{n} (or -{n}..-1, counted from the top), got {shown(bad) if given else 'none'}; "
+            f"this backbone has {n} layers, and 0, its embeddings, cannot be read."
         )
     resolved = [layer if layer > 0 else n + 1 + layer for layer in given]
     if any(low >= high for low, high in zip(resolved, resolved[1:], strict=False)):
         raise ValueError(
-            f"layers must be ascending and without repeats, got {given}, which is {resolved} from the bottom up. "
-            f"Use {sorted(set(resolved))}."
+            f"layers must be ascending and without repeats, got {shown(given)}, which is {shown(resolved)} from the "
+            f"bottom up. Use {shown(sorted(set(resolved)))}."
         )
     return resolved
 
@@ -360,12 +359,14 @@ def _resolve_layers(layers: Any, n: int) -> list[int]:
 def _refuse_misplaced(kwargs: dict[str, Any]) -> None:
     """Refuses keywords that are surely mistakes: the config would keep them, as any that it does not know."""
     for key in kwargs:
+        if key in _NOT_FIELDS or key.startswith("__") or callable(getattr(LstmPoolConfig, key, None)):
+            raise ValueError(f"{key[:100]} is the name of a method or of a part of the class, not a field. Remove it.")
         if key in _OF_BACKBONE:
             raise ValueError(
                 f"{key} is not a field of LstmPoolConfig. Pass it in backbone_config, or load pretrained weights with "
                 "from_backbone(name) of the model."
             )
-        close = difflib.get_close_matches(key, ("backbone_config", *DEFAULTS), n=1, cutoff=0.85)
+        close = difflib.get_close_matches(key[:100], ("backbone_config", *DEFAULTS), n=1, cutoff=0.85)
         if close:
             raise ValueError(f"{key} is not a field of LstmPoolConfig. Did you mean {close[0]}?")
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import difflib
 import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, get_type_hints
 
@@ -23,32 +25,98 @@ TOKEN_POOLINGS = ("cls", "mean", "max", "last")
 LAYER_POOLINGS = ("lstm", "gru", "attention", "weighted", "max", "concat", "last")
 LSTM_READOUTS = ("last", "final", "mean")
 UNSET = " Unset: "  # the text after it says how an unset field is resolved
+# No model comes near these. The library makes lists of such lengths, which could fill the memory.
+MOST_LAYERS, MOST_LABELS, MOST_UNITS = 10_000, 1_000_000, 1_000_000
 
 
 def true_or_false(name: str, value: Any) -> None:
     """Raises ValueError if `value` is not a bool."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}.")
+        raise ValueError(f"{name} must be True or False, got {shown(value)}.")
 
 
 def positive_units(name: str, value: Any) -> None:
-    """Raises ValueError if `value` is not an integer above 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer (units per direction), got {value!r}.")
+    """Raises ValueError if `value` is not an integer from 1 to `MOST_UNITS`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_UNITS:
+        raise ValueError(
+            f"{name} must be a positive integer (units per direction) of {MOST_UNITS} at most, got {shown(value)}."
+        )
 
 
 def probability(name: str, value: Any) -> None:
     """Raises ValueError if `value` is not a number of 0 or more and below 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(f"{name} must be a probability in [0, 1), got {value!r}.")
+        raise ValueError(f"{name} must be a probability in [0, 1), got {shown(value)}.")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises ValueError, which names the nearest choice, if `value` is none of `choices`."""
     if value not in choices:
-        close = difflib.get_close_matches(str(value), choices, n=1)
+        close = difflib.get_close_matches(str(value)[:100], choices, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.{hint}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}.{hint}")
+
+
+def shown(value: Any, form: Callable[[Any], str] = repr, most: int = 200) -> str:
+    """A value as an error shows it: of `most` characters, about, at most."""
+    text = form(value)
+    return text if len(text) <= most else f"{text[:most]} ..."
+
+
+# They say enough by themselves: a file is not there, a package is missing.
+CLEAR = (OSError, ImportError)
+
+
+@contextmanager
+def no_model(what: str, *clear: type[Exception]) -> Iterator[None]:
+    """Turns what the library raises for a config that describes no model into a ValueError: one line, after `what`.
+
+    A config.json of strangers may hold anything, so that the library may fail anywhere, with any exception. Those of
+    `CLEAR` and `clear` stay as they are.
+    """
+    try:
+        yield
+    except (*CLEAR, *clear):
+        raise
+    except Exception as error:
+        reason = shown(" ".join(str(error).split()), str, 600)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+        raise ValueError(f"{what}: {kind}{reason}".rstrip()) from error
+
+
+def check_config_json(config: Any) -> None:
+    """Checks what a config.json holds, before the library makes a config of it.
+
+    Raises:
+        ValueError: if it is no object, counts more layers or labels than any model has, or names code on the Hub.
+    """
+    if not isinstance(config, dict):
+        raise ValueError(f"config.json must hold an object, {{...}}, got {shown(config)}. Save the model again.")
+    waiting = [config]
+    while waiting:
+        found = waiting.pop()
+        for name, value in found.items() if isinstance(found, dict) else enumerate(found):
+            if isinstance(value, (dict, list)) and name not in ("id2label", "label2id"):
+                waiting.append(value)
+            _check_entry(str(name), value)
+
+
+def _check_entry(name: str, value: Any) -> None:
+    """Checks one entry of a config.json or of a part of it."""
+    if isinstance(value, float) and value != value:
+        raise ValueError(f"config.json has {name}=NaN, with which no model gives a number. Correct config.json.")
+    most = {"layer": MOST_LAYERS, "layers": MOST_LAYERS, "labels": MOST_LABELS}.get(name.rpartition("_")[2])
+    if most and isinstance(value, (int, float)) and value > most:
+        raise ValueError(f"config.json must have {name} of {most} at most, got {shown(value)}. Correct config.json.")
+    # With transformers below 5.3 and 5.5, these two run code that was never trusted: CVE-2026-4372, CVE-2026-5241.
+    if name.endswith(("_implementation", "_implementation_internal")):
+        if not isinstance(value, (str, dict, type(None))) or "/" in str(value):
+            raise ValueError(
+                f"config.json must name an attention that the library has, got {name}={shown(value)}. Remove that "
+                "entry; code on the Hub that you trust can be named when the model is loaded."
+            )
+    if name == "model_type" and value == "lightglue":
+        raise ValueError("config.json has model_type='lightglue', which reads no texts. Choose another backbone.")
 
 
 def _field(default: Any, help: str, **options: Any) -> Any:

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from .capture_lstmpool import LayerCapture, find_stack
-from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, Families, LstmPoolConfig, is_post_norm, stack_config
-from .fields_lstmpool import MULTI, REGRESSION, SINGLE
+from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, LstmPoolConfig, read_config
+from .families_lstmpool import Families, is_post_norm, stack_config
+from .fields_lstmpool import MULTI, REGRESSION, SINGLE, no_model
 from .pooling_lstmpool import POOLING_CLASSES, WeightedPooling
 
 
@@ -127,14 +128,15 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
         fields = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
         report = kwargs.pop("output_loading_info", False)
         hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
-        found = kwargs.get("config") or AutoConfig.from_pretrained(name_or_path, **hub)
+        found = kwargs.get("config") or read_config(name_or_path, **hub)
         LstmPoolConfig(backbone_config=found, **fields)  # a wrong field is refused before any weights are read
         if found.model_type == "funnel":  # with the class that the config above has chosen
             kwargs["config"] = found
         known = MODEL_MAPPING.get(type(found), None)
         if isinstance(known, type) and "add_pooling_layer" in inspect.signature(known.__init__).parameters:
             kwargs["add_pooling_layer"] = False  # the library then reports that the checkpoint has one
-        backbone, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+        with no_model(f"no {found.model_type} can be built from {name_or_path}", ValueError, RuntimeError, TypeError):
+            backbone, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
 
         model = cls(LstmPoolConfig(backbone_config=backbone.config, **fields), backbone=backbone).eval()
         for module in (model.base_model.pooler, getattr(model, "classifier", nn.Identity())):
@@ -157,7 +159,9 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         config.resolve()
         super().__init__(config)
         if backbone is None:
-            backbone = AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+            family = config.backbone_config.model_type
+            with no_model(f"no {family} can be built from backbone_config", ValueError, torch.OutOfMemoryError):
+                backbone = AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype())
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
         self.backbone, self.layer_stack = prepare_backbone(backbone, config)
         self.capture = LayerCapture(self.backbone, self.layer_stack, config)
@@ -186,8 +190,9 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
 
         Given `layer_states` (B, L, H) of an earlier run, it pools those and ignores the other inputs. `attention_mask`
         (B, T) is 0 where a token is padding, on either side. `position_ids` (B, T), unset, count from each row's first
-        kept token. `token_type_ids` (B, T) are ignored by backbones that have none. `kwargs`: `output_hidden_states`,
-        `output_attentions`, `return_dict`, and inputs of the backbone's own, such as `bbox`.
+        kept token. `token_type_ids` (B, T) are ignored by backbones that have none. `kwargs`: `output_hidden_states`
+        (True, or the indices of those to return; the others are None), `output_attentions`, `return_dict`, and inputs
+        of the backbone's own, such as `bbox`.
 
         Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone has not.
         """
@@ -210,7 +215,7 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
                 inputs["output_attentions"] = True
             outputs, layer_states = self.capture.run(self.backbone, inputs, kept)
             fields["last_hidden_state"] = outputs.last_hidden_state  # (B, T, H)
-            fields["hidden_states"] = outputs.get("hidden_states") if wants_states else None
+            fields["hidden_states"] = _asked_for(outputs.get("hidden_states"), wants_states)
             fields["attentions"] = outputs.get("attentions")
         expected = (len(self.config.layers), self.config.hidden_size)
         if layer_states.shape[1:] != expected:
@@ -244,6 +249,21 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         if "global_attention_mask" in self._accepted - others.keys():  # Longformer's CLS sees the whole text
             inputs["global_attention_mask"] = F.one_hot(first[:, 0], shape[1])  # (B, T)
         return {key: value for key, value in inputs.items() if key in self._accepted and value is not None}, kept
+
+
+def _asked_for(states: tuple[Tensor, ...] | None, asked: bool | int | list[int] | None) -> tuple | None:
+    """Of hidden states, (B, T, H) each, those with the indices `asked`, and None in the place of the others.
+
+    It reads indices as the library's models do: -1 is the last, and one that is out of range asks for nothing.
+    """
+    if not asked or states is None:
+        return None
+    if isinstance(asked, bool):
+        return states
+    places = range(len(states))
+    indices = [asked] if isinstance(asked, int) else asked
+    kept = {places[index] for index in indices if -len(states) <= index < len(states)}
+    return tuple(state if place in kept else None for place, state in enumerate(states))
 
 
 class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):

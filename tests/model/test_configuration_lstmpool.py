@@ -7,14 +7,22 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, BertConfig, GPT2Config, LlamaConfig, T5Config, XLNetConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    T5Config,
+    XLNetConfig,
+)
 
-from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.configuration_lstmpool import LstmPoolConfig, logger
 from lstmpool.fields_lstmpool import DEFAULTS as FIELD_DEFAULTS
 from lstmpool.fields_lstmpool import LAYER_POOLINGS, LSTM_READOUTS, TOKEN_POOLINGS
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 
-from ..conftest import FAMILIES, backbone_config, random_inputs, tiny_config
+from ..conftest import FAMILIES, backbone_config, random_inputs, tiny_config, tiny_model
 
 
 def test_alone_it_is_the_seed_on_bert():
@@ -74,7 +82,6 @@ def test_wrong_layers_are_refused_with_the_remedy(given, message):
         ({"lstm_hidden_size": 2.5}, "positive integer"),
         ({"pooler_dropout": 1.0}, r"\[0, 1\)"),
         ({"pooler_dropout": "0.1"}, r"\[0, 1\)"),
-        ({"problem_type": "single_label_classification", "num_labels": 1}, "num_labels"),
         ({"problem_type": "regresion"}, "problem_type"),
         ({"layer_poolng": "gru"}, "Did you mean layer_pooling"),
         ({"hidden_size": 32}, "hidden_size is not a field.*backbone_config"),
@@ -134,6 +141,52 @@ def test_set_fields_stay():
 def test_a_causal_backbone_refuses_cls():
     with pytest.raises(ValueError, match="first token has seen nothing.*'last'"):
         LstmPoolConfig(backbone_config=GPT2Config(), token_pooling="cls")
+
+
+def test_overrides_are_judged_together(tmp_path):
+    tiny_model(num_labels=3).save_pretrained(tmp_path)
+    ours = {"num_labels": 1, "problem_type": "regression", "ignore_mismatched_sizes": True}
+    for auto in (LstmPoolForSequenceClassification, AutoModelForSequenceClassification):
+        model = auto.from_pretrained(tmp_path, **ours)
+        assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
+        assert model(**random_inputs()).logits.shape == (3, 1)
+    config, unused = AutoConfig.from_pretrained(
+        tmp_path, problem_type="multi_label_classification", num_labels=2, foo=1, return_unused_kwargs=True
+    )
+    assert (config.num_labels, config.problem_type, unused) == (2, "multi_label_classification", {"foo": 1})
+    with pytest.raises(ValueError, match="problem_type must be one of"):
+        AutoConfig.from_pretrained(tmp_path, num_labels=1, problem_type="x")
+
+
+def test_one_class_loads_with_a_warning(tmp_path, caplog):
+    logger.warning_once.cache_clear()
+    model = tiny_model(num_labels=1, problem_type="single_label_classification")
+    assert caplog.messages == [
+        "problem_type='single_label_classification' with num_labels=1 always gives that one class. Set "
+        "problem_type='regression' for a single number."
+    ]
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert (again.config.num_labels, again.config.problem_type) == (1, "single_label_classification")
+    assert torch.equal(again(**random_inputs()).logits, model(**random_inputs()).logits)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"id2label": {0: "a", 2: "b"}}, r"id2label must name the labels 0, 1, 2 ..., got \{0: 'a', 2: 'b'\}"),
+        ({"id2label": {-1: "a", 0: "b"}}, "must name the labels 0, 1, 2"),
+        ({"id2label": {}}, r"got \{\}"),
+        ({"id2label": {0: "a", 1: None}}, "must hold the labels' names"),
+        (
+            {"id2label": {0: "a", 1: "b"}, "label2id": ["a", "b"]},
+            "must hold the labels' names|label2id should be a dict",
+        ),
+    ],
+)
+def test_labels_without_a_name_each_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        LstmPoolConfig(backbone_config=backbone_config(), **labels)
 
 
 def test_problem_type_is_always_chosen_and_saved(tmp_path):
@@ -233,6 +286,9 @@ def test_a_config_is_saved_with_the_keys_and_values_of_the_release_before(tmp_pa
     for name in ("transformers_version", "backbone_config", "use_cache"):
         old.pop(name)
         new.pop(name, None)
+    # So that each folder runs its own code, and a CrossEncoder gives the table's numbers.
+    old["auto_map"]["AutoConfig"] = "modeling_lstmpool.LstmPoolConfig"
+    assert new.pop("sentence_transformers") == {"activation_fn": "torch.nn.modules.linear.Identity"}
     assert new == old
 
 

@@ -322,6 +322,27 @@ def test_checkpointing_is_refused_where_the_backbone_has_none(family):
 
 
 # ------------------------------------------------------------------------------------------------------------- outputs
+@pytest.mark.parametrize(
+    ("asked", "returned"),
+    [([0, 2], [0, 2]), ([-1], [4]), ([4, -5, 9], [0, 4]), (3, [3]), ([], None), ([9], []), (False, None)],
+)
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "xlnet"])
+def test_hidden_states_that_were_not_asked_for_are_none(family, asked, returned):
+    model, inputs = tiny_model(family), random_inputs()
+    with torch.no_grad():
+        everything = model(**inputs, output_hidden_states=True).hidden_states
+        found = model(**inputs, output_hidden_states=asked).hidden_states
+    if returned is None:
+        assert found is None
+        return
+    assert len(found) == len(everything) == 5
+    assert [i for i, state in enumerate(found) if state is not None] == returned
+    assert all(torch.equal(found[i], everything[i]) for i in returned)
+    if family == "bert" and since("5.23"):  # as the library's own model says
+        own = model.lstmpool.backbone(**inputs, output_hidden_states=asked).hidden_states
+        assert [state is None for state in own] == [state is None for state in found]
+
+
 @pytest.mark.parametrize("layers", [None, [1, 3]])
 def test_hidden_states_and_attentions_on_request(layers):
     model, inputs = tiny_model(layers=layers, attn_implementation="eager"), random_inputs()
@@ -354,7 +375,7 @@ def test_the_tuple_is_the_dict():
 # --------------------------------------------------------------------------------------------------------- remote code
 def test_the_saved_config_names_all_classes_whichever_was_saved(tmp_path):
     wanted = {
-        "AutoConfig": "configuration_lstmpool.LstmPoolConfig",
+        "AutoConfig": "modeling_lstmpool.LstmPoolConfig",
         "AutoModel": "modeling_lstmpool.LstmPoolModel",
         "AutoModelForSequenceClassification": "modeling_lstmpool.LstmPoolForSequenceClassification",
     }

@@ -11,7 +11,7 @@ import torch
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
 
-from ..conftest import CODE, tiny_config, tiny_model
+from ..conftest import CODE, since, tiny_config, tiny_model
 
 
 PREAMBLE = """
@@ -137,19 +137,52 @@ assert from_base(torch.tensor([[5, 6]])).logits.shape == (1, 3)
     run_isolated(code, tmp_path / "empty", tmp_path)
 
 
-def test_two_folders_in_one_process_use_each_its_own_code(saved, tmp_path):
-    # the code of a folder is not put in the place of other code, be it the installed one or another folder's
-    other = tmp_path / "other"
-    shutil.copytree(saved, other)
-    source = (other / "modeling_lstmpool.py").read_text()
-    (other / "modeling_lstmpool.py").write_text(source + "\nLstmPoolForSequenceClassification.marker = 'other'\n")
+LOCAL_CODE_IS_KEYED = "5.8"  # by its content, from about this version on
+LOAD_ALL = """
+found = []
+for folder in FOLDERS:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    parts = [sys.modules[f"{type(model).__module__.rpartition('.')[0]}.{name}"] for name in NAMES]
+    assert type(config) is type(model.config) is type(base.config)
+    assert type(config).__module__.rpartition(".")[0] == type(model).__module__.rpartition(".")[0]
+    found.append([getattr(part, "MARK", None) for part in parts])
+print(found)
+"""
+
+
+def test_folders_of_one_name_run_each_its_own_code(saved, tmp_path):
+    # each differs from the first in one file: in one process, and in a second that finds the first's copies
+    if not since(LOCAL_CODE_IS_KEYED):
+        pytest.skip("older versions keep one copy of the code for all folders of one name")
+    names = sorted(name.removesuffix(".py") for name in CODE)
+    folders, marks = [saved], [[None] * len(names)]
+    for changed in names:
+        folder = shutil.copytree(saved, tmp_path / f"changed {changed}" / saved.name)
+        code = folder / f"{changed}.py"
+        code.write_text(code.read_text() + "\nMARK = 'changed'\n")
+        folders.append(folder)
+        marks.append(["changed" if name == changed else None for name in names])
+    for order in (1, -1):
+        code = LOAD_ALL.replace("FOLDERS", repr([str(folder) for folder in folders[::order]]))
+        done = run_isolated(code.replace("NAMES", repr(names)), tmp_path / "empty", tmp_path)
+        assert done.stdout.splitlines()[-1] == repr(marks[::order])
+
+
+def test_a_config_alone_carries_the_code_too(tmp_path):
+    tiny_config().save_pretrained(tmp_path / "alone")
+    assert CODE <= {path.name for path in (tmp_path / "alone").iterdir()}
     code = f"""
-first = AutoModelForSequenceClassification.from_pretrained({str(saved)!r}, trust_remote_code=True)
-second = AutoModelForSequenceClassification.from_pretrained({str(other)!r}, trust_remote_code=True)
-third = AutoModelForSequenceClassification.from_pretrained({str(saved)!r}, trust_remote_code=True)
-assert [getattr(model, "marker", None) for model in (first, second, third)] == [None, "other", None]
+config = AutoConfig.from_pretrained({str(tmp_path / "alone")!r}, trust_remote_code=True)
+assert config.layers == [1, 2, 3, 4]
+config.save_pretrained({str(tmp_path / "again")!r})
 """
     run_isolated(code, tmp_path / "empty", tmp_path)
+    assert CODE <= {path.name for path in (tmp_path / "again").iterdir()}
+    for name in ("alone", "again"):
+        auto_map = json.loads((tmp_path / name / "config.json").read_text())["auto_map"]
+        assert auto_map["AutoConfig"] == "modeling_lstmpool.LstmPoolConfig"
 
 
 def test_installed_the_local_code_is_used(saved):
@@ -162,6 +195,7 @@ def test_the_code_that_travels_is_known():
     assert CODE == {
         "capture_lstmpool.py",
         "configuration_lstmpool.py",
+        "families_lstmpool.py",
         "fields_lstmpool.py",
         "modeling_lstmpool.py",
         "pooling_lstmpool.py",

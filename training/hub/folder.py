@@ -150,7 +150,8 @@ def _weights(folder: Path) -> set[str]:
 
 def _check_config(config: dict[str, Any]) -> list[str]:
     wrong, expected = [], LstmPoolConfig().auto_map
-    if config.get("auto_map") != expected:
+    of_0_1_0 = expected | {"AutoConfig": "configuration_lstmpool.LstmPoolConfig"}
+    if config.get("auto_map") not in (expected, of_0_1_0):
         wrong.append(
             f"config.json must have the auto_map {json.dumps(expected)}, found {json.dumps(config.get('auto_map'))}. "
             "Save the model again with save_pretrained."

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.configuration_lstmpool import LstmPoolConfig, read_config
+from lstmpool.fields_lstmpool import SINGLE
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
@@ -78,9 +80,9 @@ class Backbone:
             InputError: if it cannot be found or read, or the other of the two flags should have named the model.
         """
         try:
-            config = AutoConfig.from_pretrained(self.path, **self.loading)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{self.flag} {self.title} cannot be loaded: {_first_lines(error)}") from None
+            config = read_config(self.path, **self.loading)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"{self.flag} {self.title} cannot be loaded: {error}") from None
         finished = config.model_type == LstmPoolConfig.model_type
         if finished and self.flag == "--backbone":
             raise InputError(f"--backbone {self.title} is an LstmPool model. To train it further, use --init_from.")
@@ -88,6 +90,8 @@ class Backbone:
             raise InputError(
                 f"--init_from {self.title} is a {config.model_type}, not an LstmPool model. Use --backbone."
             )
+        if finished:
+            _check_classes(f"{self.flag} {self.title}", config)
         return config
 
     def identity(self) -> str:
@@ -181,6 +185,15 @@ class Backbone:
             tokenizer.pad_token = tokenizer.eos_token  # the mask, not the token, says what is padding
         tokenizer.model_max_length = max_seq_length or min(limit, LONGEST)  # where `truncation=True` cuts
         return tokenizer
+
+
+def _check_classes(model: str, config: LstmPoolConfig) -> None:
+    """Refuses a finished model that gives no choice of labels, though Python loads it. `model` is its name."""
+    names = list(config.id2label.values())
+    if config.problem_type == SINGLE and len(names) == 1:
+        raise InputError(f"{model} knows one class only, {names[0]!r}. Train a new model, with --backbone.")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{model} knows the label {twice[0]!r} twice. Correct id2label in its config.json.")
 
 
 @contextmanager
