@@ -16,8 +16,9 @@ import hashlib
 import json
 import math
 import shutil
+import sqlite3
 import time
-from contextlib import AbstractContextManager, redirect_stdout
+from contextlib import AbstractContextManager, closing, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.output.artifacts import Writers
-from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.run_record import RunRecord, reopen_if_damaged
 from lstmpool.training.output.start import Resume, Start, choose_start
 from lstmpool.training.output.tables import write_table
 from lstmpool.training.runs.fit import fit
@@ -42,7 +43,8 @@ from lstmpool.training.runs.search_space import OF_MODEL, Space, Values
 
 
 STUDIES = Path(HF_HOME) / "lstmpool_studies"  # not in the layer cache, which may be deleted
-KEPT = {"metrics.json", "run.json", "runs"}  # in a trial's folder; the rest is as large as the model
+METRICS = "metrics.json"
+KEPT = {METRICS, "run.json", "runs"}  # in a trial's folder; the rest is as large as the model
 TABLE = "hp_search.csv"
 DIVERGED = "diverged"  # how a trial may end without a number
 NO_MEMORY = "run out of memory"
@@ -78,13 +80,14 @@ class Search:
         """Runs the trials that are left of `args.hp_search`. Returns job and arguments with the best settings.
 
         Raises:
-            InputError: if another process runs the same search, or no trial ended with a number.
+            InputError: if another process runs the same search, the study is damaged, or no trial ended with a number.
             Interrupted: after a signal, as in `fit`.
         """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._lock():
+            check_database(self.folder / "study.db")
             study = optuna.create_study(
                 storage=f"sqlite:///{self.folder / 'study.db'}",
                 study_name=self.folder.name,
@@ -212,6 +215,7 @@ class Search:
             tune_thresholds=False,
         )
         tokens = {name: self.tokens[name] for name in job.splits}
+        reopen_if_damaged(folder, names=[METRICS])
         record = RunRecord.read(folder)
         if record is None or not record.finished or record.differs(job.settings):
             folder.mkdir(exist_ok=True)
@@ -224,7 +228,7 @@ class Search:
                 return math.nan, NO_MEMORY
             finally:
                 gc.collect()  # model and trainer refer to each other, and would stay on the device
-        results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["results"]["validation"]
+        results = json.loads((folder / METRICS).read_text(encoding="utf-8"))["results"]["validation"]
         value = results[job.best.metric]
         return (math.nan, DIVERGED) if value is None else (value, "")
 
@@ -276,6 +280,22 @@ class Search:
         row |= trial.params
         row |= {"seconds": trial.user_attrs.get("seconds"), "end": _end(trial)}
         return row
+
+
+def check_database(path: Path) -> None:
+    """Raises InputError if an SQLite file is damaged. It may be missing."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path)) as database:
+            ((found, *_), *_) = database.execute("PRAGMA integrity_check")
+    except sqlite3.DatabaseError as error:
+        found = error
+    if str(found) != "ok":
+        raise InputError(
+            f"the study {path} is damaged: {found}. Remove it, and give the same command again: the search begins "
+            "anew, but does not repeat runs that are finished."
+        )
 
 
 def check_goes_on(start: Start, args: TrainingArguments, settings: dict[str, Any]) -> None:
