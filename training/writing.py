@@ -20,8 +20,8 @@ from lstmpool.training.errors import InputError
 
 Writer = Callable[[Path], Any]  # writes one file, at the path that it is given
 DIGEST_SIZE = 16  # bytes
-# How safetensors and tokenizers (the first) and torch (the others) speak of the disk. They raise no OSError.
-OF_THE_DISK = ("(os error ", "inline_container", "PytorchStreamWriter")
+# How safetensors and tokenizers (the first words), torch and SQLite speak of the disk. They raise no OSError.
+OF_THE_DISK = ("(os error ", "inline_container", "PytorchStreamWriter", "database or disk is full", "disk I/O error")
 
 
 @contextmanager

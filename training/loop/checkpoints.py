@@ -158,7 +158,7 @@ def newest_whole(saved: Iterable[Saved]) -> Saved | None:
 def read_state(checkpoint: Path) -> TrainerState:
     """Trainer's state in a checkpoint. Raises InputError if it cannot be read."""
     path = checkpoint / TRAINER_STATE_NAME
-    remedy = f"Resume from another checkpoint, or remove {checkpoint}: the same command then goes on from an older one."
+    remedy = f"Remove {checkpoint}: the same command then goes on from an older one. Or resume from another one."
     with one_line(f"{path} cannot be read", ValueError, TypeError, remedy=remedy):
         return TrainerState.load_from_json(str(path))
 

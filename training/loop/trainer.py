@@ -57,8 +57,8 @@ def check_settings(args: TrainingArguments) -> None:
 def check_room(model: torch.nn.Module, args: TrainingArguments) -> None:
     """Raises InputError if the disk of the output folder cannot hold a single checkpoint, before any step is trained.
 
-    What is needed is a lower bound: the weights that are saved, and the two numbers that AdamW keeps of each weight that
-    it trains. Of a model with adapters, frozen weights are not saved.
+    What is needed is a lower bound: the weights that are saved, and the two numbers that AdamW keeps of each weight
+    that it trains. Of a model with adapters, frozen weights are not saved.
     """
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     needed = trained

@@ -111,8 +111,10 @@ class RunRecord:
 
 
 def reopen_if_damaged(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Looks whether the files of a finished run are what the run wrote. Says so if one is not, and marks the run as cut
-    off: it then goes on from its last checkpoint, and writes its files anew.
+    """Looks whether the files of a finished run are what the run wrote.
+
+    If one is not, it says so, and marks the run as cut off: it then goes on from its last checkpoint, and writes its
+    files anew.
 
     Args:
         folder: of the run.

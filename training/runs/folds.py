@@ -175,7 +175,8 @@ def _evaluate(job: Job, folder: Path, assigned: np.ndarray) -> Evaluation:
         held = assigned == fold
         path = folder / f"fold-{fold}" / LOGITS
         remedy = f"Remove {path.parent}, and give the same command again: it repeats this fold."
-        with one_line(f"{path} cannot be read", ValueError, KeyError, BadZipFile, remedy=remedy), np.load(path) as saved:
+        unreadable = one_line(f"{path} cannot be read", ValueError, KeyError, BadZipFile, remedy=remedy)
+        with unreadable, np.load(path) as saved:
             out_of_fold[held] = saved["validation"]
             if "test" in saved:
                 test_logits.append(saved["test"])

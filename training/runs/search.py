@@ -40,6 +40,7 @@ from lstmpool.training.output.tables import write_table
 from lstmpool.training.runs.fit import fit
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.runs.search_space import OF_MODEL, Space, Values
+from lstmpool.training.writing import saving
 
 
 STUDIES = Path(HF_HOME) / "lstmpool_studies"  # not in the layer cache, which may be deleted
@@ -186,18 +187,21 @@ class Search:
         from optuna.trial import TrialState
 
         began = time.monotonic()
-        trial = study.ask()
-        values = {name: _suggest(trial, name, allowed) for name, allowed in self.space.items()}
+        with saving(self.folder):
+            trial = study.ask()
+            values = {name: _suggest(trial, name, allowed) for name, allowed in self.space.items()}
         print(f"trial {number} of {self.args.hp_search}: {_words(values)}", end=" ", flush=True)
         value, end = self._value(self._folder_of(trial), values)
-        trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
-        if math.isfinite(value):
-            study.tell(trial, value)
+        has_number = math.isfinite(value)
+        with saving(self.folder):
+            trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
+            if not has_number:
+                trial.set_user_attr("end", end)
+            study.tell(trial, value if has_number else None, state=None if has_number else TrialState.PRUNED)
+        if has_number:
             metric = self.job.best.metric
             print(f"-> validation {self.job.task.titles.get(metric, metric)} {value:.4f}", flush=True)
         else:
-            trial.set_user_attr("end", end)
-            study.tell(trial, state=TrialState.PRUNED)
             print(f"-> {end}", flush=True)
 
     def _value(self, folder: Path, values: dict[str, Any]) -> tuple[float, str]:
@@ -220,7 +224,7 @@ class Search:
         if record is None or not record.finished or record.differs(job.settings):
             folder.mkdir(exist_ok=True)
             try:
-                with open(f"{folder}.log", "a") as log, redirect_stdout(log):
+                with saving(folder), open(f"{folder}.log", "a") as log, redirect_stdout(log):
                     fit(job, args, choose_start(folder, job.settings), tokens)
             except Diverged:
                 return math.nan, DIVERGED
@@ -265,7 +269,8 @@ class Search:
         rows = [self._row(trial) for trial in self._done(study)]
         lower_is_better = not self.job.best.greater_is_better
         table = pandas.DataFrame(rows).sort_values(metric, ascending=lower_is_better, kind="stable")
-        write_table(table, self.folder / TABLE)
+        with saving(self.folder / TABLE):
+            write_table(table, self.folder / TABLE)
         print(
             f"\n{table.to_string(index=False, na_rep='-')}\n\n"
             f"Best of {len(rows)}: {_words(best)}, validation {titles.get(metric, metric)} {study.best_value:.4f}, "
