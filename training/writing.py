@@ -20,8 +20,9 @@ from lstmpool.training.errors import InputError
 
 Writer = Callable[[Path], Any]  # writes one file, at the path that it is given
 DIGEST_SIZE = 16  # bytes
-# How safetensors and tokenizers (the first words), torch and SQLite speak of the disk. They raise no OSError.
-OF_THE_DISK = ("(os error ", "inline_container", "PytorchStreamWriter", "database or disk is full", "disk I/O error")
+# How torch, safetensors and tokenizers (one form for both), and SQLite speak of the disk. They raise no OSError.
+OF_TORCH = ("inline_container", "PytorchStreamWriter")
+OF_THE_DISK = (*OF_TORCH, "(os error ", "database or disk is full", "disk I/O error")
 
 
 @contextmanager
@@ -58,12 +59,13 @@ def saving(path: Path, half_made: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not any(words in str(error) for words in OF_THE_DISK):
             raise
+        reason = "a file did not take all bytes" if any(words in str(error) for words in OF_TORCH) else error
         free = bytes_free(path)  # before the half is removed
         if half_made is not None:
             shutil.rmtree(half_made, ignore_errors=True)
         raise InputError(
-            f"{path} cannot be written: {error}. The disk has {free / 1e9:.3f} GB free. Make room, and then give the "
-            "same command again: it goes on from the last checkpoint, if there is one."
+            f"{path} cannot be written: {reason}. The disk has {free / 1e6:,.1f} MB free. Make room, and then give "
+            "the same command again: it goes on from the last checkpoint, if there is one."
         ) from None
 
 

@@ -72,7 +72,7 @@ def save_table(folder):
 def test_a_full_disk_is_one_line_whoever_writes(tmp_path, write):
     half = tmp_path / "half"
     half.mkdir()
-    message = "half cannot be written: .*The disk has [0-9.]* GB free. Make room, and then give the same command again"
+    message = "half cannot be written: .*The disk has [0-9.,]* MB free. Make room, and then give"
     with full_disk(10_000), pytest.raises(InputError, match=message), saving(half, half_made=half):
         write(half)
     assert not half.exists()

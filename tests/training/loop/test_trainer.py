@@ -169,7 +169,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_one_before(tmp_path, mon
 
     with monkeypatch.context() as patched:
         patched.setattr(LstmPoolTrainer, "_save_checkpoint", full_at_the_second)
-        with pytest.raises(InputError, match="checkpoint-2 cannot be written: .* GB free. Make room"):
+        with pytest.raises(InputError, match="checkpoint-2 cannot be written: .* MB free. Make room"):
             trainer.train_from(None)
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-1"]
     again = short_run(tmp_path)

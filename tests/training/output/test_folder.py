@@ -166,7 +166,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_no_half_model_and_the_next_write_
     """First the weights do not fit, and then not even their config."""
     folder = tmp_path / "out"
     begin(folder)
-    with full_disk(size), pytest.raises(InputError, match="out cannot be written: .* GB free. Make room"):
+    with full_disk(size), pytest.raises(InputError, match="out cannot be written: .* MB free. Make room"):
         write_output(folder, tiny_model(), tokenizer, {})
     assert {path.name for path in folder.iterdir()} == {"run.json", *CODE}
     write_output(folder, tiny_model(), tokenizer, {})
