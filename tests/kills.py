@@ -10,7 +10,7 @@ SIGKILL comes, in turn, at one of three moments:
 - in a random step or soon after it, where an evaluation or a save may be going on.
 
 Then the command is given again. The SHA-256 of the best and the last weights must be that of the run that was never
-killed.
+killed. Then `tests/damage.py` has runs meet full disks and damaged files.
 """
 
 import argparse
@@ -192,6 +192,8 @@ def measure(folder: Path, settings: list[str], kills: int) -> Counter:
 
 
 if __name__ == "__main__":
+    from . import damage  # which imports this module
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10, help="for each setting")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("KILLS.md"))
@@ -211,4 +213,5 @@ if __name__ == "__main__":
             same = sum(n for (_, equal), n in found.items() if equal)
             lines.append(f"| {name} | {' | '.join(map(str, fell))} | {same} of {args.kills} |")
             print(lines[-1], flush=True)
+        lines += damage.table(Path(work), args.kills)
     args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")

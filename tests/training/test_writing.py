@@ -1,8 +1,16 @@
+import errno
 import os
+import stat
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from lstmpool.training.writing import write_text, writing
+from lstmpool.training import writing as module
+from lstmpool.training.errors import InputError
+from lstmpool.training.writing import changed_since, digests_of, move, saving, settle, sync, write_text, writing
+
+from ..damage import full_disk
 
 
 def test_a_file_takes_its_place_once_it_is_whole(tmp_path):
@@ -39,3 +47,96 @@ def test_text_is_written_as_utf_8(tmp_path):
     write_text(tmp_path / "run.json", "größer\n")
     assert (tmp_path / "run.json").read_bytes() == "größer\n".encode()
     assert os.listdir(tmp_path) == ["run.json"]
+
+
+def save_weights(folder):
+    save_file({"weight": torch.zeros(9_000)}, folder / "model.safetensors")
+
+
+def save_optimizer(folder):
+    torch.save({"weight": torch.zeros(9_000)}, folder / "optimizer.pt")
+
+
+def save_tokenizer(folder):
+    from tokenizers import Tokenizer, models
+
+    words = {f"word{i}": i for i in range(2_000)}
+    Tokenizer(models.WordLevel(words, unk_token="word0")).save(str(folder / "tokenizer.json"))
+
+
+def save_table(folder):
+    (folder / "table.csv").write_text("x" * 40_000)
+
+
+@pytest.mark.parametrize("write", [save_weights, save_optimizer, save_tokenizer, save_table])
+def test_a_full_disk_is_one_line_whoever_writes(tmp_path, write):
+    half = tmp_path / "half"
+    half.mkdir()
+    message = "half cannot be written: .*The disk has [0-9.,]* MB free. Make room, and then give"
+    with full_disk(10_000), pytest.raises(InputError, match=message), saving(half, half_made=half):
+        write(half)
+    assert not half.exists()
+    half.mkdir()
+    write(half)  # there is room again
+
+
+def test_what_is_no_error_of_the_disk_is_left_as_it_is(tmp_path):
+    for error in (RuntimeError("tensors share memory"), ValueError("no such label"), InputError("told already")):
+        with pytest.raises(type(error), match=f"^{error}$"), saving(tmp_path, half_made=tmp_path):
+            raise error
+        assert tmp_path.exists()
+
+
+def test_a_move_survives_a_loss_of_power(tmp_path, monkeypatch):
+    """The content is on the disk before the new name is there, and the new name after that."""
+    steps = []
+    monkeypatch.setattr(module, "sync", lambda path: steps.append(f"sync {path.name}"))
+    monkeypatch.setattr(os, "replace", lambda source, target: steps.append(f"move to {target.name}"))
+    move(tmp_path / "new", tmp_path / "name")
+    assert steps == ["sync new", "move to name", f"sync {tmp_path.name}"]
+
+
+@pytest.mark.parametrize(("number", "raises"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_drive_that_cannot_sync_folders_serves_but_a_broken_one_does_not(tmp_path, monkeypatch, number, raises):
+    def fail(descriptor):
+        raise OSError(number, "of the drive")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if not raises:
+        sync(tmp_path)
+        return
+    with pytest.raises(OSError, match="of the drive"):
+        sync(tmp_path)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_files_have_the_modes_of_the_umask_and_are_on_the_disk(tmp_path, monkeypatch, umask, mode):
+    before = os.umask(umask)
+    try:
+        (tmp_path / "inner").mkdir()
+        save_weights(tmp_path / "inner")  # which gives 0600
+        synced = []
+        monkeypatch.setattr(module, "sync", lambda path: synced.append(path.name))
+        settle(tmp_path)
+        assert os.umask(umask) == umask  # read, and not changed
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "inner" / "model.safetensors").stat().st_mode) == mode
+    assert sorted(synced) == sorted(["model.safetensors", "inner", tmp_path.name])
+
+
+def test_digests_tell_what_has_changed(tmp_path, monkeypatch):
+    for name in ("one", "two", "three"):
+        (tmp_path / name).write_bytes(b"12345678")
+    digests = digests_of(tmp_path, ["one", "two", "three"])
+    assert len(set(digests.values())) == 1 and changed_since(tmp_path, digests) == ""
+    with monkeypatch.context() as patched:
+        patched.setattr(module.hashlib, "blake2b", None)  # no file is read twice in a process
+        assert changed_since(tmp_path, digests) == ""
+    for content in (b"12345679", bytes(8), b"1234567", b""):
+        (tmp_path / "two").unlink()
+        (tmp_path / "two").write_bytes(content)
+        os.utime(tmp_path / "two", ns=(0, len(content)))
+        assert changed_since(tmp_path, digests).startswith("two is not what was written")
+    (tmp_path / "one").unlink()
+    assert changed_since(tmp_path, digests) == "one is missing"

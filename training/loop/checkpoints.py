@@ -1,6 +1,7 @@
 """How checkpoints are kept: which ones are whole, in which order one is saved, and which ones are removed.
 
-A checkpoint counts only if it has a manifest of its files and their sizes, which is written last.
+A checkpoint counts only if it has a manifest of its files, their sizes and digests. It is written last, once all else
+is on the disk, so that neither a kill nor a loss of power leaves half a checkpoint that counts.
 """
 
 import json
@@ -10,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from lstmpool.training.errors import InputError
+from lstmpool.training.errors import InputError, one_line
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.writing import write_text
+from lstmpool.training.writing import changed_since, digests_of, saving, settle, sync, write_text
 
 
 MANIFEST = "manifest.json"
@@ -53,18 +55,25 @@ class Kept:
 
     def before_save(self, state: TrainerState) -> None:
         """Makes room for this step's checkpoint, which the run may have saved before it was resumed."""
-        checkpoint = self._of(state)
+        checkpoint = self.of_step(state)
         if not checkpoint.exists():
             return
-        if damage(checkpoint):
+        if damage(checkpoint, by_digest=False):
             shutil.rmtree(checkpoint)  # left by a save that was cut off
         else:
             (checkpoint / MANIFEST).unlink()  # the save replaces its files one by one
 
     def after_save(self, state: TrainerState) -> None:
-        """Declares this step's checkpoint whole, and only then removes older ones."""
-        write_manifest(self._of(state))
-        rotate_checkpoints(str(self.folder), self.limit, state.best_model_checkpoint)
+        """Declares this step's checkpoint whole, and only then removes older ones.
+
+        Raises:
+            InputError: if the disk is full. Older checkpoints stay.
+        """
+        checkpoint = self.of_step(state)
+        with saving(checkpoint, half_made=checkpoint):
+            write_manifest(checkpoint)
+        with saving(self.folder):
+            rotate_checkpoints(str(self.folder), self.limit, state.best_model_checkpoint)
 
     def finish(self, state: TrainerState) -> None:
         """With a limit of 1, removes the last checkpoint, so that only the best one is left.
@@ -72,11 +81,12 @@ class Kept:
         Call it when all else is written: until then, a run that is cut off goes on from the last checkpoint.
         """
         best = state.best_model_checkpoint if self.ends_with_best else None
-        last = self._of(state)
+        last = self.of_step(state)
         if self.limit == 1 and best and Path(best).name != last.name:
             shutil.rmtree(last, ignore_errors=True)
 
-    def _of(self, state: TrainerState) -> Path:
+    def of_step(self, state: TrainerState) -> Path:
+        """This step's checkpoint."""
         return self.folder / f"{PREFIX}{state.global_step}"
 
 
@@ -86,19 +96,30 @@ def step_of(checkpoint: Path) -> int:
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """Lists the files of a checkpoint. All of them must be written before."""
-    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != MANIFEST)
-    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-    write_text(checkpoint / MANIFEST, json.dumps({"files": sizes}, indent=1) + "\n")
+    """Lists the files of a checkpoint, once they are on the disk. All of them must be written before."""
+    settle(checkpoint)
+    sync(checkpoint.parent)  # which holds the checkpoint's own name
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    names = [path.relative_to(checkpoint).as_posix() for path in files]
+    sizes = {name: path.stat().st_size for name, path in zip(names, files, strict=True)}
+    manifest = {"files": sizes, "digests": digests_of(checkpoint, names)}
+    write_text(checkpoint / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def damage(checkpoint: Path) -> str:
-    """Says what keeps a checkpoint from being whole; empty if it is whole."""
+def damage(checkpoint: Path, by_digest: bool = True) -> str:
+    """Says what keeps a checkpoint from being whole; empty if it is whole.
+
+    Args:
+        checkpoint: its folder.
+        by_digest: whether its files are read. If not, only their sizes are compared. Manifests of older releases have
+            no digests.
+    """
     try:
-        sizes = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        sizes, digests = dict(manifest["files"]), dict(manifest.get("digests", {}))
     except FileNotFoundError:
         return f"it has no {MANIFEST}, which is written last: the save was cut off"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"its {MANIFEST} cannot be read"
     for name, expected in sizes.items():
         path = checkpoint / name
@@ -106,7 +127,7 @@ def damage(checkpoint: Path) -> str:
             return f"{name} is missing"
         if path.stat().st_size != expected:
             return f"{name} has {path.stat().st_size} bytes, expected {expected}"
-    return ""
+    return changed_since(checkpoint, digests) if by_digest else ""
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -116,8 +137,14 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def saved_in(folder: Path) -> tuple[Saved, ...]:
-    """The checkpoints in a folder, the newest first, each with its damage."""
-    return tuple(Saved(path, damage(path)) for path in checkpoints_in(folder))
+    """The checkpoints in a folder, the newest first, each with its damage.
+
+    Files are read down to the newest whole one, from which a run may go on. Below it, only sizes are compared.
+    """
+    saved = []
+    for path in checkpoints_in(folder):
+        saved.append(Saved(path, damage(path, by_digest=newest_whole(saved) is None)))
+    return tuple(saved)
 
 
 def newest_whole(saved: Iterable[Saved]) -> Saved | None:
@@ -126,6 +153,14 @@ def newest_whole(saved: Iterable[Saved]) -> Saved | None:
         if not each.damage:
             return each
     return None
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """Trainer's state in a checkpoint. Raises InputError if it cannot be read."""
+    path = checkpoint / TRAINER_STATE_NAME
+    remedy = f"Remove {checkpoint}: the same command then goes on from an older one. Or resume from another one."
+    with one_line(f"{path} cannot be read", ValueError, TypeError, remedy=remedy):
+        return TrainerState.load_from_json(str(path))
 
 
 def find_best(checkpoint: Path, output: Path) -> Path | None:
@@ -140,10 +175,10 @@ def find_best(checkpoint: Path, output: Path) -> Path | None:
     Raises:
         InputError: if the best one is not whole. The run would then end with other weights than it says.
     """
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    if not state.get("best_model_checkpoint"):
+    state = read_state(checkpoint)
+    if not state.best_model_checkpoint:
         return None
-    best = Path(state["best_model_checkpoint"])
+    best = Path(state.best_model_checkpoint)
     beside = checkpoint.parent / best.name
     if beside.is_dir() or not best.is_dir():
         best = beside

@@ -8,15 +8,15 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lstmpool.training.data.order import token_counts
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.loop.checkpoints import Kept, find_best
+from lstmpool.training.loop.checkpoints import Kept, find_best, read_state
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.trainable_parts import learning_rates
+from lstmpool.training.writing import bytes_free, saving
 
 
 def split_groups(optimizer: torch.optim.Optimizer, rates: dict[int, float]) -> None:
@@ -52,6 +52,26 @@ def check_settings(args: TrainingArguments) -> None:
         trainer.create_optimizer_and_scheduler(num_training_steps=10)
     except Exception as error:  # each setting raises errors of its own kind
         raise InputError(f"these settings cannot be trained with: {error}") from None
+
+
+def check_room(model: torch.nn.Module, args: TrainingArguments) -> None:
+    """Raises InputError if the disk of the output folder cannot hold a single checkpoint, before any step is trained.
+
+    What is needed is a lower bound: the weights that are saved, and the two numbers that AdamW keeps of each weight
+    that it trains. Of a model with adapters, frozen weights are not saved.
+    """
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    needed = trained
+    if isinstance(model, PreTrainedModel):
+        needed = sum(p.nbytes for p in model.parameters())
+    if args.optim in ("adamw_torch", "adamw_torch_fused") and args.save_strategy != "no":
+        needed += 2 * trained
+    free = bytes_free(Path(args.output_dir))
+    if free < needed:
+        raise InputError(
+            f"a checkpoint takes at least {needed / 1e9:.3f} GB in {args.output_dir}, found {free / 1e9:.3f} GB free. "
+            "Make room, or choose an --output_dir on another disk."
+        )
 
 
 class _LengthGroupedSampler(LengthGroupedSampler):
@@ -96,12 +116,13 @@ class LstmPoolTrainer(Trainer):
         """Trains to the end, from `checkpoint` if there is one. If training was over there, it only loads the weights.
 
         Raises:
-            InputError: if the best checkpoint so far is not whole, or several processes wait for gradients in vain.
+            InputError: if the best checkpoint so far is not whole, the disk is full, or several processes wait for
+                gradients in vain.
         """
         if not checkpoint:
             self._train(None)
             return
-        state = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME))
+        state = read_state(Path(checkpoint))
         best = None
         if self.args.load_best_model_at_end:
             best = find_best(Path(checkpoint), Path(self.args.output_dir))
@@ -115,6 +136,8 @@ class LstmPoolTrainer(Trainer):
             self._load_best_model()
 
     def _train(self, checkpoint: str | None) -> None:
+        if self.args.should_save:
+            check_room(self.model, self.args)
         try:
             self.train(resume_from_checkpoint=checkpoint)
         except RuntimeError as error:
@@ -146,11 +169,17 @@ class LstmPoolTrainer(Trainer):
         return _LengthGroupedSampler(together, token_counts(dataset[:]), seed)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
-        """Saves as the library does, with `kept` at work before and after, while the other processes wait."""
-        if self.args.should_save:
-            self.kept.before_save(self.state)
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        """Saves as the library does, with `kept` at work before and after, while the other processes wait.
+
+        Raises:
+            InputError: if the disk is full. Older checkpoints stay.
+        """
+        checkpoint = self.kept.of_step(self.state)
+        with saving(checkpoint, half_made=checkpoint if self.args.should_save else None):
+            if self.args.should_save:
+                self.kept.before_save(self.state)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.kept.after_save(self.state)

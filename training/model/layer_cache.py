@@ -3,7 +3,8 @@
 A frozen backbone gives the same states for a text in every epoch, and in every run with the same weights and settings.
 So it runs once, over batches of texts of similar length, and its states go to an Arrow file. Trainer reads the file
 through a memory map, and so do other processes and later runs with the same texts in the same order. The file's name
-is a digest of all that it depends on. No file is ever removed.
+is a digest of all that it depends on. Its last bytes, behind Arrow's own end, are a digest of those before. So a file
+that the disk has damaged is found, and made again. No other file is ever removed.
 """
 
 import hashlib
@@ -25,11 +26,13 @@ from transformers.data.data_collator import DataCollator
 
 from lstmpool.training.data.order import by_length
 from lstmpool.training.errors import InputError
-from lstmpool.training.writing import writing
+from lstmpool.training.writing import DIGEST_SIZE, digest_of, writing
 
 
 CACHE = Path(HF_HOME) / "lstmpool"  # beside the library's own caches, so never in an output folder
 DTYPES = {"float32": np.float32, "float16": np.float16}
+SEAL = b"blake2b "  # begins the last bytes of a file; the digest of all before follows
+SEAL_SIZE = len(SEAL) + 2 * DIGEST_SIZE
 
 
 class StatesCollator:
@@ -79,10 +82,13 @@ def cached_states(
     ordered, order = by_length(tokens)
     path = folder / f"layer_states-{_digest(model, ordered, dtype)}.arrow"
     try:
-        if not path.exists():
+        if damage(path):
             folder.mkdir(parents=True, exist_ok=True)
             with _lock(path, title):
-                if not path.exists():
+                wrong = damage(path)  # unless another process has made it meanwhile
+                if wrong and path.exists():
+                    print(f"{path} {wrong}. It is made again.", flush=True)
+                if wrong:
                     _write(path, model, ordered, collator, batch_size, dtype, title)
         states = Dataset.from_file(str(path))
     except (OSError, pyarrow.ArrowException) as error:
@@ -90,6 +96,25 @@ def cached_states(
     if labels is not None:  # added before `select`: on selected rows, `add_column` copies all states to memory
         states = states.add_column("labels", [labels[i] for i in order])
     return states.select(np.argsort(order)).with_format("numpy")
+
+
+def damage(path: Path) -> str:
+    """Says what keeps a file of the cache from being whole; empty if it is whole."""
+    if not path.is_file():
+        return "is missing"
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - SEAL_SIZE))
+        seal = file.read()
+    if len(seal) < SEAL_SIZE or not seal.startswith(SEAL):
+        return "was cut off, or comes from an earlier release: it does not end with a digest"
+    if seal != _seal(path, left_out=SEAL_SIZE):
+        return "is damaged: its bytes have another digest than they had when they were written"
+    return ""
+
+
+def _seal(path: Path, left_out: int = 0) -> bytes:
+    """What a file with these bytes must end with."""
+    return SEAL + digest_of(path, left_out).encode("ascii")
 
 
 def _lock(path: Path, title: str) -> AbstractContextManager:
@@ -127,6 +152,9 @@ def _write(
                 flat = _cast(states.float().cpu().numpy().ravel(), dtype)
                 column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), width)
                 writer.write_batch(pyarrow.record_batch([column], schema=schema))
+        seal = _seal(unfinished)
+        with unfinished.open("ab") as file:
+            file.write(seal)
 
 
 def _check_room(folder: Path, needed: int, dtype: str, title: str) -> None:

@@ -6,7 +6,6 @@ off leaves no half model that loads. Checkpoints keep the optimizer; the folder'
 
 import json
 import math
-import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -24,7 +23,7 @@ from lstmpool.training.output.found import files_of, weights_in
 from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.output.run_record import RunRecord, list_files
 from lstmpool.training.output.start import Start
-from lstmpool.training.writing import Writer
+from lstmpool.training.writing import Writer, move, saving, settle
 
 
 STAGING = ".unfinished"
@@ -107,16 +106,21 @@ def write_output(
         model: the model; None saves neither it nor the tokenizer.
         tokenizer: the model's.
         files: by file name, the function that writes it.
+
+    Raises:
+        InputError: if the disk is full. What was in the folder stays.
     """
     staging = folder / STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    if model is not None:
-        model.save_pretrained(staging)
-        _forget_source(tokenizer)
-        tokenizer.save_pretrained(staging)
-    for name, write in files.items():
-        write(staging / name)
+    with saving(folder, half_made=staging):
+        staging.mkdir(parents=True)
+        if model is not None:
+            model.save_pretrained(staging)
+            _forget_source(tokenizer)
+            tokenizer.save_pretrained(staging)
+        for name, write in files.items():
+            write(staging / name)
+        settle(staging)
     list_files(folder, (path.name for path in staging.iterdir()))
     if model is not None:
         for name in CONFIGS:
@@ -125,9 +129,10 @@ def write_output(
             if not (staging / path.name).exists():
                 path.unlink()
     configs_last = sorted(staging.iterdir(), key=lambda path: (path.name in CONFIGS, path.name))
-    for path in configs_last:
-        os.replace(path, folder / path.name)
-    staging.rmdir()
+    with saving(folder):
+        for path in configs_last:
+            move(path, folder / path.name)
+        staging.rmdir()
 
 
 def text_writer(text: str) -> Writer:

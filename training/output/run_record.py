@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.writing import write_text
+from lstmpool.training.writing import changed_since, digests_of, saving, sync, write_text
 
 
 NAME = "run.json"
+MAY_CHANGE = (NAME, "README.md")  # after the run: the record itself, and a card that the user has edited
 # Arguments by which a run's weights do not change: where the run is, how it reports and which resources it may use.
 NO_MATTER = ("hub_", "log", "report_to", "run_name", "project", "trackio", "push_to_hub", "ddp_")
 NO_MATTER_EITHER = {
@@ -46,6 +47,7 @@ class RunRecord:
         resumed_from: the checkpoint that the run began from; empty if there was none.
         files (`list[str]`, *optional*): names of the files that the run has written into its folder, or was about to
             write. None in the records of older releases.
+        digests: of the files in the list, once all are written. Empty in the records of older releases.
     """
 
     settings: dict[str, Any]
@@ -53,6 +55,7 @@ class RunRecord:
     finished: bool = False
     resumed_from: str = ""
     files: list[str] | None = None
+    digests: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: dict[str, Any], splits: dict[str, Split], resumed_from: str = "") -> "RunRecord":
@@ -70,17 +73,23 @@ class RunRecord:
             record = cls(**{field.name: found[field.name] for field in fields(cls) if field.name in found})
         except (OSError, ValueError, TypeError):
             return None
-        return replace(record, files=_plain_names(record.files))
+        digests = record.digests if isinstance(record.digests, dict) else {}
+        return replace(record, files=_plain_names(record.files), digests=digests)
 
     def write(self, folder: Path) -> None:
-        """Writes the record into `folder`."""
-        write_text(folder / NAME, json.dumps(asdict(self), indent=1) + "\n")
+        """Writes the record into `folder`. Raises InputError if the disk is full."""
+        with saving(folder / NAME):
+            write_text(folder / NAME, json.dumps(asdict(self), indent=1) + "\n")
 
     def finish(self, folder: Path) -> None:
         """Marks the run in `folder` as finished; call it when all else is written. The list of files stays."""
         earlier = RunRecord.read(folder)
         files = self.files if earlier is None else earlier.files
-        replace(self, files=files, finished=True).write(folder)
+        names = [name for name in files or [] if name not in MAY_CHANGE and (folder / name).is_file()]
+        with saving(folder):
+            for name in names:
+                sync(folder / name)
+        replace(self, files=files, digests=digests_of(folder, names), finished=True).write(folder)
 
     def differs(self, settings: dict[str, Any]) -> str:
         """Says which settings differ from the record's, up to three of them; empty if none does."""
@@ -99,6 +108,26 @@ class RunRecord:
                     f"the {name} rows are not those that the run in {folder} was given. Resume with the same files, "
                     "or begin anew in another folder."
                 )
+
+
+def reopen_if_damaged(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Looks whether the files of a finished run are what the run wrote.
+
+    If one is not, it says so, and marks the run as cut off: it then goes on from its last checkpoint, and writes its
+    files anew.
+
+    Args:
+        folder: of the run.
+        names (*optional*): the files that matter. None checks all that the run wrote.
+    """
+    record = RunRecord.read(folder)
+    if record is None or not record.finished:
+        return
+    checked = record.digests.keys() if names is None else record.digests.keys() & set(names)
+    wrong = changed_since(folder, {name: record.digests[name] for name in checked})
+    if wrong:
+        print(f"{folder} is not whole: {wrong}. Its run goes on from its last checkpoint.", flush=True)
+        replace(record, finished=False, digests={}).write(folder)
 
 
 def list_files(folder: Path, names: Iterable[str]) -> None:

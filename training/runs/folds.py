@@ -9,18 +9,19 @@ import gc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas
 
 from lstmpool.training.data.fold_assignment import assign_folds
-from lstmpool.training.errors import InputError
+from lstmpool.training.errors import InputError, one_line
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.output.artifacts import Writers, predictions_of
 from lstmpool.training.output.folder import json_writer, prepare_output, write_output
-from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.run_record import RunRecord, reopen_if_damaged
 from lstmpool.training.output.start import Start, choose_start
 from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.output.terminal import rows_of, text_table
@@ -64,6 +65,10 @@ def cross_validate(job: Job, args: TrainingArguments, start: Start | None) -> Ev
         if RunRecord.read(folder / f"fold-{fold}") is None:  # called for its errors, before any fold is trained
             _start_of_fold(job_of_fold, _args_of(args, fold))
     if start is None:
+        if args.process_index == 0:
+            for fold in jobs:
+                reopen_if_damaged(folder / f"fold-{fold}")
+        args.distributed_state.wait_for_everyone()
         _check_rows(folder, record, jobs)
     else:
         prepare_output(folder, start, record, with_code=False)  # the code lies with the models, in the folds' folders
@@ -168,7 +173,10 @@ def _evaluate(job: Job, folder: Path, assigned: np.ndarray) -> Evaluation:
     test_logits = []  # (N, C) for each fold
     for fold in range(1, job.data_args.cv_folds + 1):
         held = assigned == fold
-        with np.load(folder / f"fold-{fold}" / LOGITS) as saved:
+        path = folder / f"fold-{fold}" / LOGITS
+        remedy = f"Remove {path.parent}, and give the same command again: it repeats this fold."
+        unreadable = one_line(f"{path} cannot be read", ValueError, KeyError, BadZipFile, remedy=remedy)
+        with unreadable, np.load(path) as saved:
             out_of_fold[held] = saved["validation"]
             if "test" in saved:
                 test_logits.append(saved["test"])

@@ -16,8 +16,9 @@ import hashlib
 import json
 import math
 import shutil
+import sqlite3
 import time
-from contextlib import AbstractContextManager, redirect_stdout
+from contextlib import AbstractContextManager, closing, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,16 +34,18 @@ from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.output.artifacts import Writers
-from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.run_record import RunRecord, reopen_if_damaged
 from lstmpool.training.output.start import Resume, Start, choose_start
 from lstmpool.training.output.tables import write_table
 from lstmpool.training.runs.fit import fit
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.runs.search_space import OF_MODEL, Space, Values
+from lstmpool.training.writing import saving
 
 
 STUDIES = Path(HF_HOME) / "lstmpool_studies"  # not in the layer cache, which may be deleted
-KEPT = {"metrics.json", "run.json", "runs"}  # in a trial's folder; the rest is as large as the model
+METRICS = "metrics.json"
+KEPT = {METRICS, "run.json", "runs"}  # in a trial's folder; the rest is as large as the model
 TABLE = "hp_search.csv"
 DIVERGED = "diverged"  # how a trial may end without a number
 NO_MEMORY = "run out of memory"
@@ -78,13 +81,14 @@ class Search:
         """Runs the trials that are left of `args.hp_search`. Returns job and arguments with the best settings.
 
         Raises:
-            InputError: if another process runs the same search, or no trial ended with a number.
+            InputError: if another process runs the same search, the study is damaged, or no trial ended with a number.
             Interrupted: after a signal, as in `fit`.
         """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._lock():
+            check_database(self.folder / "study.db")
             study = optuna.create_study(
                 storage=f"sqlite:///{self.folder / 'study.db'}",
                 study_name=self.folder.name,
@@ -183,18 +187,21 @@ class Search:
         from optuna.trial import TrialState
 
         began = time.monotonic()
-        trial = study.ask()
-        values = {name: _suggest(trial, name, allowed) for name, allowed in self.space.items()}
+        with saving(self.folder):
+            trial = study.ask()
+            values = {name: _suggest(trial, name, allowed) for name, allowed in self.space.items()}
         print(f"trial {number} of {self.args.hp_search}: {_words(values)}", end=" ", flush=True)
         value, end = self._value(self._folder_of(trial), values)
-        trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
-        if math.isfinite(value):
-            study.tell(trial, value)
+        has_number = math.isfinite(value)
+        with saving(self.folder):
+            trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
+            if not has_number:
+                trial.set_user_attr("end", end)
+            study.tell(trial, value if has_number else None, state=None if has_number else TrialState.PRUNED)
+        if has_number:
             metric = self.job.best.metric
             print(f"-> validation {self.job.task.titles.get(metric, metric)} {value:.4f}", flush=True)
         else:
-            trial.set_user_attr("end", end)
-            study.tell(trial, state=TrialState.PRUNED)
             print(f"-> {end}", flush=True)
 
     def _value(self, folder: Path, values: dict[str, Any]) -> tuple[float, str]:
@@ -212,11 +219,12 @@ class Search:
             tune_thresholds=False,
         )
         tokens = {name: self.tokens[name] for name in job.splits}
+        reopen_if_damaged(folder, names=[METRICS])
         record = RunRecord.read(folder)
         if record is None or not record.finished or record.differs(job.settings):
             folder.mkdir(exist_ok=True)
             try:
-                with open(f"{folder}.log", "a") as log, redirect_stdout(log):
+                with saving(folder), open(f"{folder}.log", "a") as log, redirect_stdout(log):
                     fit(job, args, choose_start(folder, job.settings), tokens)
             except Diverged:
                 return math.nan, DIVERGED
@@ -224,7 +232,7 @@ class Search:
                 return math.nan, NO_MEMORY
             finally:
                 gc.collect()  # model and trainer refer to each other, and would stay on the device
-        results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["results"]["validation"]
+        results = json.loads((folder / METRICS).read_text(encoding="utf-8"))["results"]["validation"]
         value = results[job.best.metric]
         return (math.nan, DIVERGED) if value is None else (value, "")
 
@@ -261,7 +269,8 @@ class Search:
         rows = [self._row(trial) for trial in self._done(study)]
         lower_is_better = not self.job.best.greater_is_better
         table = pandas.DataFrame(rows).sort_values(metric, ascending=lower_is_better, kind="stable")
-        write_table(table, self.folder / TABLE)
+        with saving(self.folder / TABLE):
+            write_table(table, self.folder / TABLE)
         print(
             f"\n{table.to_string(index=False, na_rep='-')}\n\n"
             f"Best of {len(rows)}: {_words(best)}, validation {titles.get(metric, metric)} {study.best_value:.4f}, "
@@ -276,6 +285,22 @@ class Search:
         row |= trial.params
         row |= {"seconds": trial.user_attrs.get("seconds"), "end": _end(trial)}
         return row
+
+
+def check_database(path: Path) -> None:
+    """Raises InputError if an SQLite file is damaged. It may be missing."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path)) as database:
+            ((found, *_), *_) = database.execute("PRAGMA integrity_check")
+    except sqlite3.DatabaseError as error:
+        found = error
+    if str(found) != "ok":
+        raise InputError(
+            f"the study {path} is damaged: {found}. Remove it, and give the same command again: the search begins "
+            "anew, but does not repeat runs that are finished."
+        )
 
 
 def check_goes_on(start: Start, args: TrainingArguments, settings: dict[str, Any]) -> None:

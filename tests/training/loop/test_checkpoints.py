@@ -4,8 +4,12 @@ import os
 import pytest
 from transformers import TrainerState
 
+from lstmpool.training import writing
 from lstmpool.training.errors import InputError
+from lstmpool.training.loop import checkpoints
 from lstmpool.training.loop.checkpoints import Kept, Saved, damage, find_best, newest_whole, saved_in, write_manifest
+
+from ...damage import KINDS, damage_file, full_disk
 
 
 @pytest.fixture
@@ -46,6 +50,41 @@ def test_a_damaged_checkpoint_does_not_count(folder, name, content, words):
     os.remove(path) if content is None else path.write_bytes(content)
     assert damage(folder / "checkpoint-10") == words
     assert newest_whole(saved_in(folder)) == Saved(folder / "checkpoint-9")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["optimizer.pt", "shards/weights"])
+def test_a_checkpoint_whose_bytes_have_changed_is_named_and_passed_over(folder, kind, name):
+    damage_file(folder / "checkpoint-10" / name, kind)
+    wrong = "bytes, expected" if kind == "cut" else "is not what was written"
+    assert damage(folder / "checkpoint-10").startswith(name) and wrong in damage(folder / "checkpoint-10")
+    assert newest_whole(saved_in(folder)) == Saved(folder / "checkpoint-9")
+
+
+def test_the_manifest_of_an_older_release_has_sizes_alone(folder):
+    manifest = {"files": {"optimizer.pt": 5, "shards/weights": 3}}
+    (folder / "checkpoint-10" / "manifest.json").write_text(json.dumps(manifest))
+    assert damage(folder / "checkpoint-10") == ""
+    manifest["files"]["optimizer.pt"] = 6
+    (folder / "checkpoint-10" / "manifest.json").write_text(json.dumps(manifest))
+    assert damage(folder / "checkpoint-10") == "optimizer.pt has 5 bytes, expected 6"
+
+
+def test_only_checkpoints_that_a_run_may_go_on_from_are_read(folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(checkpoints, "changed_since", lambda path, digests: read.append(path.name) or "")
+    saved_in(folder)
+    assert read == ["checkpoint-10"]
+
+
+def test_the_manifest_comes_last_when_all_else_is_on_the_disk(folder, monkeypatch):
+    steps = []
+    monkeypatch.setattr(writing, "sync", lambda path: steps.append(path.name))
+    monkeypatch.setattr(checkpoints, "sync", lambda path: steps.append(path.name))
+    write_manifest(folder / "checkpoint-12")
+    *before, manifest, last = steps
+    assert sorted(before) == sorted(["optimizer.pt", "weights", "shards", "checkpoint-12", folder.name])
+    assert (manifest, last) == (".manifest.json.unfinished", "checkpoint-12")
 
 
 def state_of(step, best=None):
@@ -91,6 +130,16 @@ def test_older_ones_are_removed_once_the_new_one_is_whole(tmp_path, monkeypatch)
     assert steps_in(tmp_path) == [2, 4] and newest_whole(saved_in(tmp_path)).path.name == "checkpoint-2"
     save(kept, state_of(4))
     assert steps_in(tmp_path) == [4] and damage(tmp_path / "checkpoint-4") == ""
+
+
+def test_a_disk_that_is_full_at_the_manifest_leaves_the_older_checkpoint(tmp_path):
+    kept = Kept(tmp_path, 1, ends_with_best=False)
+    save(kept, state_of(2))
+    with full_disk(20), pytest.raises(InputError, match="checkpoint-4 cannot be written: .*File too large"):
+        save(kept, state_of(4))
+    assert steps_in(tmp_path) == [2] and newest_whole(saved_in(tmp_path)).path.name == "checkpoint-2"
+    save(kept, state_of(4))
+    assert steps_in(tmp_path) == [4]
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -148,3 +197,11 @@ def test_a_best_checkpoint_that_is_not_whole_is_named_with_what_can_be_done(fold
         remedy = f"once {folder} is removed.*--load_best_model_at_end False --resume_from_checkpoint {last}."
         with pytest.raises(InputError, match=f"the best checkpoint, {folder / best}, is not whole: {wrong}.*{remedy}"):
             find_best(last, folder)
+
+
+@pytest.mark.parametrize("content", ["\0" * 40, '{"best_model_checkpoint": ', "[]"])
+def test_a_state_that_cannot_be_read_is_one_line(folder, content):
+    """As in a checkpoint of an older release, whose manifest has no digests."""
+    (folder / "checkpoint-10" / "trainer_state.json").write_text(content)
+    with pytest.raises(InputError, match="trainer_state.json cannot be read: .*Remove .*: the same command"):
+        find_best(folder / "checkpoint-10", folder)

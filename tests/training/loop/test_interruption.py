@@ -12,7 +12,7 @@ import pytest
 from lstmpool.training.loop.interruption import Interrupted, interruptible, stop_at_step
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 
-from ... import kills
+from ... import damage, kills
 
 
 def test_outside_of_training_a_signal_ends_the_program_at_once():
@@ -128,6 +128,13 @@ def test_a_run_that_is_killed_after_its_training_is_not_trained_further(work, na
         assert kills.finish(kills.start([*words, str(tmp_path / "killed")])) == -signal.SIGKILL
     assert kills.finish(kills.start([*words, str(tmp_path / "killed")])) == 0
     assert kills.digest(tmp_path / "killed") == kills.digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", damage.TROUBLES)
+def test_a_run_tells_of_full_disks_and_damaged_files_and_ends_with_the_same_weights(work, name, monkeypatch):
+    monkeypatch.setattr("lstmpool.training.model.layer_cache.CACHE", work / "cache")
+    assert damage.suffer(work, name, 3) == (3, 3)
 
 
 @pytest.mark.slow

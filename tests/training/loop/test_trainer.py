@@ -8,12 +8,14 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.loop.trainer import LstmPoolTrainer, check_settings, split_groups
+from lstmpool.training.loop.checkpoints import checkpoints_in, damage
+from lstmpool.training.loop.trainer import LstmPoolTrainer, check_room, check_settings, split_groups
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume
 from lstmpool.training.runs.fit import Extras, State, _prepare_folder
 
 from ...conftest import tiny_model
+from ...damage import full_disk
 
 
 def trainer_for(tmp_path, **arguments):
@@ -141,3 +143,47 @@ def test_rows_grouped_by_length_have_the_order_of_the_seed_for_data(tmp_path, da
     order = list(trainer._get_train_sampler())
     other = LengthGroupedSampler(8, lengths=[1 + i % 5 for i in range(60)], generator=torch.manual_seed(expected))
     assert order == list(other) and sorted(order) == list(range(60))
+
+
+def short_run(tmp_path):
+    """Two steps, with a save after each."""
+    rows = [{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": i % 3} for i in range(16)]
+    options = {"max_steps": 2, "save_steps": 1, "save_strategy": "steps", "disable_tqdm": True, "report_to": []}
+    return LstmPoolTrainer(
+        tiny_model(), TrainingArguments(str(tmp_path), use_cpu=True, **options), train_dataset=Dataset.from_list(rows)
+    )
+
+
+@pytest.mark.parametrize("share", [0.5, 1.5])
+def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_one_before(tmp_path, monkeypatch, share):
+    """Weights are cut off, or the optimizer, which takes twice as much."""
+    trainer = short_run(tmp_path)
+    size = sum(p.nbytes for p in trainer.model.parameters())
+    save = LstmPoolTrainer._save_checkpoint
+
+    def full_at_the_second(self, model, trial):
+        if self.state.global_step == 1:
+            return save(self, model, trial)
+        with full_disk(int(share * size)):
+            return save(self, model, trial)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LstmPoolTrainer, "_save_checkpoint", full_at_the_second)
+        with pytest.raises(InputError, match="checkpoint-2 cannot be written: .* MB free. Make room"):
+            trainer.train_from(None)
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-1"]
+    again = short_run(tmp_path)
+    again.train_from(str(tmp_path / "checkpoint-1"))
+    assert again.state.global_step == 2 and damage(tmp_path / "checkpoint-2") == ""
+
+
+def test_a_disk_that_cannot_hold_a_checkpoint_is_told_before_training(tmp_path, monkeypatch):
+    trainer = short_run(tmp_path)
+    size = sum(p.nbytes for p in trainer.model.parameters())
+    disk = SimpleNamespace(free=3 * size)
+    monkeypatch.setattr("lstmpool.training.writing.shutil.disk_usage", lambda path: disk)
+    check_room(trainer.model, trainer.args)
+    disk.free -= 1
+    with pytest.raises(InputError, match=f"takes at least {3 * size / 1e9:.3f} GB in {tmp_path}, found"):
+        trainer.train_from(None)
+    assert trainer.state.global_step == 0

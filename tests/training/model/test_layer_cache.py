@@ -1,3 +1,4 @@
+import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -10,9 +11,10 @@ from filelock import FileLock
 from transformers import DataCollatorWithPadding
 
 from lstmpool.training.errors import InputError
-from lstmpool.training.model.layer_cache import StatesCollator, cached_states
+from lstmpool.training.model.layer_cache import StatesCollator, cached_states, damage
 
-from ...conftest import tiny_model
+from ...conftest import tiny_model, word_tokenizer
+from ...damage import KINDS, damage_file
 
 
 LENGTHS = [3, 9, 1, 6, 6, 2, 8]
@@ -119,6 +121,50 @@ def test_an_interrupted_run_leaves_nothing_half_made(cache, rows, tmp_path, monk
         cache(model, rows)
     assert files(tmp_path) == []
     assert len(cache(model, rows)) == 7
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_named_and_made_again(cache, rows, tmp_path, capsys, kind, at):
+    first = cache(tiny_model(), rows)["layer_states"][:]
+    path = files(tmp_path)[0]
+    content = path.read_bytes()
+    damage_file(path, kind, at)
+    assert np.array_equal(cache(tiny_model(), rows)["layer_states"][:], first)
+    assert files(tmp_path) == [path] and path.read_bytes() == content
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(str(path)) and line.endswith("It is made again.")
+
+
+def test_a_file_of_an_earlier_release_has_no_digest_and_is_made_again(cache, rows, tmp_path, capsys):
+    cache(tiny_model(), rows)
+    path = files(tmp_path)[0]
+    content = path.read_bytes()
+    path.write_bytes(content[: -len("blake2b ") - 32])
+    cache(tiny_model(), rows)
+    assert path.read_bytes() == content and "comes from an earlier release" in capsys.readouterr().out
+
+
+def fill(folder, barrier, found):
+    """One of two processes that fill a cache at once."""
+    torch.set_num_threads(1)
+    rows = Dataset.from_list([{"input_ids": [5 + i % 40, 6, 7], "attention_mask": [1, 1, 1]} for i in range(400)])
+    model, collator = tiny_model(), DataCollatorWithPadding(word_tokenizer())
+    barrier.wait()
+    states = cached_states(model, rows, collator, batch_size=4, folder=folder)
+    found.put(float(states["layer_states"][:].sum(dtype=np.float64)))
+
+
+def test_two_processes_that_fill_a_cache_at_once_leave_one_whole_file(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    barrier, found = fork.Barrier(2), fork.Queue()
+    processes = [fork.Process(target=fill, args=(tmp_path / "cache", barrier, found)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    sums = {found.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(sums) == 1 and damage(files(tmp_path)[0]) == "" and len(files(tmp_path)) == 1
 
 
 def test_what_a_killed_run_left_is_written_over(cache, rows, tmp_path):

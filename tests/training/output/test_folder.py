@@ -13,6 +13,7 @@ from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Fresh, Replace, Resume, choose_start
 
 from ...conftest import CODE, tiny_model
+from ...damage import full_disk
 from ...training_fixtures import save_backbone
 
 
@@ -155,9 +156,21 @@ def test_nothing_is_moved_into_place_before_all_is_written(tmp_path):
 
     folder = tmp_path / "out"
     begin(folder)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="out cannot be written: disk full"):
         write_output(folder, tiny_model(), Broken(), {"README.md": lambda path: path.write_text("card")})
-    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {"run.json", *CODE}
+    assert {path.name for path in folder.iterdir()} == {"run.json", *CODE}
+
+
+@pytest.mark.parametrize("size", [8_000, 1_000])
+def test_a_disk_that_is_full_at_the_end_leaves_no_half_model_and_the_next_write_is_whole(tmp_path, tokenizer, size):
+    """First the weights do not fit, and then not even their config."""
+    folder = tmp_path / "out"
+    begin(folder)
+    with full_disk(size), pytest.raises(InputError, match="out cannot be written: .* MB free. Make room"):
+        write_output(folder, tiny_model(), tokenizer, {})
+    assert {path.name for path in folder.iterdir()} == {"run.json", *CODE}
+    write_output(folder, tiny_model(), tokenizer, {})
+    AutoModel.from_pretrained(folder)
 
 
 SAVED = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", *CODE}

@@ -7,7 +7,9 @@ from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.output.run_record import RunRecord, list_files, settings_of
+from lstmpool.training.output.run_record import RunRecord, list_files, reopen_if_damaged, settings_of
+
+from ...damage import KINDS, damage_file, full_disk
 
 
 def settings(folder, model=None, **training):
@@ -89,3 +91,33 @@ def test_a_run_is_not_resumed_with_other_rows(tmp_path, other):
     for name in ("train", "validation"):
         with pytest.raises(InputError, match=f"the {name} rows are not those"):
             RunRecord.of({}, {**splits, name: replace(split, **other)}).check_rows(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, None])
+def test_a_finished_run_whose_files_have_changed_counts_as_cut_off(tmp_path, capsys, kind):
+    names = ["logits.npz", "model.safetensors", "run.json", "README.md", "never_written.csv"]
+    for name in names[:2]:
+        (tmp_path / name).write_bytes(b"12345678")
+    (tmp_path / "README.md").write_text("card")
+    record = RunRecord({"seed": 1}, {}, files=names)
+    record.write(tmp_path)
+    record.finish(tmp_path)
+    assert set(RunRecord.read(tmp_path).digests) == {"logits.npz", "model.safetensors"}
+    (tmp_path / "README.md").write_text("as the user has edited it")
+    reopen_if_damaged(tmp_path)
+    assert RunRecord.read(tmp_path).finished and capsys.readouterr().out == ""
+    path = tmp_path / "model.safetensors"
+    path.unlink() if kind is None else damage_file(path, kind)
+    reopen_if_damaged(tmp_path, names=["logits.npz"])
+    assert RunRecord.read(tmp_path).finished
+    reopen_if_damaged(tmp_path)
+    assert f"{tmp_path} is not whole: model.safetensors is " in capsys.readouterr().out
+    assert RunRecord.read(tmp_path) == record
+
+
+def test_a_record_that_cannot_be_written_is_one_line_and_the_one_before_stays(tmp_path):
+    record = RunRecord({"seed": 1}, {}, files=[])
+    record.write(tmp_path)
+    with full_disk(10), pytest.raises(InputError, match="run.json cannot be written: .*File too large"):
+        record.finish(tmp_path)
+    assert RunRecord.read(tmp_path) == record

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.runs import folds
 
 from ... import kills
+from ...damage import damage_file
 from ...training_fixtures import save_backbone, sentences, write_csv
 
 
@@ -161,6 +163,23 @@ def again(finished, work, tmp_path, monkeypatch):
 
     monkeypatch.setattr(folds, "fit", fit)
     return folder, [*WORDS, f"--output_dir={folder}"], fitted
+
+
+@pytest.mark.parametrize(("kind", "name"), [("flipped", "logits.npz"), ("zeroed", "model.safetensors")])
+def test_a_damaged_fold_is_named_and_ends_the_same(finished, work, tmp_path, monkeypatch, capsys, kind, name):
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(layer_cache, "CACHE", work / "cache")
+    folder = tmp_path / "damaged"
+    shutil.copytree(finished[0], folder)
+    record = RunRecord.read(folder)
+    replace(record, finished=False).write(folder)  # as if it had been killed before all was written
+    damage_file(folder / "fold-2" / name, kind)
+    assert main([*WORDS, f"--output_dir={folder}"]) == 0
+    told = capsys.readouterr().out
+    assert f"{folder / 'fold-2'} is not whole: {name} is not what was written" in told
+    assert "Fold 1 of 2, 16 rows train, 16 are held out: finished before." in told
+    for same in (f"fold-2/{name}", "oof.parquet", "metrics.json"):
+        assert (folder / same).read_bytes() == (finished[0] / same).read_bytes(), same
 
 
 @pytest.mark.parametrize("removed", [0, 3, 99])

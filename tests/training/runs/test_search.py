@@ -28,6 +28,7 @@ from lstmpool.training.runs.search import Search, check_goes_on, unsearched
 from lstmpool.training.runs.search_space import space_of
 
 from ... import kills
+from ...damage import damage_file
 
 
 optuna = pytest.importorskip("optuna")
@@ -213,6 +214,18 @@ def test_a_kill_while_settings_are_taken_loses_none(work, studies, trained, monk
         search(work, 1).run()
     search(work, 1).run()
     assert tried(trained) == [(5e-5, 1e-3, 4.0)]  # those of the command, as if nothing had been
+
+
+@pytest.mark.parametrize(("kind", "at"), [("zeroed", 0), ("cut", 0.5)])
+def test_a_damaged_study_is_one_line_and_a_new_one_repeats_no_run(work, studies, trained, kind, at):
+    search(work, 2).run()
+    (database,) = studies.glob("*/study.db")
+    damage_file(database, kind, at)
+    with pytest.raises(InputError, match=f"the study {database} is damaged: .* Remove it"):
+        search(work, 2).run()
+    database.unlink()
+    search(work, 3).run()
+    assert len(trained.trials) == 3
 
 
 def test_what_diverges_counts_and_is_not_taken(work, studies, trained, capsys):
