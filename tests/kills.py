@@ -38,6 +38,7 @@ from lstmpool.train_trainer import main
 from lstmpool.training.loop.checkpoints import MANIFEST, checkpoints_in, step_of
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.model import layer_cache
+from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.output.found import NEW_RUN
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.runs import finish as finish_of_run
@@ -173,7 +174,8 @@ def model_in(output: Path) -> str:
     """A digest of the model that loads from a folder; empty if none does."""
     if not (output / "config.json").exists():
         return ""
-    model = LstmPoolForSequenceClassification.from_pretrained(output)
+    with quiet_loading():
+        model = LstmPoolForSequenceClassification.from_pretrained(output)
     found = hashlib.sha256((output / "config.json").read_bytes())
     for name, values in sorted(model.state_dict().items()):
         found.update(name.encode() + values.numpy().tobytes())
