@@ -27,6 +27,7 @@ from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
 from lstmpool.training.code_files import CODE
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.checkpoints import MANIFEST, checkpoints_in, damage, write_manifest
+from lstmpool.training.loop.checkpoints import PREFIX as CHECKPOINT
 from lstmpool.training.output.found import CONFIGS, FOLD, NEW_RUN, STAGING, WEIGHTS, all_of_run, files_of
 from lstmpool.training.output.run_record import MOVES, REMOVES, RunRecord, list_files
 from lstmpool.training.output.run_record import NAME as RECORD
@@ -85,6 +86,7 @@ def prepare_output(folder: Path, start: Start, record: RunRecord, with_code: boo
     code = CODE if with_code else []
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_staging(folder)
         for name in start.removed:
             _remove(folder / name)
         earlier = RunRecord.read(folder)  # only a run that goes on still has one
@@ -210,11 +212,13 @@ def _check_free(folder: Path, names: Iterable[str], ours: Iterable[str]) -> None
 
 def _check_way(new: Path, folder: Path) -> None:
     """Raises InputError if `folder` holds what its run has not written, and what is in `new` would replace."""
-    ours = all_of_run(folder)
-    _check_free(folder, (path.name for path in new.iterdir() if not _fills(path, folder / path.name)), ours)
+    replacing = []
     for path in new.iterdir():
-        if path.name.startswith(FOLD) and _fills(path, folder / path.name):
+        if path.name.startswith(CHECKPOINT) or not _fills(path, folder / path.name):
+            replacing.append(path.name)
+        elif path.name.startswith(FOLD):
             _check_way(path, folder / path.name)
+    _check_free(folder, replacing, all_of_run(folder))
 
 
 def _fills(path: Path, place: Path) -> bool:
@@ -253,11 +257,16 @@ def _correct_best(checkpoint: Path) -> None:
 
 def _remove_run(folder: Path) -> None:
     """Removes what the folder's run has left. What its record does not list stays."""
+    _remove_staging(folder)
+    for name in all_of_run(folder):
+        _remove(folder / name)
+
+
+def _remove_staging(folder: Path) -> None:
+    """Removes what a run that was cut off was about to move into place. Only its record says that this is its own."""
     record = RunRecord.read(folder)
     if record is not None and not record.finished and not (folder / STAGING).is_symlink():
         shutil.rmtree(folder / STAGING, ignore_errors=True)
-    for name in all_of_run(folder):
-        _remove(folder / name)
 
 
 def _remove(path: Path) -> None:

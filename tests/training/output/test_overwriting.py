@@ -223,8 +223,10 @@ def test_a_kill_in_the_handover_is_repaired_and_leaves_no_mixture_that_loads(tmp
         assert contents(folder, without=".new_run") == old
         return
     if (folder / "config.json").exists():
-        of = [each for each in (old, new) if each[Path("config.json")] == (folder / "config.json").read_bytes()][0]
-        assert (folder / "model.safetensors").read_bytes() == of[Path("model.safetensors")]
+        whole = [each for each in (old, new) if each[Path("config.json")] == (folder / "config.json").read_bytes()][0]
+        for name in whole:
+            if "checkpoint-5" not in name.parts and name != Path("run.json"):
+                assert (folder / name).read_bytes() == whole[name]
     else:
         with pytest.raises((ValueError, OSError), match="config.json|Unrecognized model"):
             AutoModel.from_pretrained(folder)
@@ -292,6 +294,28 @@ def test_the_code_is_not_written_through_a_link(tmp_path):
     (tmp_path / "out" / "modeling_lstmpool.py").symlink_to(tmp_path / "mine.py")
     prepare_output(tmp_path / "out", Fresh(), RunRecord({}, {}), with_code=True)
     assert (tmp_path / "mine.py").read_text() == "mine"
+
+
+def test_a_checkpoint_that_the_user_has_put_there_during_the_run_is_kept(tmp_path):
+    of_a_run(tmp_path, {"seed": 1})
+    place = begin(tmp_path, {"seed": 2}, overwrite=True).place(tmp_path)
+    save_checkpoint(place / "checkpoint-5", best=place / "checkpoint-5")
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="holds checkpoint-5, which the run has not written"):
+        handover(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_run_that_was_cut_off_was_about_to_move_goes_with_it(tmp_path, overwrite):
+    """Else it would be taken for the user's, once the record of the run is gone."""
+    if overwrite:
+        of_a_run(tmp_path, {"seed": 1})
+    for seed in (2, 3):
+        start = begin(tmp_path, {"seed": seed}, overwrite=overwrite)
+        (start.place(tmp_path) / ".unfinished").mkdir()
 
 
 @pytest.mark.parametrize("name", ["README.md", "model.safetensors", "vocab.txt"])
