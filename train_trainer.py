@@ -92,35 +92,48 @@ def run(
         command: the words that were typed, for the model card.
 
     Raises:
-        InputError: if the flags, the rows or the output folder do not fit.
+        InputError: if the flags, the rows or the output folder do not fit, or another run has the folder.
         PushError: if a push to the Hub failed; the folder is complete.
     """
     import datasets
     import transformers
 
+    from lstmpool.training.output.lock import locked
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving; training keeps its own
+    with locked(Path(args.output_dir)) if args.process_index == 0 else contextlib.nullcontext():
+        _run_alone(model_args, data_args, args, places, command)
+
+
+def _run_alone(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    places: dict[str, str],
+    command: list[str],
+) -> None:
+    """Does what `run` does, where no other run has the output folder."""
     from lstmpool.training.hub.saves import HubRun
     from lstmpool.training.loop.trainer import check_settings
-    from lstmpool.training.output.folder import check_writable
+    from lstmpool.training.output.folder import check_writable, repair
     from lstmpool.training.output.run_record import settings_of
     from lstmpool.training.output.start import choose_start
     from lstmpool.training.output.terminal import describe_task
     from lstmpool.training.runs.fit import Extras, fit
-    from lstmpool.training.runs.folds import choose_start_of_folds, cross_validate
+    from lstmpool.training.runs.folds import cross_validate
     from lstmpool.training.runs.job import read_job
     from lstmpool.training.runs.search import Search, check_goes_on, unsearched
     from lstmpool.training.runs.search_space import space_of
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()  # of loading and saving; training keeps its own
 
     # All checks come before any weights are read.
     settings = settings_of(model_args, data_args, args)
     space = space_of(model_args, args)
     known = unsearched(settings, space)
-    if data_args.cv_folds:
-        start = choose_start_of_folds(args, known, model_args.init_from)
-    else:
-        start = choose_start(args.output_dir, known, args.resume_from_checkpoint, args.overwrite, model_args.init_from)
+    if args.process_index == 0:
+        repair(Path(args.output_dir))
+    args.distributed_state.wait_for_everyone()  # until the folder may be looked at
+    start = choose_start(args.output_dir, known, args.resume_from_checkpoint, args.overwrite, model_args.init_from)
     if args.process_index == 0:
         check_writable(Path(args.output_dir))
     check_settings(args)

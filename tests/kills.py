@@ -11,6 +11,11 @@ SIGKILL comes, in turn, at one of three moments:
 
 Then the command is given again. The SHA-256 of the best and the last weights must be that of the run that was never
 killed. Then `tests/damage.py` has runs meet full disks and damaged files.
+killed.
+
+With --overwrite, the folder holds an older run. There is a fourth moment: before a random file is removed or moved,
+once the new run takes the older one's place. After the kill, the older model must load, or the new one, or none if the
+kill came between the moves.
 """
 
 import argparse
@@ -29,11 +34,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.train_trainer import main
 from lstmpool.training.loop.checkpoints import MANIFEST, checkpoints_in, step_of
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.model import layer_cache
+from lstmpool.training.model.backbone import quiet_loading
+from lstmpool.training.output.found import NEW_RUN
 from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.runs import finish as finish_of_run
 
 from .training_fixtures import save_backbone, sentences, write_csv
 
@@ -41,7 +50,9 @@ from .training_fixtures import save_backbone, sentences, write_csv
 SAVES = 3  # a run has at least so many
 EVALUATED = ["--eval_strategy=steps", "--eval_steps=3", "--save_strategy=steps", "--save_steps=3"]
 KEPT = ["--metric_for_best_model=loss", "--save_total_limit=2"]  # the last checkpoint stays beside the best
-PLACES = ("before a checkpoint was begun", "between saves", "inside a save", "after the end")
+PLACES = ("before a checkpoint was begun", "between saves", "inside a save", "between moves", "after the end")
+OVERWRITE = "--overwrite"
+MOVES = 40  # a run that takes an older one's place removes and moves about so many files
 SETTINGS = {
     "random order": [],
     "random order, a save every 3 steps": EVALUATED,
@@ -61,6 +72,8 @@ SETTINGS = {
     "a regression": ["--label_column_name=score", *EVALUATED],
     "frozen, from the cache": ["--freeze_backbone", *EVALUATED],
     "adapters, merged": ["--peft=lora", "--lora_dropout=0.1", "--merge", *EVALUATED],
+    "over an older run": [OVERWRITE],
+    "over an older run, a save every 3 steps": [OVERWRITE, *EVALUATED],
 }
 
 
@@ -83,10 +96,12 @@ def prepare(folder: Path) -> None:
         write_csv(folder / f"{name}.csv", columns)
 
 
-def start(words: list[str], log: Path | None = None, die_in: int | None = None) -> int:
+def start(
+    words: list[str], log: Path | None = None, die_in: int | None = None, die_between_moves: int | None = None
+) -> int:
     """Forks a process that runs the command, and returns its id. The process adds what it prints to `log`.
 
-    It kills itself soon after it has begun step `die_in`, if that is set.
+    It kills itself soon after it has begun step `die_in`, or before the move `die_between_moves`, if these are set.
     """
     process = os.fork()
     if process:
@@ -94,6 +109,8 @@ def start(words: list[str], log: Path | None = None, die_in: int | None = None) 
     torch.set_num_threads(1)
     if die_in is not None:
         _die_in_step(die_in)
+    if die_between_moves is not None:
+        _die_between_moves(die_between_moves)
     with open(log or os.devnull, "a") as file:
         sys.stdout = file  # a test may have put another one there
         sys.stderr = file
@@ -119,6 +136,27 @@ def _die_in_step(number: int) -> None:
     LstmPoolTrainer.training_step = dying
 
 
+def _die_between_moves(number: int) -> None:
+    """Has this process kill itself in the place of the change with this number, once its run takes another's place."""
+    handover = finish_of_run.handover
+    left = iter(range(number))
+
+    def dying(change):
+        def change_or_die(*args, **kwargs):
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return change(*args, **kwargs)
+
+        return change_or_die
+
+    def handover_or_die(folder):
+        for name in ("unlink", "replace", "rmdir"):
+            setattr(os, name, dying(getattr(os, name)))
+        handover(folder)
+
+    finish_of_run.handover = handover_or_die
+
+
 def finish(process: int) -> int:
     """Waits for the process. Returns its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -130,6 +168,18 @@ def digest(output: Path) -> str:
     found = hashlib.sha256(last.name.encode())
     for path in (output / "model.safetensors", *sorted(last.glob("*.safetensors"))):
         found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def model_in(output: Path) -> str:
+    """A digest of the model that loads from a folder; empty if none does."""
+    if not (output / "config.json").exists():
+        return ""
+    with quiet_loading():
+        model = LstmPoolForSequenceClassification.from_pretrained(output)
+    found = hashlib.sha256((output / "config.json").read_bytes())
+    for name, values in sorted(model.state_dict().items()):
+        found.update(name.encode() + values.numpy().tobytes())
     return found.hexdigest()
 
 
@@ -152,28 +202,49 @@ def kill_and_resume(folder: Path, settings: list[str], seconds: float, number: i
     output = folder / "killed"
     words = command(folder, settings, "killed")
     shutil.rmtree(output, ignore_errors=True)
+    overwrites = OVERWRITE in settings
+    if overwrites:
+        shutil.copytree(folder / "older", output)
     random.seed(number)
-    process = start(words, die_in=random.randrange(step_of(last)) if number % 3 == 2 else None)
-    if number % 3 == 0:
+    moment = number % (4 if overwrites else 3)
+    process = start(
+        words,
+        die_in=random.randrange(step_of(last)) if moment == 2 else None,
+        die_between_moves=random.randrange(MOVES) if moment == 3 else None,
+    )
+    if moment == 0:
         time.sleep(random.uniform(0, seconds))
         os.kill(process, signal.SIGKILL)
-    if number % 3 == 1:
-        kill_in_save(process, output, random.randint(1, SAVES))
+    if moment == 1:
+        kill_in_save(process, output / NEW_RUN if overwrites else output, random.randint(1, SAVES))
     else:
         finish(process)
-    where = _place_of_kill(output)
+    where = _place_of_kill(output, RunRecord.read(folder / "older") if overwrites else None)
+    kept = not overwrites or model_in(output) in _may_load(folder, where)
     if where == "after the end":
-        return where, digest(output) == expected
+        return where, kept and digest(output) == expected
     status = finish(start(words))
-    return where, status == 0 and digest(output) == expected
+    return where, kept and status == 0 and digest(output) == expected and not (output / NEW_RUN).exists()
 
 
-def _place_of_kill(output: Path) -> str:
-    """One of `PLACES`, by what the killed run has left."""
+def _may_load(folder: Path, where: str) -> list[str]:
+    """Digests of the models, one of which must load after a kill; empty for none."""
+    older, new = model_in(folder / "older"), model_in(folder / "whole")
+    return {"between moves": [older, "", new], "after the end": [new]}.get(where, [older])
+
+
+def _place_of_kill(output: Path, older: RunRecord | None) -> str:
+    """One of `PLACES`, by what the killed run has left in `output`, where `older` was the record of an older run."""
     record = RunRecord.read(output)
+    place = output
+    if older is not None and (record is None or record == older):
+        place = output / NEW_RUN
+        record = RunRecord.read(place)
     if record is not None and record.finished:
         return "after the end"
-    saved = checkpoints_in(output)
+    if record is not None and record.handover:
+        return "between moves"
+    saved = checkpoints_in(place)
     if not saved:
         return "before a checkpoint was begun"
     cut_off = any(not (path / MANIFEST).exists() for path in saved)
@@ -182,11 +253,15 @@ def _place_of_kill(output: Path) -> str:
 
 def measure(folder: Path, settings: list[str], kills: int) -> Counter:
     """Counts the kills by where they fell, and by whether the weights were the same in the end."""
-    shutil.rmtree(folder / "whole", ignore_errors=True)
+    for name in ("whole", "older"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     settings = [*KEPT, *settings]
+    log = folder / "log"
+    if OVERWRITE in settings and finish(start(command(folder, [*KEPT, *EVALUATED, "--seed=7"], "older"), log)):
+        raise RuntimeError(f"the older run has failed: {log.read_text()}")
     began = time.monotonic()
-    if finish(start(command(folder, settings, "whole"), folder / "log")):
-        raise RuntimeError(f"the run that is not killed has failed: {(folder / 'log').read_text()}")
+    if finish(start(command(folder, settings, "whole"), log)):
+        raise RuntimeError(f"the run that is not killed has failed: {log.read_text()}")
     seconds = time.monotonic() - began
     return Counter(kill_and_resume(folder, settings, seconds, number) for number in range(kills))
 

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import stat
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from lstmpool.train_trainer import main
+from lstmpool.training.errors import Diverged
 from lstmpool.training.hub.repository import PushError
 from lstmpool.training.model import layer_cache
+from lstmpool.training.output.lock import HOLDER, LOCK
 from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.output.start import Fresh
+from lstmpool.training.runs import fit
 
 from ..conftest import CODE
 from ..training_fixtures import ROOT, run_python, save_backbone, sentences, write_csv
@@ -260,6 +266,60 @@ def test_a_run_counts_as_finished_once_it_is_published_or_cannot_be(work, monkey
     assert Hub.calls == ["publish", "wait"] and RunRecord.read(work / "late").finished
     assert len(list((work / "late").glob("checkpoint-*"))) == 1  # the best one
     assert (work / "late" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_run_that_diverges_leaves_the_run_that_it_was_to_replace(work, finished, monkeypatch, capsys):
+    folder = work / "replaced"
+    shutil.copytree(finished[0], folder)
+    words = ["--train_file=train.csv", "--validation_file=validation.csv", "--output_dir=replaced", "--seed=7"]
+
+    def contents():
+        paths = [path for path in folder.rglob("*") if path.is_file() and ".new_run" not in path.parts]
+        return {path: path.read_bytes() for path in paths}
+
+    def diverge(state):
+        raise Diverged("no number")
+
+    older = contents()
+    with monkeypatch.context() as patched:
+        patched.setattr(fit, "measure", diverge)
+        assert in_process(work, monkeypatch, *words, "--overwrite") == 2
+    assert contents() == older and not (folder / ".new_run" / "model.safetensors").exists()
+    capsys.readouterr()
+    assert in_process(work, monkeypatch, *words) == 0  # it goes on, with --overwrite or without
+    told = capsys.readouterr().out
+    assert "replaced/.new_run holds this run, which was cut off. It goes on from replaced/.new_run/checkpoint-" in told
+    assert "replaced holds the model" in told and 'model="replaced"' in told
+    assert RunRecord.read(folder).settings["seed"] == 7 and RunRecord.read(folder).finished
+    assert contents()[folder / "model.safetensors"] != older[folder / "model.safetensors"]
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert "# replaced\n" in (folder / "README.md").read_text()
+
+
+def test_the_folder_of_the_running_code_is_left_as_it_is(work, monkeypatch, capsys, tmp_path):
+    """As with `--output_dir .` in a checkout."""
+    before = {path: path.stat().st_mtime_ns for path in ROOT.iterdir()}
+    (tmp_path / "link").symlink_to(ROOT)
+    for name in (ROOT, tmp_path / "link"):
+        for more in ([], ["--overwrite"]):
+            assert in_process(work, monkeypatch, "--train_file=train.csv", f"--output_dir={name}", *more) == 2
+            assert f"--output_dir {name} holds the code that is running." in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in ROOT.iterdir()} == before
+
+
+def test_a_run_from_python_has_the_folder_to_itself(tmp_path):
+    """Its lock is that of the command."""
+    job = SimpleNamespace(splits={}, task=None)
+    args = SimpleNamespace(output_dir=str(tmp_path / "out"), process_index=0)
+
+    def look_on(state):
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {LOCK, HOLDER}
+        raise Diverged("no number")
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Diverged):
+        patched.setattr(fit, "read", look_on)
+        fit.fit(job, args, Fresh(), {})
+    assert not (tmp_path / "out").exists()
 
 
 def test_help(capsys):

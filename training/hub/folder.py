@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.fields_lstmpool import PROBLEM_TYPES
 from lstmpool.training.code_files import CODE, code_of
+from lstmpool.training.output.lock import HOLDER, LOCK
 
 
 # What is published besides the code, the weights and the images that the model card shows.
@@ -89,7 +90,8 @@ def choose_files(folder: Path) -> tuple[list[str], list[str]]:
     card = folder / "README.md"
     images = set(IMAGE.findall(card.read_text(encoding="utf-8", errors="replace"))) if card.is_file() else set()
     known = PUBLISHED | images | _weights(folder)
-    names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
+    paths = [path for path in folder.iterdir() if path.name not in (LOCK, HOLDER)]
+    names = sorted(path.name + ("/" if path.is_dir() else "") for path in paths)
     return [name for name in names if name in known], [name for name in names if name not in known]
 
 

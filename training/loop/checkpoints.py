@@ -97,6 +97,8 @@ def step_of(checkpoint: Path) -> int:
 
 def write_manifest(checkpoint: Path) -> None:
     """Lists the files of a checkpoint, once they are on the disk. All of them must be written before."""
+    for left in checkpoint.glob(".*.unfinished"):
+        left.unlink()  # by a kill
     settle(checkpoint)
     sync(checkpoint.parent)  # which holds the checkpoint's own name
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != MANIFEST]

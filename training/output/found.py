@@ -1,27 +1,37 @@
 """Reads what lies in the output folder before a run. `start.decide` reads only this value, never the disk."""
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.training.code_files import CODE
-from lstmpool.training.loop.checkpoints import Saved, damage, saved_in
+from lstmpool.training.loop.checkpoints import MANIFEST, Saved, checkpoints_in, damage, saved_in
+from lstmpool.training.loop.checkpoints import PREFIX as CHECKPOINT
 from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.output.run_record import RunRecord
 
 
+FOLD = "fold-"
 CODE_NAMES = {path.name for path in CODE}
+NEW_RUN = ".new_run"  # in the output folder: where a run works that will replace the one that is there
+STAGING = ".unfinished"  # in a run's folder: what it is about to move into place
+CONFIGS = (ADAPTER_CONFIG_NAME, "config.json")  # without these, nothing takes a folder for a model
 # Files that older releases, whose record has no list of files, may have written beside weights. Do not add new files:
 # the record lists them.
-OF_OLDER_RELEASES = {RECORD, "README.md", "config.json", ADAPTER_CONFIG_NAME} | set(
+OF_OLDER_RELEASES = {RECORD, "README.md", *CONFIGS} | set(
     "configuration_lstmpool.py modeling_lstmpool.py pooling_lstmpool.py "
     "metrics.json logits.npz test_predictions.csv test_predictions.parquet oof.parquet hp_search.csv "
     "learning_curve.png confusion_matrix.png predicted_against_true.png reliability.png "
     "added_tokens.json chat_template.jinja merges.txt sentencepiece.bpe.model special_tokens_map.json spiece.model "
     "spm.model tokenizer.json tokenizer.model tokenizer_config.json training_args.bin vocab.json vocab.txt".split()
 )
+# Files that a run may write. A file of another name is looked for when the run is about to write it.
+WRITTEN = OF_OLDER_RELEASES | CODE_NAMES
+WEIGHTS = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 @dataclass(frozen=True)
@@ -53,25 +63,36 @@ class Found:
         folder: as it was typed.
         resolved: its absolute path.
         is_file: whether it is a file and not a folder.
+        holds_code: whether the code that is running lies in it.
         record: the record of the folder's run, if there is one.
-        files: sorted names of the files that a run may have written, now or in an older release.
-        ours: those of `files` that this folder's run has written, by its record's list; all if it has no list.
-        folds: names of the folders of a cross-validation's folds.
+        files: sorted names of the files that the folder's run has written, see `files_of`.
+        folds: names of the folders of a cross-validation's folds, each with a record of its own.
         checkpoints: those in the folder, the newest first.
-        another_kind: whether the folder holds weights, a config or checkpoints of another kind of model.
+        foreign: what no run of ours has written, and a run would replace. It belongs to the user.
+        foreign_folds: the same, of what a cross-validation would replace.
+        another_kind: names of the weights, config or checkpoints of another kind of model, if there is one.
+        new: the run that was to replace the folder's run, and was cut off; None if there is none.
         named: the folder that `--resume_from_checkpoint` names, unless it says "last".
     """
 
     folder: Path
     resolved: Path
     is_file: bool = False
+    holds_code: bool = False
     record: RunRecord | None = None
     files: tuple[str, ...] = ()
-    ours: tuple[str, ...] = ()
     folds: tuple[str, ...] = ()
     checkpoints: tuple[Saved, ...] = ()
-    another_kind: bool = False
+    foreign: tuple[str, ...] = ()
+    foreign_folds: tuple[str, ...] = ()
+    another_kind: tuple[str, ...] = ()
+    new: "Found | None" = None
     named: Named | None = None
+
+    @property
+    def all_of_run(self) -> tuple[str, ...]:
+        """Names of all that the folder's run has left, in the order in which it is removed."""
+        return _in_order(self.folds, [each.path for each in self.checkpoints], self.files)
 
 
 def look(folder: Path, resume_from_checkpoint: str | None = None) -> Found:
@@ -80,19 +101,20 @@ def look(folder: Path, resume_from_checkpoint: str | None = None) -> Found:
     if folder.exists() and not folder.is_dir():
         return Found(folder, resolved, is_file=True)
     record = RunRecord.read(folder)
-    checkpoints = saved_in(folder)
-    weights = weights_in(folder)
-    config = folder / "config.json"
-    ours = files_of(folder, record)
+    folds, foreign_folds = _folds(folder)
+    new = folder / NEW_RUN
     return Found(
         folder,
         resolved,
+        holds_code=any(resolved in (path.parent.resolve(), path.resolve().parent) for path in CODE),
         record=record,
-        files=tuple(sorted({*ours, *files_of(folder, None)})),
-        ours=tuple(ours),
-        folds=tuple(_folds(folder)),
-        checkpoints=checkpoints,
-        another_kind=bool(weights or checkpoints or config.is_file()) and not _is_ours(folder, record),
+        files=tuple(files_of(folder, record)),
+        folds=tuple(folds),
+        checkpoints=tuple(each for each in saved_in(folder) if _is_our_checkpoint(each.path)),
+        foreign=tuple(_foreign(folder, record)),
+        foreign_folds=tuple(foreign_folds),
+        another_kind=tuple(_another_kind(folder, record)),
+        new=look(new, resume_from_checkpoint) if RunRecord.read(new) is not None else None,
         named=_named(folder, resume_from_checkpoint),
     )
 
@@ -105,35 +127,120 @@ def is_last(named: str) -> bool:
 def files_of(folder: Path, record: RunRecord | None) -> list[str]:
     """Sorted names of the files in `folder` that its run has written.
 
-    Without a record, or with one of an older release that has no list, these are the files that any run may write.
+    A record of an older release has no list. Beside it, these are the names that such a release wrote, if a config
+    says that the model is ours. Without a record there are none.
     """
-    if record is not None and record.files is not None:
+    if record is None:
+        return []
+    if record.files is not None:
         names = {RECORD, *record.files}
+    elif "lstmpool" in _model_types(folder, "config.json", f"{CHECKPOINT}*/config.json", f"{FOLD}*/config.json"):
+        names = WRITTEN | {path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)}
     else:
-        names = OF_OLDER_RELEASES | {path.name for path in weights_in(folder)}
+        names = {RECORD, *CODE_NAMES}  # the first that a run writes
     return sorted(name for name in names if (folder / name).is_file())
 
 
-def weights_in(folder: Path) -> list[Path]:
-    """The weights in a folder: of a model in one file or several, or of an adapter."""
-    return [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
+def all_of_run(folder: Path) -> tuple[str, ...]:
+    """`Found.all_of_run`, without a look at what the checkpoints hold."""
+    checkpoints = [path for path in checkpoints_in(folder) if _is_our_checkpoint(path)]
+    return _in_order(_folds(folder)[0], checkpoints, files_of(folder, RunRecord.read(folder)))
 
 
-def _folds(folder: Path) -> list[str]:
-    """The folders of a cross-validation's folds. Each is a run with a record of its own."""
-    return sorted(path.parent.name for path in folder.glob(f"fold-*/{RECORD}"))
+def _in_order(folds: Iterable[str], checkpoints: Iterable[Path], files: Iterable[str]) -> tuple[str, ...]:
+    """Names in the order in which they are removed.
+
+    The config is the first file: without it, the folder does not load. The record is last: until then, the folder is
+    known for ours.
+    """
+    sorted_files = sorted(files, key=lambda name: (name == RECORD, name not in CONFIGS, name))
+    return (*folds, *(path.name for path in checkpoints), *sorted_files)
 
 
-def _is_ours(folder: Path, record: RunRecord | None) -> bool:
-    """Whether the folder's model, or a model in its checkpoints, is an LstmPool model; without one, whether there is
-    a record."""
-    for config in [folder / "config.json", *folder.glob("checkpoint-*/config.json")]:
-        if config.is_file():
-            try:
-                return json.loads(config.read_text(encoding="utf-8")).get("model_type") == "lstmpool"
-            except (ValueError, AttributeError):
-                return False
-    return record is not None
+def _foreign(folder: Path, record: RunRecord | None) -> list[str]:
+    """Names of what a run would replace in `folder`, and no run recorded there has written."""
+    if not folder.is_dir():
+        return []
+    ours = files_of(folder, record)
+    if record is not None and not record.finished and not (folder / STAGING).is_symlink():
+        ours.append(STAGING)
+    foreign = []
+    for path in sorted(folder.iterdir()):
+        written = path.name in WRITTEN | {STAGING} or WEIGHTS.fullmatch(path.name)
+        if written and path.name not in ours:
+            foreign.append(path.name)
+        elif _numbered(path, CHECKPOINT) and not _is_our_checkpoint(path):
+            foreign.append(_told(path))
+        elif path.name == NEW_RUN:
+            foreign += _foreign_inside(path)
+    return foreign
+
+
+def _folds(folder: Path) -> tuple[list[str], list[str]]:
+    """The folders of a cross-validation's folds, and what another cross-validation would replace of the user's."""
+    folds, foreign = [], []
+    for path in sorted(folder.glob(f"{FOLD}*")):
+        if not _numbered(path, FOLD):
+            continue
+        if not path.is_symlink() and RunRecord.read(path) is not None:
+            folds.append(path.name)
+        foreign += _foreign_inside(path)
+    return folds, foreign
+
+
+def _foreign_inside(path: Path) -> list[str]:
+    """What a run that works in the folder `path` would replace; `path` itself if it is a link or a file."""
+    if path.is_symlink() or not path.is_dir():
+        return [_told(path)]
+    return [f"{path.name}/{name}" for name in _foreign(path, RunRecord.read(path))]
+
+
+def _told(path: Path) -> str:
+    return f"{path.name} (a link)" if path.is_symlink() else path.name
+
+
+def _numbered(path: Path, prefix: str) -> bool:
+    return path.name.startswith(prefix) and path.name.removeprefix(prefix).isdecimal()
+
+
+def _is_our_checkpoint(path: Path) -> bool:
+    """Whether a run of ours has saved the checkpoint, or begun to. It is never a link: its target is the user's."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    model_type = _model_type(path / "config.json")
+    if model_type is not None:
+        return model_type == "lstmpool"
+    begun = {inner.name for inner in path.iterdir()} <= CODE_NAMES  # these are saved before the config
+    return begun or (path / MANIFEST).is_file()
+
+
+def _another_kind(folder: Path, record: RunRecord | None) -> list[str]:
+    """Names of the weights, the config and the checkpoints, if the model is of another kind, or of nobody knows
+    which."""
+    if not folder.is_dir():
+        return []
+    types = _model_types(folder, "config.json", f"{CHECKPOINT}*/config.json")
+    if types[0] == "lstmpool" if types else record is not None:
+        return []
+    of_model = ("config.json", "*.safetensors", "*.safetensors.index.json")
+    named = [path.name for pattern in of_model for path in sorted(folder.glob(pattern))]
+    return named + [path.parent.name for path in sorted(folder.glob(f"{CHECKPOINT}*/config.json"))]
+
+
+def _model_types(folder: Path, *patterns: str) -> list[str]:
+    """What the configs under these names say on the kind of model, in this order."""
+    types = [_model_type(path) for pattern in patterns for path in sorted(folder.glob(pattern))]
+    return [each for each in types if each is not None]
+
+
+def _model_type(config: Path) -> str | None:
+    """What a config says on the kind of model; None if there is no file, empty if it cannot be read."""
+    if not config.is_file():
+        return None
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
 
 
 def _named(folder: Path, named: str | None) -> Named | None:

@@ -16,6 +16,7 @@ from lstmpool.training.writing import changed_since, digests_of, saving, sync, w
 
 NAME = "run.json"
 MAY_CHANGE = (NAME, "README.md")  # after the run: the record itself, and a card that the user has edited
+REMOVES, MOVES = "removes the old run", "moves the new run"
 # Arguments by which a run's weights do not change: where the run is, how it reports and which resources it may use.
 NO_MATTER = ("hub_", "log", "report_to", "run_name", "project", "trackio", "push_to_hub", "ddp_")
 NO_MATTER_EITHER = {
@@ -48,6 +49,8 @@ class RunRecord:
         files (`list[str]`, *optional*): names of the files that the run has written into its folder, or was about to
             write. None in the records of older releases.
         digests: of the files in the list, once all are written. Empty in the records of older releases.
+        handover: of a run that is whole and takes the place of another one (see `handover`): the step that is being
+            done, `REMOVES` or `MOVES`. Empty before.
     """
 
     settings: dict[str, Any]
@@ -56,6 +59,7 @@ class RunRecord:
     resumed_from: str = ""
     files: list[str] | None = None
     digests: dict[str, str] = field(default_factory=dict)
+    handover: str = ""
 
     @classmethod
     def of(cls, settings: dict[str, Any], splits: dict[str, Split], resumed_from: str = "") -> "RunRecord":
@@ -64,17 +68,27 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord | None":
-        """The record in `folder`, or None if there is none or it cannot be read.
+        """The record in `folder`, or None if there is none or it does not read as one: it is then somebody else's.
 
         Unknown keys are ignored. Keys that an older release did not write have their defaults.
         """
         try:
             found = json.loads((folder / NAME).read_text(encoding="utf-8"))
             record = cls(**{field.name: found[field.name] for field in fields(cls) if field.name in found})
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+        if not record._is_sound():
             return None
         digests = record.digests if isinstance(record.digests, dict) else {}
         return replace(record, files=_plain_names(record.files), digests=digests)
+
+    def _is_sound(self) -> bool:
+        """Whether each value is of its kind."""
+        settings_and_rows = isinstance(self.settings, dict) and isinstance(self.rows, dict)
+        if not settings_and_rows or not all(isinstance(digest, str) for digest in self.rows.values()):
+            return False
+        texts = isinstance(self.resumed_from, str) and isinstance(self.handover, str)
+        return texts and isinstance(self.finished, bool) and isinstance(self.files, list | None)
 
     def write(self, folder: Path) -> None:
         """Writes the record into `folder`. Raises InputError if the disk is full."""
@@ -144,7 +158,8 @@ def _plain_names(names: Any) -> list[str] | None:
     """`names` without those that lead out of the folder, since files under these names may be removed."""
     if not isinstance(names, list):
         return None
-    return [name for name in names if isinstance(name, str) and name == Path(name).name]
+    inside = [name for name in names if isinstance(name, str) and name == Path(name).name]
+    return [name for name in inside if name not in ("", "..")]
 
 
 def _digest(split: Split) -> str:

@@ -2,15 +2,18 @@
 
 `decide` is a pure function of what was found, what is wanted and which flags were given. It tries its rules in order,
 and the first one that applies decides. `choose_start` looks at the disk, decides, and tells the user.
+
+A run that replaces another one works in the folder `NEW_RUN` inside of the output folder, and takes the other's place
+once it is whole (see `handover`). So the other one stays until then, whatever becomes of the new one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.checkpoints import Saved, newest_whole
-from lstmpool.training.output.found import CODE_NAMES, Found, look
+from lstmpool.training.output.found import CODE_NAMES, NEW_RUN, Found, look
 from lstmpool.training.output.run_record import NAME as RECORD
 
 
@@ -23,6 +26,11 @@ class Wanted:
 
     settings: dict[str, Any]
     init_from: Path | None = None
+
+    @property
+    def cross_validates(self) -> bool:
+        """Whether it is a cross-validation, and not one run, such as that of a fold."""
+        return bool(self.settings.get("cv_folds")) and "fold" not in self.settings
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,19 @@ class _Begun:
     """A run that begins.
 
     Args:
-        removed: names in the output folder that the run removes, in this order, before it writes.
+        within: name of the folder in the output folder where the run works until it is whole; empty if it works in the
+            output folder itself.
+        removed: names in the folder where the run works that it removes, in this order, before it writes.
         said: lines that tell the user why.
     """
 
+    within: str = ""
     removed: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
+
+    def place(self, output_dir: str | Path) -> Path:
+        """The folder where the run works."""
+        return Path(output_dir, self.within)
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ class Fresh(_Begun):
 
 @dataclass(frozen=True)
 class Replace(_Begun):
-    """From the first step, in place of what an earlier run has left."""
+    """From the first step, in place of what an earlier run has left, or beside it until the run is whole."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,11 @@ class Resume(_Begun):
 
 
 @dataclass(frozen=True)
+class GoOn(_Begun):
+    """With the folds that a cross-validation which was cut off has yet to run."""
+
+
+@dataclass(frozen=True)
 class Refuse:
     """Not at all. The message says what to do; the lines in `said` come before it."""
 
@@ -76,7 +96,7 @@ class Refuse:
     said: tuple[str, ...] = ()
 
 
-Start = Fresh | Resume | Replace
+Start = Fresh | Resume | Replace | GoOn
 Decision = Start | Refuse
 
 
@@ -109,7 +129,9 @@ def decide(found: Found, wanted: Wanted, flags: StartFlags) -> Decision:
         decision = rule(found, wanted, flags)
         if decision is not None:
             return decision
-    return Replace(removed=_all_of(found)) if _held(found) else Fresh(removed=_all_of(found))
+    if _is_taken(found):
+        return Replace(within=NEW_RUN, removed=_all_of_new(found))
+    return Fresh(removed=found.all_of_run)
 
 
 def _keep_the_model_to_start_from(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
@@ -126,10 +148,48 @@ def _refuse_a_file(found: Found, wanted: Wanted, flags: StartFlags) -> Decision 
     return Refuse(f"--output_dir {found.folder} must be a folder, found a file.")
 
 
+def _keep_the_running_code(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
+    if not found.holds_code:
+        return None
+    return Refuse(f"--output_dir {found.folder} holds the code that is running. Choose another folder.")
+
+
+def _keep_another_kind_of_model(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
+    """Refuses to replace another kind of model, even with --overwrite: it belongs to the user."""
+    if not found.another_kind:
+        return None
+    return Refuse(
+        f"--output_dir {found.folder} holds another kind of model ({found.another_kind[0]}). Choose another folder."
+    )
+
+
+def _keep_what_is_foreign(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
+    """Refuses to replace what no run has written, even with --overwrite: it belongs to the user."""
+    foreign = found.foreign + (found.foreign_folds if wanted.cross_validates else ())
+    if not foreign:
+        return None
+    return Refuse(
+        f"--output_dir {found.folder} holds {', '.join(foreign[:5])}, which no run recorded there has written, and "
+        "this run would replace. Choose another folder, or move that away."
+    )
+
+
+def _go_on_with_the_new_run(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
+    """Goes on with a run that was to replace the folder's run, if the same command is given again."""
+    if found.new is None:
+        return None
+    decision = _within_new_run(_go_on_with_the_same_run(found.new, wanted, flags))
+    if isinstance(decision, Replace):  # it begins anew where it works, whatever it had written there
+        return replace(decision, removed=found.new.all_of_run)
+    return decision
+
+
 def _go_on_with_the_same_run(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
     """Goes on with a run that was cut off if the same command is given again, whatever --overwrite says."""
     if not _is_cut_off(found) or found.record.differs(wanted.settings) or not _begins_where_it_began(found, flags):
         return None
+    if wanted.cross_validates:
+        return GoOn(said=(f"{found.folder} holds this cross-validation, which was cut off. It goes on.",))
     said = _left_out(found.checkpoints)
     checkpoint = newest_whole(found.checkpoints)
     if checkpoint is None and flags.resume_from_checkpoint:
@@ -138,13 +198,23 @@ def _go_on_with_the_same_run(found: Found, wanted: Wanted, flags: StartFlags) ->
         return checkpoint
     cut_off = f"{found.folder} holds this run, which was cut off."
     if checkpoint is None:
-        return Replace(removed=_all_of(found), said=(*said, f"{cut_off} It begins anew."))
+        said = (*said, f"{cut_off} It begins anew.")
+        if "config.json" in found.files:  # a model that may load: it stays until there is another one
+            return Replace(within=NEW_RUN, removed=_all_of_new(found), said=said)
+        return Replace(removed=found.all_of_run, said=said)
     return Resume(
         checkpoint.path,
         found.record.resumed_from,
         removed=_replaced_by(checkpoint, found),
         said=(*said, f"{cut_off} It goes on from {checkpoint.path}."),
     )
+
+
+def _resume_within_the_new_run(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
+    """Resumes from a checkpoint of the run that was to replace the folder's run. "last" means one of these, too."""
+    if found.new is None:
+        return None
+    return _within_new_run(_resume_within_the_folder(found.new, wanted, flags))
 
 
 def _resume_within_the_folder(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
@@ -170,13 +240,9 @@ def _resume_within_the_folder(found: Found, wanted: Wanted, flags: StartFlags) -
     )
 
 
-def _keep_another_kind_of_model(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
-    """Refuses to replace another kind of model, even with --overwrite: it belongs to the user."""
-    if not found.another_kind:
-        return None
-    return Refuse(
-        f"--output_dir {found.folder} holds another kind of model ({_held(found)[0]}). Choose another folder."
-    )
+def _keep_a_new_run(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
+    """Refuses, without --overwrite, to replace a cut-off run that was to replace the folder's run."""
+    return _keep_a_cut_off_run(found.new, wanted, flags) if found.new is not None else None
 
 
 def _keep_a_cut_off_run(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
@@ -209,19 +275,32 @@ def _resume_from_another_folder(found: Found, wanted: Wanted, flags: StartFlags)
     """Resumes from another folder's checkpoint. It is whole by now, and what lies in the output folder may go."""
     if found.named is None:
         return None
-    return Resume(found.named.path, str(found.named.resolved), removed=_all_of(found))
+    begun = Resume(found.named.path, str(found.named.resolved))
+    if _is_taken(found):
+        return replace(begun, within=NEW_RUN, removed=_all_of_new(found))
+    return replace(begun, removed=found.all_of_run)
 
 
 RULES = (
     _keep_the_model_to_start_from,
     _refuse_a_file,
-    _go_on_with_the_same_run,
-    _resume_within_the_folder,
+    _keep_the_running_code,
     _keep_another_kind_of_model,
+    _keep_what_is_foreign,
+    _go_on_with_the_new_run,
+    _go_on_with_the_same_run,
+    _resume_within_the_new_run,
+    _resume_within_the_folder,
+    _keep_a_new_run,
     _keep_a_cut_off_run,
     _keep_a_run,
     _resume_from_another_folder,
 )
+
+
+def _within_new_run(decision: Decision | None) -> Decision | None:
+    """The same, of the run that works in `NEW_RUN`."""
+    return decision if decision is None or isinstance(decision, Refuse) else replace(decision, within=NEW_RUN)
 
 
 def _is_cut_off(found: Found) -> bool:
@@ -282,15 +361,18 @@ def _replaced_by(checkpoint: Saved, found: Found) -> tuple[str, ...]:
     """Names of what a resumed run removes: the checkpoints of later steps, or, if it resumes from another folder, all
     that is there."""
     if not _is_inside(checkpoint, found):
-        return _all_of(found)
+        return found.all_of_run
     return tuple(each.path.name for each in _later(checkpoint, found))
 
 
-def _all_of(found: Found) -> tuple[str, ...]:
-    """Names of all that the folder's run has left. The record is last: until then, the folder is known for ours."""
-    checkpoints = [each.path.name for each in found.checkpoints]
-    files = sorted(found.ours, key=lambda name: (name == RECORD, name))
-    return (*found.folds, *checkpoints, *files)
+def _is_taken(found: Found) -> bool:
+    """Whether there is anything that the user would lose, or a run that was to replace it."""
+    return bool(_held(found)) or found.new is not None
+
+
+def _all_of_new(found: Found) -> tuple[str, ...]:
+    """Names of what a run that was to replace the folder's run has left in `NEW_RUN`."""
+    return found.new.all_of_run if found.new is not None else ()
 
 
 def _held(found: Found) -> list[str]:

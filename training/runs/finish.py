@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from lstmpool.training.output.artifacts import Writers, plots_of, predictions_of
-from lstmpool.training.output.folder import json_writer, text_writer, write_output
+from lstmpool.training.output.folder import handover, json_writer, text_writer, write_output
 from lstmpool.training.output.model_card import CardContents, model_card
 from lstmpool.training.output.terminal import describe_best, loading_lines, rows_of, text_table
 from lstmpool.training.runs.state import State
@@ -23,10 +23,12 @@ def write_files(state: State) -> None:
     if saves_model:
         files["README.md"] = text_writer(_card(state, table, best, list(plots)))
     write_output(state.folder, state.model if saves_model else None, state.job.tokenizer, files)
+    if state.start.within:
+        handover(state.final)
     print(f"\n{text_table(table)}\n\n{best}")
-    print(f"Done in {time.monotonic() - state.began:.0f} s. {state.args.output_dir} holds", end=" ")
+    print(f"Done in {time.monotonic() - state.began:.0f} s. {state.shown} holds", end=" ")
     if saves_model:
-        lines = _loading_lines(state, state.args.output_dir)
+        lines = _loading_lines(state, str(state.shown))
         print("the model; these lines load it:\n\n" + "\n".join(lines))
     else:
         print(", ".join(sorted(files)) + ".")
@@ -68,7 +70,7 @@ def _metrics(state: State) -> dict[str, Any]:
 def _card(state: State, table: list[list[str]], best: str, plots: list[str]) -> str:
     """The model card. `table`: of results; `best`: which checkpoint was kept; `plots`: names of files."""
     job = state.job
-    name = state.folder.resolve().name
+    name = state.shown.resolve().name
     run = CardContents(
         name=name,
         config=state.model.config,

@@ -1,5 +1,6 @@
 """One run, from tokens to a finished folder. Five steps hand on one `State`: read, load, train, measure, write."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.measuring import TrainerMetrics
 from lstmpool.training.loop.progress import Progress
 from lstmpool.training.loop.trainer import LstmPoolTrainer
-from lstmpool.training.loop.trainer_arguments import trainer_arguments
+from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments
 from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.layer_cache import CACHE, StatesCollator, cached_states
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.model.trainable_parts import learning_rates, prepare_layers, trained_head
 from lstmpool.training.output.folder import check_resumed, prepare_output
+from lstmpool.training.output.lock import locked
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
 from lstmpool.training.output.terminal import describe_model
@@ -45,20 +47,22 @@ def fit(
     Args:
         job: the rows, the task and the model.
         args: the parsed arguments, which stay as they are.
-        start: how the run begins in its output folder.
+        start: how the run begins in its output folder. The folder is locked until the run ends.
         tokens: the tokens of each split of `job`.
         extras: what the run does besides.
 
     Raises:
-        InputError: if the model cannot be loaded or resumed, or has diverged.
+        InputError: if the model cannot be loaded or resumed, or has diverged, or another run has the folder.
         Interrupted: after a signal, at the end of the step, once a checkpoint is saved.
     """
-    state = State(job, args, start, extras or Extras(), tokens)
-    read(state)
-    load(state)
-    train(state)
-    measure(state)
-    write(state)
+    works_there = changed(args, output_dir=str(start.place(args.output_dir)))
+    state = State(job, works_there, start, extras or Extras(), tokens)
+    with locked(state.final) if state.is_first_process else nullcontext():
+        read(state)
+        load(state)
+        train(state)
+        measure(state)
+        write(state)
     return state.evaluation
 
 
@@ -229,5 +233,6 @@ def write(state: State) -> None:
     state.args.distributed_state.wait_for_everyone()
     if state.is_first_process:
         state.extras.publish()
-        state.record.finish(state.folder)
+        state.record.finish(state.final)
+        state.trainer.kept.folder = state.final
         state.trainer.kept.finish(state.trainer.state)

@@ -20,9 +20,9 @@ from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.output.artifacts import Writers, predictions_of
-from lstmpool.training.output.folder import json_writer, prepare_output, write_output
+from lstmpool.training.output.folder import handover, json_writer, prepare_output, write_output
 from lstmpool.training.output.run_record import RunRecord, reopen_if_damaged
-from lstmpool.training.output.start import Start, choose_start
+from lstmpool.training.output.start import GoOn, Start, choose_start
 from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.output.terminal import rows_of, text_table
 from lstmpool.training.runs.fit import Extras, fit
@@ -33,38 +33,28 @@ LOGITS = "logits.npz"  # in a fold's folder: its model's logits of the rows that
 ALL = "out of fold"
 
 
-def choose_start_of_folds(args: TrainingArguments, settings: dict, init_from: str | None = None) -> Start | None:
-    """Does what `choose_start` does for one run. None if this very cross-validation was cut off, and goes on.
-
-    Raises:
-        InputError: if the folder is taken.
-    """
-    if _goes_on(Path(args.output_dir), settings):
-        print(f"{args.output_dir} holds this cross-validation, which was cut off. It goes on.")
-        return None
-    return choose_start(args.output_dir, settings, args.resume_from_checkpoint, args.overwrite, init_from)
-
-
-def cross_validate(job: Job, args: TrainingArguments, start: Start | None) -> Evaluation:
-    """Runs the folds that are not finished in `args.output_dir`, and writes the results of all folds there.
+def cross_validate(job: Job, args: TrainingArguments, start: Start) -> Evaluation:
+    """Runs the folds that are not finished, and writes the results of all folds to `args.output_dir`.
 
     Args:
         job: the rows, the task and the model.
         args: the parsed arguments, which stay as they are.
-        start: what `choose_start_of_folds` gave.
+        start: how it begins in the output folder: `GoOn` if this very cross-validation was cut off.
 
     Raises:
         InputError: before any training, if there are too few rows for the folds, or the folder holds other folds.
         Interrupted: after a signal, as in `fit`.
     """
-    folder = Path(args.output_dir)
+    final = Path(args.output_dir)
+    folder = start.place(final)
+    args = changed(args, output_dir=str(folder))
     record = RunRecord.of(job.settings, job.splits)
     assigned = assign_folds(job.splits["train"], job.task, job.data_args.cv_folds, job.data_args.shuffle_seed)
     jobs = {fold: _job_of(job, assigned, fold) for fold in range(1, job.data_args.cv_folds + 1)}
     for fold, job_of_fold in jobs.items():
         if RunRecord.read(folder / f"fold-{fold}") is None:  # called for its errors, before any fold is trained
             _start_of_fold(job_of_fold, _args_of(args, fold))
-    if start is None:
+    if isinstance(start, GoOn):
         if args.process_index == 0:
             for fold in jobs:
                 reopen_if_damaged(folder / f"fold-{fold}")
@@ -83,32 +73,29 @@ def cross_validate(job: Job, args: TrainingArguments, start: Start | None) -> Ev
         print(f"\nFold {fold} of {len(jobs)}, {rows}:", flush=True)
         own = _args_of(args, fold)
         tokens = _tokens_of(all_tokens, assigned, fold)
-        fit(job_of_fold, own, _start_of_fold(job_of_fold, own), tokens, Extras(files=_logits_writer))
+        extras = Extras(files=_logits_writer, shown=final / f"fold-{fold}")
+        fit(job_of_fold, own, _start_of_fold(job_of_fold, own), tokens, extras)
         gc.collect()  # model and trainer refer to each other, and would stay on the device beside the next model
 
     evaluation = _evaluate(job, folder, assigned)
     _write(job, args, evaluation, assigned)
-    record.finish(folder)
+    if start.within:
+        handover(final)
+    record.finish(final)
     print(
-        f"{folder} holds the predictions for every row by the model that was trained without it (oof.parquet), and "
+        f"{final} holds the predictions for every row by the model that was trained without it (oof.parquet), and "
         f"these numbers (metrics.json). Its folders fold-1 to fold-{len(jobs)} hold a model each."
     )
     return evaluation
 
 
 def _args_of(args: TrainingArguments, fold: int) -> TrainingArguments:
-    """The arguments of a fold's run. It may replace what a kill left without a record, but never a fold of ours."""
-    folder = Path(args.output_dir, f"fold-{fold}")
-    return changed(args, output_dir=str(folder), overwrite=args.overwrite and RunRecord.read(folder) is None)
+    """The arguments of a fold's run. It replaces nothing."""
+    return changed(args, output_dir=str(Path(args.output_dir, f"fold-{fold}")), overwrite=False)
 
 
 def _start_of_fold(job: Job, args: TrainingArguments) -> Start:
-    return choose_start(args.output_dir, job.settings, None, args.overwrite)
-
-
-def _goes_on(folder: Path, settings: dict) -> bool:
-    earlier = RunRecord.read(folder)
-    return earlier is not None and not earlier.finished and not earlier.differs(settings)
+    return choose_start(args.output_dir, job.settings)
 
 
 def _is_finished(folder: Path) -> bool:

@@ -305,7 +305,7 @@ def check_database(path: Path) -> None:
 
 def check_goes_on(start: Start, args: TrainingArguments, settings: dict[str, Any]) -> None:
     """Raises InputError if the run that would go on has other settings: the best ones before more trials."""
-    earlier = RunRecord.read(Path(args.output_dir)) if isinstance(start, Resume) else None
+    earlier = RunRecord.read(start.place(args.output_dir)) if isinstance(start, Resume) else None
     if earlier is None:
         return
     differs = earlier.differs(settings)

@@ -38,6 +38,7 @@ class Extras:
     callbacks: list[TrainerCallback] = field(default_factory=list)
     files: Callable[[Evaluation], Writers] = no_files  # more files for the finished folder
     publish: Callable[[], None] = do_not_publish  # called before the run counts as finished
+    shown: Path | None = None  # where the folder will lie in the end, if it is another place than the run's own
 
 
 @dataclass
@@ -71,8 +72,18 @@ class State:
 
     @property
     def folder(self) -> Path:
-        """The output folder."""
+        """Where the run works: the output folder, or `NEW_RUN` in it."""
         return Path(self.args.output_dir)
+
+    @property
+    def final(self) -> Path:
+        """Where the run leaves its files: the output folder."""
+        return self.folder.parent if self.start.within else self.folder
+
+    @property
+    def shown(self) -> Path:
+        """The output folder, as the user is told and the card names it."""
+        return self.extras.shown or self.final
 
     @property
     def resumed(self) -> Path | None:

@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.checkpoints import write_manifest
-from lstmpool.training.output.folder import check_writable, json_writer, prepare_output, write_output
+from lstmpool.training.output.folder import check_writable, handover, json_writer, prepare_output, write_output
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Fresh, Replace, Resume, choose_start
 
@@ -22,15 +22,16 @@ def begin(folder, settings=None, resume=None, overwrite=False, with_code=True):
     settings = settings or {}
     start = choose_start(folder, settings, resume, overwrite)
     resumed_from = start.resumed_from if isinstance(start, Resume) else ""
-    prepare_output(folder, start, RunRecord.of(settings, {}, resumed_from), with_code)
+    prepare_output(start.place(folder), start, RunRecord.of(settings, {}, resumed_from), with_code)
     return start
 
 
 @pytest.fixture
 def finished(tmp_path):
-    """A folder with a finished run, a checkpoint, and a file of the user's."""
+    """A folder with a finished run of an older release, a checkpoint, and a file of the user's."""
     folder = tmp_path / "out"
     tiny_model().save_pretrained(folder)
+    RunRecord({}, {}, finished=True).write(folder)
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-5" / "trainer_state.json").write_text("{}")
     write_manifest(folder / "checkpoint-5")
@@ -64,18 +65,12 @@ def test_parts_of_a_run_are_not_overwritten_unasked(finished, kept):
         choose_start(finished, {})
 
 
-def test_the_table_of_an_earlier_evaluation_is_not_overwritten_unasked(tmp_path):
-    (tmp_path / "test_predictions.csv").write_text("id")
-    with pytest.raises(InputError, match="holds a run already .test_predictions.csv."):
-        choose_start(tmp_path, {})
-    choose_start(tmp_path, {}, overwrite=True)
-
-
-def test_a_file_of_the_users_is_not_taken_for_a_part_of_a_run(tmp_path):
-    (tmp_path / "README.md").write_text("mine")  # as in a project's own folder
-    with pytest.raises(InputError, match="holds .*README.md"):
-        choose_start(tmp_path, {})
-    assert (tmp_path / "README.md").read_text() == "mine"
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["README.md", "vocab.txt", "metrics.json", "test_predictions.csv", "run.json"])
+def test_a_file_of_the_users_is_not_taken_for_a_part_of_a_run(tmp_path, name, overwrite):
+    (tmp_path / name).write_text("mine")  # as in a project's own folder
+    with pytest.raises(InputError, match=f"holds {name}, which no run recorded there has written"):
+        choose_start(tmp_path, {}, overwrite=overwrite)
 
 
 def test_the_model_to_start_from_is_not_overwritten(finished, tmp_path):
@@ -88,43 +83,6 @@ def test_the_model_to_start_from_is_not_overwritten(finished, tmp_path):
 def test_a_folder_without_training_gets_no_code(tmp_path):
     begin(tmp_path / "new", with_code=False)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"run.json"}
-
-
-def test_overwriting_removes_the_run_and_nothing_else(finished):
-    begin(finished, overwrite=True)
-    assert {path.name for path in finished.iterdir()} == CODE | {"run.json", "notes.txt"}
-
-
-@pytest.mark.parametrize("lists", [True, False])  # its files in its record, or not, as older ones
-@pytest.mark.parametrize("top", [True, False])  # a finished run, or one that was cut off
-@pytest.mark.parametrize("removed", [*range(12), 99])
-def test_an_overwrite_that_was_killed_while_it_removes_the_run_is_done_again(
-    finished, monkeypatch, removed, top, lists
-):
-    class Killed(BaseException):
-        pass
-
-    def unlink(*args, **kwargs):
-        calls.append(args)
-        if len(calls) > removed:
-            raise Killed
-        of_library(*args, **kwargs)
-
-    files = sorted(path.name for path in finished.iterdir() if path.is_file() and path.name != "notes.txt")
-    RunRecord({"seed": 1}, {}, finished=top, files=files if lists else None).write(finished)
-    tiny_model().save_pretrained(finished / "checkpoint-5")
-    for name in ("config.json", "model.safetensors") if not top else ():
-        (finished / name).unlink()
-    of_library, calls = os.unlink, []
-    monkeypatch.setattr(os, "unlink", unlink)
-    files = sum(path.is_file() for path in finished.rglob("*")) - 1  # not the user's
-    try:
-        begin(finished, {"seed": 2}, overwrite=True)
-    except Killed:
-        assert removed < files
-    monkeypatch.undo()
-    begin(finished, {"seed": 2}, overwrite=True)
-    assert {path.name for path in finished.iterdir()} == CODE | {"run.json", "notes.txt"}
 
 
 def test_another_kind_of_model_is_never_overwritten(tmp_path):
@@ -279,11 +237,13 @@ def test_later_checkpoints_are_replaced_when_told_to_and_what_is_the_users_stays
     assert {path.name for path in finished.glob("checkpoint-*")} == {"checkpoint-5", "checkpoint-best"}
 
     tiny_model().save_pretrained(tmp_path / "taken")
+    RunRecord({}, {}, finished=True).write(tmp_path / "taken")
     with pytest.raises(InputError, match="holds a run already .config.json, .*Choose another folder, or replace it"):
         choose_start(tmp_path / "taken", {}, first)
     choose_start(tmp_path / "free", {}, first)
     RunRecord({}, {}).finish(finished)
     begin(finished, overwrite=True)
+    handover(finished)
     assert {path.name for path in finished.glob("checkpoint-*")} == {"checkpoint-best"}
 
 
@@ -303,17 +263,6 @@ def test_the_record_lists_the_files_of_the_run(tmp_path):
     assert {"run.json", "model.onnx", "vocab.txt", "model.safetensors", "config.json", *CODE} == set(listed)
 
 
-def test_overwriting_removes_what_the_record_lists_and_nothing_else(tmp_path):
-    of_a_run(tmp_path, {"seed": 1}, export="model.onnx")
-    mine = {"reliability.png", "extra.safetensors"}  # which a run of an older release may have written
-    for name in mine:
-        (tmp_path / name).write_text("mine")
-    with pytest.raises(InputError, match="holds a run already"):
-        choose_start(tmp_path, {"seed": 2})
-    begin(tmp_path, {"seed": 2}, overwrite=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"run.json", *CODE, *mine}
-
-
 def test_a_record_that_lists_files_of_other_folders_removes_none_of_them(tmp_path):
     outside = tmp_path / "outside.txt"
     outside.write_text("mine")
@@ -323,6 +272,7 @@ def test_a_record_that_lists_files_of_other_folders_removes_none_of_them(tmp_pat
     RunRecord({"seed": 1}, {}, finished=True, files=names).write(folder)
     (folder / "metrics.json").write_text("{}")
     begin(folder, {"seed": 2}, overwrite=True)
+    handover(folder)
     assert outside.read_text() == "mine"
     assert {path.name for path in folder.iterdir()} == {"run.json", *CODE}
 
@@ -346,6 +296,8 @@ def test_a_kill_while_files_are_moved_leaves_none_that_is_not_listed(tmp_path, m
     there = {path.name for path in tmp_path.iterdir()} - {".unfinished"}
     assert there <= set(RunRecord.read(tmp_path).files)
     begin(tmp_path, {"seed": 2}, overwrite=True)
+    if (tmp_path / ".new_run").exists():
+        handover(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} - {".unfinished"} == {"run.json", *CODE}
 
 

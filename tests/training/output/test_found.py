@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from lstmpool.training.code_files import CODE
 from lstmpool.training.loop.checkpoints import Saved, write_manifest
 from lstmpool.training.output.found import CODE_NAMES, Found, Named, files_of, look
 from lstmpool.training.output.run_record import RunRecord
@@ -41,38 +42,127 @@ def test_what_a_run_has_left(tmp_path, monkeypatch):
     put(out, "config.json", "notes.txt", "model-00001-of-00002.safetensors", "model.safetensors.index.json")
     put(out, "metrics.json", *CODE_NAMES)
     (out / "config.json").write_text('{"model_type": "lstmpool"}')
-    (out / "README.md").mkdir()  # no file
     saved = (checkpoint(out, 10, whole=False), checkpoint(out, 9))
     put(out / "checkpoint-best", "weights")  # the user's own
-    put(out / "fold-2", "run.json")
-    put(out / "fold-1", "run.json")
-    put(out / "fold-3", "config.json")  # no record: not known for ours
     record = RunRecord({"seed": 1}, {}, finished=True)
-    record.write(out)
+    for name in ("fold-2", "fold-1", "."):
+        put(out / name)
+        record.write(out / name)
     found = look(out)
     weights = ("model-00001-of-00002.safetensors", "model.safetensors.index.json")
-    assert found.files == tuple(sorted(["config.json", "metrics.json", "run.json", *weights, *OLD_CODE]))
+    assert found.files == tuple(sorted(["config.json", "metrics.json", "run.json", *weights, *CODE_NAMES]))
     assert found == Found(
         out,
         tmp_path / "out",
         record=record,
         files=found.files,
-        ours=found.files,
         folds=("fold-1", "fold-2"),
         checkpoints=saved,
     )
 
 
 def test_ours_are_the_files_that_the_record_lists_and_that_are_there(tmp_path):
-    put(tmp_path, "model.onnx", "README.md", "run.json", "other.safetensors")
+    put(tmp_path, "model.onnx", "README.md", "run.json", "other.safetensors", "model.safetensors", *OLD_CODE)
     lists = RunRecord({}, {}, files=["model.onnx", "gone.txt"])
     assert files_of(tmp_path, lists) == ["model.onnx", "run.json"]
-    assert files_of(tmp_path, RunRecord({}, {})) == ["README.md", "other.safetensors", "run.json"]
-    assert files_of(tmp_path, None) == ["README.md", "other.safetensors", "run.json"]
+    assert files_of(tmp_path, None) == []
+    older = RunRecord({}, {})
+    assert files_of(tmp_path, older) == [*OLD_CODE, "run.json"]  # no config says that the model is ours
+    (tmp_path / "config.json").write_text('{"model_type": "lstmpool"}')
+    assert files_of(tmp_path, older) == sorted(
+        ["README.md", "config.json", "model.safetensors", *OLD_CODE, "run.json"]
+    )
     lists.write(tmp_path)
     found = look(tmp_path)
-    assert found.ours == ("model.onnx", "run.json")
-    assert found.files == ("README.md", "model.onnx", "other.safetensors", "run.json")  # the run would replace these
+    assert found.files == ("model.onnx", "run.json")
+    assert found.foreign == ("README.md", "config.json", *OLD_CODE[:1], "model.safetensors", *OLD_CODE[1:])
+
+
+OURS = {"settings": {"seed": 1}, "rows": {}, "files": []}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        json.dumps(OURS | {"settings": []}),
+        json.dumps(OURS | {"rows": {"train": 3}}),
+        json.dumps(OURS | {"rows": []}),
+        json.dumps(OURS | {"files": "all"}),
+        json.dumps(OURS | {"finished": "yes"}),
+        json.dumps({"settings": {"lr": 1}, "metrics": {}}),
+    ],
+)
+def test_a_record_that_does_not_read_as_ours_is_the_users(tmp_path, content):
+    put(tmp_path, "run.json", content=content)
+    put(tmp_path / "fold-1", "run.json", content=content)
+    found = look(tmp_path)
+    assert (found.record, found.folds, found.all_of_run) == (None, (), ())
+    assert (found.foreign, found.foreign_folds) == (("run.json",), ("fold-1/run.json",))
+
+
+@pytest.mark.parametrize("name", [*sorted(CODE_NAMES), "README.md", "vocab.txt", "metrics.json", ".unfinished"])
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "link that leads nowhere"])
+@pytest.mark.parametrize("beside", ["nothing", "a finished run"])
+def test_what_a_run_would_replace_is_the_users_whatever_it_is(tmp_path, name, kind, beside):
+    out, target = tmp_path / "out", tmp_path / "target"
+    put(out, "notes.txt")  # of a name that no run writes
+    if beside == "a finished run":
+        RunRecord({}, {}, finished=True, files=["run.json"]).write(out)
+    if kind == "file":
+        put(out, name)
+    elif kind == "folder":
+        (out / name).mkdir()
+    else:
+        (out / name).symlink_to(target)
+        if kind == "link":
+            target.write_text("mine")
+    assert look(out).foreign == (name,)
+
+
+def test_links_and_other_peoples_checkpoints_and_folds_are_the_users(tmp_path):
+    out = tmp_path / "out"
+    checkpoint(tmp_path, 8)
+    RunRecord({}, {}, files=[]).write(tmp_path / "checkpoint-8")
+    put(out)
+    for name in ("checkpoint-8", "fold-2", ".new_run"):
+        (out / name).symlink_to(tmp_path / "checkpoint-8")
+    put(out / "checkpoint-9", "config.json", content='{"model_type": "bert"}')
+    put(out / "checkpoint-10", "notes.txt")
+    put(out / "checkpoint-11", *CODE_NAMES)  # a save that was cut off
+    put(out / "fold-1", "notes.txt")  # which no run writes
+    put(out / "fold-3", "config.json")
+    RunRecord({}, {}, files=["run.json"]).write(out)
+    found = look(out)
+    assert [each.path.name for each in found.checkpoints] == ["checkpoint-11"] and found.folds == ()
+    assert found.foreign == (".new_run (a link)", "checkpoint-10", "checkpoint-8 (a link)", "checkpoint-9")
+    assert found.foreign_folds == ("fold-2 (a link)", "fold-3/config.json")
+
+
+def test_the_new_run_is_found_in_its_folder_and_what_is_not_its_own_is_the_users(tmp_path):
+    new = tmp_path / ".new_run"
+    put(new, "README.md")
+    assert look(tmp_path).new is None and look(tmp_path).foreign == (".new_run/README.md",)
+    RunRecord({}, {}, files=["run.json"]).write(new)
+    assert look(tmp_path).new == look(new)
+    assert look(tmp_path).foreign == (".new_run/README.md",)
+
+
+def test_the_unfinished_folder_of_a_run_that_was_cut_off_is_its_own(tmp_path):
+    put(tmp_path / ".unfinished", "README.md")
+    for finished in (True, False):
+        RunRecord({}, {}, finished=finished, files=[]).write(tmp_path)
+        assert look(tmp_path).foreign == ((".unfinished",) if finished else ())
+
+
+def test_the_running_code_is_found(tmp_path):
+    code = next(iter(CODE)).parent
+    (tmp_path / "link").symlink_to(code)
+    assert look(code).holds_code and look(tmp_path / "link").holds_code
+    assert not look(code / "training").holds_code and not look(tmp_path).holds_code
 
 
 @pytest.mark.parametrize(
@@ -91,7 +181,7 @@ def test_ours_are_the_files_that_the_record_lists_and_that_are_there(tmp_path):
 def test_a_model_is_ours_if_its_config_says_so(tmp_path, where, content, another):
     path = tmp_path / where
     put(path.parent, path.name, content="{" if content is None else json.dumps(content))
-    assert look(tmp_path).another_kind == another
+    assert bool(look(tmp_path).another_kind) == another
 
 
 def test_weights_alone_are_ours_beside_a_record(tmp_path):

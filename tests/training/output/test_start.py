@@ -18,16 +18,15 @@ NINE_CUT = Saved(OUT / "checkpoint-9", "weights is missing")
 NINE_LEFT_OUT = "out/checkpoint-9 is left out: weights is missing."
 CODE = ("configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py")
 MODEL = ("config.json", "metrics.json", "model.safetensors", *CODE, "run.json")
-REPLACED = ("config.json", "configuration_lstmpool.py", "metrics.json", "model.safetensors", *CODE[1:], "run.json")
+BESIDE = Replace(within=".new_run")
 
 
-def found(files=(), checkpoints=(), named=None, record=None, ours=None, **other):
-    ours = files if ours is None else ours
-    return Found(OUT, RESOLVED, record=record, files=files, ours=ours, checkpoints=checkpoints, named=named, **other)
+def found(files=(), checkpoints=(), named=None, record=None, **other):
+    return Found(OUT, RESOLVED, record=record, files=files, checkpoints=checkpoints, named=named, **other)
 
 
-def cut_off(resumed_from=""):
-    return RunRecord({"seed": 1}, {}, resumed_from=resumed_from)
+def cut_off(resumed_from="", **settings):
+    return RunRecord({"seed": 1} | settings, {}, resumed_from=resumed_from)
 
 
 def elsewhere(damage="", beside=(), exists=True):
@@ -196,16 +195,47 @@ TABLE = {
             (NINE_LEFT_OUT,),
         ),
     ),
+    # What is not a run's.
+    "the code that is running": (
+        1,
+        found(holds_code=True),
+        OVERWRITE,
+        Refuse("--output_dir out holds the code that is running. Choose another folder."),
+    ),
+    "files of the user's": (
+        1,
+        found(foreign=("README.md", "checkpoint-8 (a link)")),
+        OVERWRITE,
+        Refuse(
+            "--output_dir out holds README.md, checkpoint-8 (a link), which no run recorded there has written, and "
+            "this run would replace. Choose another folder, or move that away."
+        ),
+    ),
+    "files of the user's beside the same run, cut off": (
+        1,
+        found(MODEL, (NINE,), record=cut_off(), foreign=("vocab.txt",)),
+        StartFlags(),
+        Refuse(
+            "--output_dir out holds vocab.txt, which no run recorded there has written, and this run would replace. "
+            "Choose another folder, or move that away."
+        ),
+    ),
+    "a folder of the user's that is called like a fold": (
+        1,
+        found(foreign_folds=("fold-1/run.json",)),
+        StartFlags(),
+        Fresh(),
+    ),
     # Another kind of model.
     "another kind of model": (
         1,
-        found(("config.json",), another_kind=True),
+        found(another_kind=("config.json",)),
         OVERWRITE,
         Refuse("--output_dir out holds another kind of model (config.json). Choose another folder."),
     ),
     "another kind of model, and a checkpoint elsewhere": (
         1,
-        found((), (NINE,), named=elsewhere(), another_kind=True),
+        found((), (NINE,), named=elsewhere(), another_kind=("checkpoint-9",)),
         StartFlags("in/checkpoint-3", overwrite=True),
         Refuse("--output_dir out holds another kind of model (checkpoint-9). Choose another folder."),
     ),
@@ -233,7 +263,7 @@ TABLE = {
         2,
         found(MODEL, (NINE,), record=cut_off()),
         OVERWRITE,
-        Replace(removed=("checkpoint-9", *REPLACED)),
+        BESIDE,
     ),
     # A run.
     "a finished run": (
@@ -251,14 +281,6 @@ TABLE = {
             "--resume_from_checkpoint last, or replace it with --overwrite."
         ),
     ),
-    "a file that may be a run's, without a record": (
-        1,
-        found(("README.md",)),
-        StartFlags(),
-        Refuse(
-            "--output_dir out holds a run already (README.md). Choose another folder, or replace it with --overwrite."
-        ),
-    ),
     "folds": (
         1,
         found(("run.json",), record=FINISHED, folds=("fold-1", "fold-2")),
@@ -272,21 +294,7 @@ TABLE = {
         1,
         found(("a.csv", "run.json", "z.csv"), (FIVE,), record=FINISHED, folds=("fold-1", "fold-2")),
         OVERWRITE,
-        Replace(removed=("fold-1", "fold-2", "checkpoint-5", "a.csv", "z.csv", "run.json")),  # the record last
-    ),
-    "a run whose record does not list all that is there, and --overwrite": (
-        1,
-        found(("README.md", "metrics.json", "run.json"), record=FINISHED, ours=("metrics.json", "run.json")),
-        OVERWRITE,
-        Replace(removed=("metrics.json", "run.json")),
-    ),
-    "a run whose record does not list all that is there": (
-        1,
-        found(("README.md", "run.json"), record=FINISHED, ours=("run.json",)),
-        StartFlags(),
-        Refuse(
-            "--output_dir out holds a run already (README.md). Choose another folder, or replace it with --overwrite."
-        ),
+        BESIDE,
     ),
     # A checkpoint of another folder.
     "a checkpoint elsewhere, into an empty folder": (
@@ -305,7 +313,7 @@ TABLE = {
         1,
         found(MODEL, (NINE,), named=elsewhere(), record=FINISHED),
         StartFlags("in/checkpoint-3", overwrite=True),
-        Resume(Path("in/checkpoint-3"), "/home/in/checkpoint-3", removed=("checkpoint-9", *REPLACED)),
+        Resume(Path("in/checkpoint-3"), "/home/in/checkpoint-3", within=".new_run"),
     ),
 }
 
@@ -336,7 +344,9 @@ def test_every_rule_decides_in_one_row_of_the_table():
             if rule(what_was_found, Wanted({"seed": seed}), flags) is not None:
                 decided.add(rule)
                 break
-    assert {rule.__name__ for rule in set(module.RULES) - decided} == {"_keep_the_model_to_start_from"}  # see above
+    left = {rule.__name__ for rule in set(module.RULES) - decided}
+    beside = {"_go_on_with_the_new_run", "_resume_within_the_new_run", "_keep_a_new_run"}  # see test_overwriting.py
+    assert left == {"_keep_the_model_to_start_from"} | beside  # the first one is above
 
 
 @pytest.mark.parametrize(

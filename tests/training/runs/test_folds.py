@@ -20,6 +20,7 @@ from lstmpool.train_trainer import main
 from lstmpool.training.model import layer_cache
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.runs import folds
+from lstmpool.training.runs.fit import fit
 
 from ... import kills
 from ...damage import damage_file
@@ -156,12 +157,12 @@ def again(finished, work, tmp_path, monkeypatch):
     folder, fitted = tmp_path / "again", []
     shutil.copytree(finished[0], folder)
 
-    def fit(job, args, start, tokens, extras):
+    def fit_or_die(job, args, start, tokens, extras):
         fitted.append(args.output_dir)
         if args.output_dir.endswith("fold-2"):
             raise Killed
 
-    monkeypatch.setattr(folds, "fit", fit)
+    monkeypatch.setattr(folds, "fit", fit_or_die)
     return folder, [*WORDS, f"--output_dir={folder}"], fitted
 
 
@@ -182,43 +183,55 @@ def test_a_damaged_fold_is_named_and_ends_the_same(finished, work, tmp_path, mon
         assert (folder / same).read_bytes() == (finished[0] / same).read_bytes(), same
 
 
-@pytest.mark.parametrize("removed", [0, 3, 99])
-def test_an_overwrite_that_was_killed_while_it_removes_folds_is_done_again(again, monkeypatch, removed):
+def contents(folder):
+    """What the files of the older run hold, by their paths."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and ".new_run" not in path.parts]
+    return {path: path.read_bytes() for path in paths}
+
+
+def test_an_overwrite_keeps_the_older_folds_until_the_new_ones_are_whole(again, monkeypatch, capsys):
     folder, words, fitted = again
-    of_path, calls = Path.unlink, []
-
-    def unlink(path, *args, **kwargs):
-        if "fold-" in path.parent.name:
-            calls.append(path.name)
-            if len(calls) > removed or (removed == 99 and calls.count("run.json") == 1):
-                raise Killed
-        of_path(path, *args, **kwargs)
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(Path, "unlink", unlink)
-        main([*words, "--overwrite"])
-    assert fitted == []
+    older, words = contents(folder), [*words, "--num_train_epochs=1"]
     with pytest.raises(Killed):
         main([*words, "--overwrite"])
-    assert fitted == [str(folder / "fold-1"), str(folder / "fold-2")]
-    assert not list(folder.glob("fold-*"))  # the folds are in the place of `fit`, and write nothing
+    assert fitted == [str(folder / ".new_run" / "fold-1"), str(folder / ".new_run" / "fold-2")]
+    assert contents(folder) == older
+    monkeypatch.setattr(folds, "fit", fit)
+    monkeypatch.setattr(layer_cache, "CACHE", folder.parent / "cache")
+    capsys.readouterr()
+    assert main(words) == 0  # it goes on, with --overwrite or without
+    told = capsys.readouterr().out
+    assert f"{folder}/.new_run holds this cross-validation, which was cut off. It goes on." in told
+    assert f"{folder}/fold-2 holds the model" in told and ".new_run" not in told.split("It goes on.")[1]
+    assert not (folder / ".new_run").exists() and RunRecord.read(folder).settings["num_train_epochs"] == 1
+    for fold in ("fold-1", "fold-2"):
+        assert (
+            RunRecord.read(folder / fold).settings["num_train_epochs"] == 1 and RunRecord.read(folder / fold).finished
+        )
+        best = json.loads(next((folder / fold).glob("checkpoint-*/trainer_state.json")).read_text())
+        assert Path(best["best_model_checkpoint"]).parent == folder / fold
+        assert f"# {fold}\n" in (folder / fold / "README.md").read_text()
+        LstmPoolForSequenceClassification.from_pretrained(folder / fold)
+    after = contents(folder)
+    assert after[folder / "oof.parquet"] != older[folder / "oof.parquet"]
 
 
-def test_a_fold_without_its_record_is_replaced_if_that_is_asked_for_and_refused_before_training(again, capsys):
+@pytest.mark.parametrize("kind", ["no record", "a record of the user's", "a link"])
+def test_a_fold_that_no_run_has_written_is_kept(again, tmp_path, kind, capsys):
     folder, words, fitted = again
-    (folder / "fold-2" / "run.json").unlink()
-    config = (folder / "fold-2" / "config.json").read_text()
-    (folder / "fold-2" / "config.json").write_text('{"model_type": "bert"}')  # somebody's own
-    assert main([*words, "--overwrite"]) == 2
-    assert "fold-2 holds another kind of model" in capsys.readouterr().err
-    assert fitted == [] and (folder / "fold-1" / "model.safetensors").exists()
-    (folder / "fold-2" / "config.json").write_text(config)
-    with pytest.raises(Killed):
-        main([*words, "--overwrite"])
-    assert fitted == [str(folder / "fold-1"), str(folder / "fold-2")]
-    fitted.clear()
-    assert main(words) == 2  # it would go on
-    assert "fold-2 holds a run already" in capsys.readouterr().err and fitted == []
+    if kind == "a link":
+        (folder / "fold-2").rename(tmp_path / "mine")
+        (folder / "fold-2").symlink_to(tmp_path / "mine")
+    elif kind == "no record":
+        (folder / "fold-2" / "run.json").unlink()
+    else:
+        (folder / "fold-2" / "run.json").write_text('{"mine": 1}')
+    for each in (folder, tmp_path):
+        before = contents(each)
+        for more in ([], ["--overwrite"], ["--overwrite", "--num_train_epochs=1"]):
+            assert main([*words, *more]) == 2
+            assert "which no run recorded there has written" in capsys.readouterr().err
+        assert contents(each) == before and fitted == []
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas
@@ -69,7 +70,8 @@ def trained(monkeypatch):
         seen.alive.append([left for left in seen.left if left() is not None])
         seen.trials.append((job, args))
         seen.tokens.append(tokens)
-        folder, record = args.output_dir, RunRecord.of(job.settings, job.splits)
+        folder = args.output_dir
+        record = replace(RunRecord.of(job.settings, job.splits), files=["model.safetensors", "run.json"])
         hp_search.Path(folder).mkdir(exist_ok=True)
         record.write(hp_search.Path(folder))
         hp_search.Path(folder, "model.safetensors").write_text("large")
