@@ -51,7 +51,7 @@ def read_delimited(text: str, usual: str, path: str) -> tuple[list[str], list[li
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     began = 1  # the line in which the row began
     try:
-        header = next(reader, [])
+        header = next(filter(None, reader), [])  # blank lines may come first
         _refuse_nul(header, path)
         columns: list[list[str]] = [[] for _ in header]
         began = reader.line_num + 1
@@ -87,7 +87,8 @@ def _separator(text: str, usual: str, path: str) -> tuple[str, str]:
 def _fields(text: str, separator: str) -> int:
     """How many fields the header has if `separator` stands between them."""
     try:
-        return len(next(csv.reader(io.StringIO(text[:100_000], newline=""), delimiter=separator), []))
+        rows = csv.reader(io.StringIO(text[:100_000], newline=""), delimiter=separator)
+        return len(next(filter(None, rows), []))
     except csv.Error:
         return 0
 

@@ -33,7 +33,7 @@ FIRST_BYTES = {
 }
 BYTES_OF_A_BYTE = 6  # memory that a byte of a file takes: as bytes, as text, as cells and as a table
 SWELL = 100  # times its size that a gzip may unpack to; text gives 3 to 20
-UNASKED = 2**30  # bytes that any file may unpack to
+UNASKED = 2**28  # bytes that any file may unpack to
 MEMORY = 8 * 2**30  # bytes, where the system does not say
 
 
@@ -55,10 +55,19 @@ def read_table(path: Path, wanted: Wanted = every_column) -> Dataset:
     if has_controls(str(path)):
         raise InputError(f"{path}: the name of a file of rows holds control characters. Rename it.")
     with one_line(f"{path} cannot be read"):
-        table = _load_folder(path, wanted) if path.is_dir() else _read_file(path, wanted)
+        table = _load_folder(path, wanted) if is_folder(path) else _read_file(path, wanted)
     if len(table) == 0:
         raise InputError(f"{path} holds no rows.")
     return table
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder. Raises InputError for a name that no file can have."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{reason}: {path}") from None  # the reason comes first, since the name may be long
 
 
 def is_table(path: Path) -> bool:
@@ -102,6 +111,8 @@ def _read_file(path: Path, wanted: Wanted) -> Dataset:
     if path.stat().st_size > limit:
         raise InputError(f"{path} has {_megabytes(path.stat().st_size)}, for which there is too little memory.")
     content = path.read_bytes()
+    if not content.strip():
+        raise InputError(f"{path} holds no rows.")
     _check_kind(content, "gzip" if zipped else ending, path)
     limit = min(limit, max(UNASKED, SWELL * len(content)))
     if zipped:
@@ -114,6 +125,7 @@ def _read_file(path: Path, wanted: Wanted) -> Dataset:
     if ending in (".csv", ".tsv"):
         header, cells = read_delimited(text, "," if ending == ".csv" else "\t", str(path))
         columns = dict(zip(tidy_names(header, str(path)), cells, strict=True))
+        columns.pop("", None)  # cells without a header cannot be named
         return Dataset.from_dict({name: columns[name] for name in wanted(list(columns))})
     return _as_table(_read_json(text, path), wanted, path)
 
@@ -187,16 +199,16 @@ def _read_parquet(content: bytes, wanted: Wanted, limit: int, path: Path) -> Dat
     with one_line(broken, Exception):
         batches: list[pyarrow.RecordBatch] = []
         size = 0
-        for batch in file.iter_batches(1000, columns=[names[name] for name in chosen]):
+        for batch in file.iter_batches(200, columns=[names[name] for name in chosen]):
             batches.append(_plain(batch.select([names[name] for name in chosen])))
             size += batches[-1].nbytes
             if size > limit:
                 raise _swells(path, limit)
         if not batches:
             return Dataset.from_dict({name: [] for name in chosen})
-        table = pyarrow.Table.from_batches(batches).replace_schema_metadata(file.schema_arrow.metadata)
+        table = pyarrow.Table.from_batches(batches).rename_columns(chosen).combine_chunks()
         table.validate(full=True)
-        return Dataset(table.rename_columns(chosen))
+        return Dataset(table.replace_schema_metadata(file.schema_arrow.metadata))  # such as the names of labels
 
 
 def _plain(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
@@ -222,7 +234,7 @@ def _as_table(rows: list[dict[str, Any]], wanted: Wanted, path: Path) -> Dataset
         if error:
             row = _first_that_fails(values)
             raise InputError(
-                f"{path}, column {name!r}, row {row}: a column of mixed kinds, or a value that cannot be kept: {error}"
+                f"{path}, column {name!r}, row {row}: a column of mixed kinds, or a value of no use: {error}."
             )
     return Dataset.from_dict(columns)
 
@@ -231,6 +243,8 @@ def _fails(values: list[Any]) -> str | None:
     """Why the values cannot be a column; None if they can."""
     try:
         Dataset.from_dict({"column": values})
+    except UnicodeError:
+        return "it holds half of a character, as a cut emoji does"
     except (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError) as error:  # pyarrow's kinds
         return str(error) or type(error).__name__
     return None

@@ -116,7 +116,7 @@ def read_splits(
         return _read_splits(args, places, problem_type, finished)
     except InputError as error:
         if re.search(r"\brow \d", str(error)):
-            raise InputError(f"{error} Row 1 is the first after the header.") from None
+            raise InputError(f"{error} Row 1 is the first row of data.") from None
         raise
 
 
@@ -203,10 +203,14 @@ def _task(tables: dict[str, _Table], problem_type: str | None, finished: LstmPoo
         return task_of_model(finished, labelled[0] if labelled else {})
     values = tables["train"].values
     known = tables["train"].known
+    try:
+        task = infer_task(values, finished.problem_type if finished else problem_type, known)
+    except InputError as error:
+        raise InputError(f"{tables['train'].source}: {error}") from None
     if finished is None:
-        return infer_task(values, problem_type, known)
+        return task
     kept = task_of_model(finished, values)
-    task = replace(infer_task(values, finished.problem_type, known), evidence=kept.evidence)
+    task = replace(task, evidence=kept.evidence)
     found = set(task.names)
     wanted = set(kept.names)
     if isinstance(task, Regression) or len(values) > 1:  # outputs are columns: the same ones, or one of any name
@@ -267,9 +271,10 @@ def _groups(table: Dataset, column: str, source: str) -> list[Any]:
 
 def _column(name: str, columns: list[str], source: str, flag: str) -> str:
     if name not in columns:
+        same = next((column for column in columns if column.lower() == name.lower()), None)
+        hint = f" Did you mean {same!r}?" if same else did_you_mean(name, columns)
         raise InputError(
-            f"{source}: expected a column {name!r}, found {', '.join(columns)}.{did_you_mean(name, columns)} Name the "
-            f"column with --{flag}."
+            f"{source}: expected a column {name!r}, found {', '.join(columns)}.{hint} Name the column with --{flag}."
         )
     return name
 

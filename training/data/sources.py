@@ -15,7 +15,7 @@ from datasets import (
     load_dataset_builder,
 )
 
-from lstmpool.training.data.files import Wanted, every_column, is_table, read_table
+from lstmpool.training.data.files import Wanted, every_column, is_folder, is_table, read_table
 from lstmpool.training.errors import InputError, did_you_mean, one_line
 from lstmpool.training.flags.arguments import SPLITS, DataArguments
 from lstmpool.training.flags.rules import DATA_SOURCE, Flags, check
@@ -104,7 +104,7 @@ def _files_in(args: DataArguments) -> dict[str, list[str]]:
     The library finds them, as it does for a data set on the Hub. It is not asked to read them, since it takes words
     such as NA for missing cells.
     """
-    if not Path(args.dataset_name).is_dir():
+    if not is_folder(Path(args.dataset_name)):
         return {}
     try:
         found = load_dataset_builder(args.dataset_name, args.dataset_config_name).config.data_files or {}
@@ -136,10 +136,8 @@ def _split_names(args: DataArguments) -> list[str]:
     saved = _saved(name)
     if saved is not None:
         return saved
-    with one_line(f"--dataset_name {name} cannot be found or read", ValueError):
-        is_split = (Path(name) / "state.json").is_file()
-        is_there = Path(name).exists()
-    if is_split:
+    is_there = is_folder(Path(name)) or Path(name).exists()
+    if (Path(name) / "state.json").is_file():
         raise InputError(f"--dataset_name {name} is one split of a data set. Name it with --train_file.")
     if not is_there and (name.startswith((".", "~", "/")) or name.count("/") > 1):
         raise InputError(f"--dataset_name {name} is no folder, and cannot be a name on the Hub (owner/name).")
@@ -154,6 +152,8 @@ def _split_names(args: DataArguments) -> list[str]:
 
 def _saved(folder: str) -> list[str] | None:
     """The names of the splits in a folder that `DatasetDict.save_to_disk` wrote; None for anything else."""
+    if not is_folder(Path(folder)):
+        return None
     broken = f"--dataset_name {folder} holds a dataset_dict.json that cannot be read"
     with one_line(broken, ValueError):
         try:

@@ -15,6 +15,7 @@ from lstmpool.training.errors import InputError
 from lstmpool.training.tasks.label_names import has_controls, look_of
 
 
+LONGEST_NAME = 10_000  # characters of a label
 Columns = dict[str, list[Any]]  # the values of each label column, row by row, by the column's name
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
@@ -86,7 +87,7 @@ def check_names(names: list[Any], place: str) -> list[str]:
     """The names of labels as strings, without white space around them.
 
     Raises:
-        InputError: if a name is missing, is a list or dict, or holds control characters.
+        InputError: if a name is missing, too long, a list or dict, or holds control characters.
     """
     for name in names:
         if isinstance(name, (list, dict)):
@@ -95,6 +96,10 @@ def check_names(names: list[Any], place: str) -> list[str]:
             raise InputError(f"{place}: the label is missing. Fill it in or leave the row out.")
     stripped = [str(name).strip() for name in names]
     for name in stripped:
+        if len(name) > LONGEST_NAME:
+            raise InputError(
+                f"{place}: the label has {len(name)} characters. Name the column of labels with --label_column_name."
+            )
         if has_controls(name):
             raise InputError(f"{place}: the label {name!r} holds control characters, such as line ends. Remove them.")
     return stripped

@@ -28,6 +28,7 @@ from lstmpool.training.tasks.task import Task
 
 
 TASKS = {task.problem_type: task for task in (SingleLabel, MultiLabel, Regression)}
+FOR_NOTHING = ("na", "n/a", "nan", "null", "none")  # words that other readers take for missing cells
 FEW = 0.2  # the share of cells that are a few beside the others
 
 
@@ -65,8 +66,8 @@ def infer_task(columns: Columns, problem_type: str | None = None, known: list[st
 
 def _with_names(kind: type[Task], column: str, values: list[Any], evidence: str, known: list[str] | None) -> Task:
     """The task whose names stand in the cells of one column."""
-    places = [f"{column!r}, training row {row}" for row in range(1, len(values) + 1)]
-    declared = check_names(known, f"{column!r}, names that the data set declares") if known else None
+    places = [f"column {column!r}, training row {row}" for row in range(1, len(values) + 1)]
+    declared = check_names(known, f"column {column!r}, names that the data set declares") if known else None
     if kind is SingleLabel:
         found = [SingleLabel.names_in(value, place) for value, place in zip(values, places, strict=True)]
         return SingleLabel(declared or _all_names(found), evidence, warnings=_warnings(found, column, known))
@@ -140,7 +141,7 @@ def _refuse_some_lists(name: str, rows: list[tuple[int, Any]]) -> None:
     for row, value in rows:
         if as_list(value) is not None or looks_like_list(value):
             raise InputError(
-                f"{name!r}, training row {row}: {value!r} is like a list, but not all rows hold lists such as "
+                f"column {name!r}, training row {row}: {value!r} is like a list, but not all rows hold lists such as "
                 "['a', 'b']. Write the labels of a row as a|b. If it is the name of a class, say --problem_type "
                 f"{SingleLabel.problem_type}."
             )
@@ -158,8 +159,8 @@ def _numbers(name: str, rows: list[tuple[int, Any]], may_be_words: bool) -> str 
     if others and not may_be_words and all(is_written_number(value) for _, value in others):
         row, value = others[0]
         raise InputError(
-            f"{name!r}, training row {row}: expected a number such as 1.5 or 1000, found {value!r}. Write it so for a "
-            f"regression. If it is the name of a class, say --problem_type {SingleLabel.problem_type}; if it is "
+            f"column {name!r}, training row {row}: expected a number such as 1.5 or 1000, found {value!r}. Write it "
+            f"so for a regression. If it is the name of a class, say --problem_type {SingleLabel.problem_type}; if it is "
             "several labels, write them as a|b."
         )
     decimal = next((value for _, value in rows if _is_decimal(value)), None)
@@ -179,7 +180,7 @@ def _is_decimal(value: Any) -> bool:
 
 
 def _but(rows: list[tuple[int, Any]]) -> str:
-    """What speaks against one name a row: cells that hold commas, or nearly all of them numbers."""
+    """What speaks against names: commas in them, words for nothing, or that nearly all are numbers."""
     but = ""
     commas = [(row, value) for row, value in rows if isinstance(value, str) and re.search("[,;]", value)]
     if commas:
@@ -188,6 +189,10 @@ def _but(rows: list[tuple[int, Any]]) -> str:
         but += (
             f"; {len(commas)} hold commas, such as {value!r} in row {row} (if these are several labels, write {bars})"
         )
+    words = [(row, value) for row, value in rows if str(value).strip().lower() in FOR_NOTHING]
+    if words:
+        row, value = words[0]
+        but += f"; {value!r} in row {row} is read as a name, not as a missing label"
     others = [(row, value) for row, value in rows if as_number(value) is None]
     if others and len(others) <= FEW * len(rows):
         row, value = others[0]
