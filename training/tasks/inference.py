@@ -160,8 +160,8 @@ def _numbers(name: str, rows: list[tuple[int, Any]], may_be_words: bool) -> str 
         row, value = others[0]
         raise InputError(
             f"column {name!r}, training row {row}: expected a number such as 1.5 or 1000, found {value!r}. Write it "
-            f"so for a regression. If it is the name of a class, say --problem_type {SingleLabel.problem_type}; if it is "
-            "several labels, write them as a|b."
+            f"so for a regression. If it names a class, say --problem_type {SingleLabel.problem_type}. If it is "
+            "several labels, write a|b."
         )
     decimal = next((value for _, value in rows if _is_decimal(value)), None)
     if others or decimal is None:
@@ -186,9 +186,8 @@ def _but(rows: list[tuple[int, Any]]) -> str:
     if commas:
         row, value = commas[0]
         bars = "|".join(part.strip() for part in re.split("[,;]", value))
-        but += (
-            f"; {len(commas)} hold commas, such as {value!r} in row {row} (if these are several labels, write {bars})"
-        )
+        marks = "commas" if "," in value else "semicolons"
+        but += f"; {len(commas)} with {marks}, such as {value!r} in row {row} (several labels are written {bars})"
     words = [(row, value) for row, value in rows if str(value).strip().lower() in FOR_NOTHING]
     if words:
         row, value = words[0]
