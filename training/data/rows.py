@@ -186,10 +186,10 @@ def _columns(args: DataArguments, split: str, columns: list[str], source: str) -
         raise InputError(f"{source}: a column cannot be both text and label, got {texts}, {labels}.")
     ids = "id" if "id" in columns else None
     if args.id_column_name is not None:
-        ids = _column(args.id_column_name, columns, source, "id_column_name")
+        ids = _column(args.id_column_name.strip(), columns, source, "id_column_name")
     groups = None
     if split == "train" and args.group_column:
-        groups = _column(args.group_column, columns, source, "group_column")
+        groups = _column(args.group_column.strip(), columns, source, "group_column")
     needed = _Columns(texts, labels, ids, groups)
     for name in needed.names():
         if has_controls(name):

@@ -24,7 +24,7 @@ def has_controls(name: str) -> bool:
 def look_of(name: str) -> str:
     """What is left of a name without case, accents' form, invisible characters, and kinds of spaces and hyphens."""
     visible = "".join(character for character in name if unicodedata.category(character) != "Cf")
-    plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", visible).casefold())
+    plain = _INVISIBLE.sub("", visible.casefold())
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", plain)).strip() or plain.strip()
 
 
