@@ -1,77 +1,168 @@
-"""Reads one table of rows: CSV, JSON, JSON lines or Parquet, plain or gzipped, or a folder of `save_to_disk`.
+"""Reads one table of rows: CSV, TSV, JSON, JSON lines or Parquet, plain or gzipped, or a folder of `save_to_disk`.
 
-The readers guess nothing: a cell of a CSV is a string ("None" and "NA" are words, "01" is not 1). A broken line raises
-an error that names it. `rows.py` decides what the columns mean.
+The readers guess no kinds: a cell of a CSV is a string ("None" and "NA" are words, "01" is not 1). A broken line
+raises an error that names it. Only the columns that are needed are read. `rows.py` decides what they mean.
 """
 
-import csv
 import gzip
 import io
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict, load_from_disk
 
-from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.data.delimited import read_delimited, tidy_names
+from lstmpool.training.errors import InputError, did_you_mean, one_line
+from lstmpool.training.tasks.label_names import has_controls
 
 
-ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
+Wanted = Callable[[list[str]], list[str]]  # from the names of all columns to those that are needed
+
+ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 FIRST_BYTES = {
     b"\x1f\x8b": "gzip",
     b"PAR1": ".parquet",
     b"PK\x03\x04": "zip or Excel",
     b"%PDF": "PDF",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
 }
+BYTES_OF_A_BYTE = 6  # memory that a byte of a file takes: as bytes, as text, as cells and as a table
+SWELL = 100  # times its size that a gzip may unpack to; text gives 3 to 20
+UNASKED = 2**28  # bytes that any file may unpack to
+MEMORY = 8 * 2**30  # bytes, where the system does not say
 
 
-def read_table(path: Path) -> Dataset:
+def every_column(names: list[str]) -> list[str]:
+    """All names but empty ones."""
+    return [name for name in names if name]
+
+
+def read_table(path: Path, wanted: Wanted = every_column) -> Dataset:
     """All rows of a file, or of a folder that `Dataset.save_to_disk` wrote.
+
+    Args:
+        path: of the file or folder.
+        wanted: chooses the columns to read by the names of all. It may raise `InputError`.
 
     Raises:
         InputError: if the file is missing, is not what its ending says, or holds no rows.
     """
-    table = _load_folder(path) if path.is_dir() else _read_file(path)
+    if has_controls(str(path)):
+        raise InputError(f"{path}: the name of a file of rows holds control characters. Rename it.")
+    with one_line(f"{path} cannot be read"):
+        table = _load_folder(path, wanted) if is_folder(path) else _read_file(path, wanted)
     if len(table) == 0:
         raise InputError(f"{path} holds no rows.")
     return table
 
 
-def _read_file(path: Path) -> Dataset:
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder. Raises InputError for a name that no file can have."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{reason}: {path}") from None  # the reason comes first, since the name may be long
+
+
+def is_table(path: Path) -> bool:
+    """Whether the name of a file ends like one that `read_table` reads."""
+    return _ending(path) in ENDINGS
+
+
+def memory_left() -> int:
+    """The bytes of memory that this process may still take, of the machine and of its container."""
+    left = [MEMORY]
+    meminfo = _words_of("/proc/meminfo")
+    if "MemAvailable:" in meminfo:
+        left = [int(meminfo[meminfo.index("MemAvailable:") + 1]) * 1024]
+    most, used = _words_of("/sys/fs/cgroup/memory.max"), _words_of("/sys/fs/cgroup/memory.current")
+    if most and used and most[0].isdigit():
+        left.append(int(most[0]) - int(used[0]))
+    return max(min(left), 0)
+
+
+def _words_of(file: str) -> list[str]:
+    try:
+        return Path(file).read_text(encoding="ascii").split()
+    except (OSError, UnicodeError):
+        return []
+
+
+def _ending(path: Path) -> str:
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+
+
+def _read_file(path: Path, wanted: Wanted) -> Dataset:
     if not path.exists():
         neighbours = [neighbour.name for neighbour in path.parent.glob("*")]  # none if there is no such folder
         raise InputError(f"expected a file of rows, found nothing at {path}.{did_you_mean(path.name, neighbours)}")
-    zipped = path.suffix == ".gz"
-    ending = (path.with_suffix("") if zipped else path).suffix.lower()
+    if not path.is_file():
+        raise InputError(f"{path} is no file, but a device or a pipe. Write the rows to a file.")
+    zipped, ending = path.suffix == ".gz", _ending(path)
     if ending not in ENDINGS:
         raise InputError(f"{path} must end in {', '.join(ENDINGS)}, plain or .gz; found {path.suffix or 'none'!r}.")
+    limit = memory_left() // BYTES_OF_A_BYTE
+    if path.stat().st_size > limit:
+        raise InputError(f"{path} has {_megabytes(path.stat().st_size)}, for which there is too little memory.")
     content = path.read_bytes()
+    if not content.strip():
+        raise InputError(f"{path} holds no rows.")
     _check_kind(content, "gzip" if zipped else ending, path)
+    limit = min(limit, max(UNASKED, SWELL * len(content)))
     if zipped:
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
-            raise InputError(f"{path} is cut off or broken: {error}. Fetch it again.") from None
+        content = _unzipped(content, limit, path)
         _check_kind(content, ending, path)
     if ending == ".parquet":
-        return _read_parquet(content, path)
-    columns = _read_text(content, ending, path)
-    try:
-        return Dataset.from_dict(columns)
-    except (TypeError, ValueError, OverflowError) as error:  # pyarrow's errors are of these kinds
-        raise InputError(f"{path} holds a column of mixed kinds: {error}") from None
+        return _read_parquet(content, wanted, limit, path)
+    text = _decoded(content, path)
+    del content
+    if ending in (".csv", ".tsv"):
+        header, cells = read_delimited(text, "," if ending == ".csv" else "\t", str(path))
+        columns = dict(zip(tidy_names(header, str(path)), cells, strict=True))
+        columns.pop("", None)  # cells without a header cannot be named
+        return Dataset.from_dict({name: columns[name] for name in wanted(list(columns))})
+    return _as_table(_read_json(text, path), wanted, path)
 
 
-def _load_folder(path: Path) -> Dataset:
+def _unzipped(content: bytes, limit: int, path: Path) -> bytes:
+    with one_line(f"{path} is cut off or broken", remedy="Fetch it again."):
+        with gzip.open(io.BytesIO(content)) as stream:
+            unzipped = stream.read(limit + 1)
+    if len(unzipped) > limit:
+        raise _swells(path, limit)
+    return unzipped
+
+
+def _swells(path: Path, limit: int) -> InputError:
+    return InputError(
+        f"{path} unpacks to more than {_megabytes(limit)}. More than {SWELL} times its size, or than the memory "
+        "allows, is refused. If it is sound, save its rows as several smaller files."
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _load_folder(path: Path, wanted: Wanted) -> Dataset:
     try:
         table = load_from_disk(str(path), keep_in_memory=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is a folder, but none that Dataset.save_to_disk wrote: {error}") from None
+        if isinstance(table, Dataset):
+            table.data.validate(full=True)
+    except Exception as error:  # any kind: the library trusts what it finds in the folder
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path} is a folder, but none that Dataset.save_to_disk wrote: {reason}") from None
     if isinstance(table, DatasetDict):
         raise InputError(f"{path} holds several splits. Name it with --dataset_name, or one split's own folder.")
-    return table
+    bare = tidy_names(table.column_names, str(path))
+    table = table.rename_columns(dict(zip(table.column_names, bare, strict=True)))
+    return table.select_columns(wanted(bare))
 
 
 def _check_kind(content: bytes, ending: str, path: Path) -> None:
@@ -81,11 +172,14 @@ def _check_kind(content: bytes, ending: str, path: Path) -> None:
     for magic, kind in FIRST_BYTES.items():
         if content.startswith(magic):
             found = kind
+    if found == "UTF-16":
+        raise InputError(f"{path} must be UTF-8, found UTF-16. Save it as UTF-8.")
     if found is None and start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not the rows themselves. Fetch them with: git lfs pull")
     if found is None and start[:15].lower().startswith((b"<!doctype", b"<html")):
         found = "HTML"
-    if found is None and ending == ".csv" and (start.startswith(b'{"') or start.startswith((b"[{", b"[\n"))):
+    is_csv = ending in (".csv", ".tsv")
+    if found is None and is_csv and (start.startswith(b'{"') or start.startswith((b"[{", b"[\n"))):
         found = ".json"
     if found is None and ending in ("gzip", ".parquet"):
         found = "plain text" if b"\0" not in start else "other"
@@ -93,53 +187,85 @@ def _check_kind(content: bytes, ending: str, path: Path) -> None:
         raise InputError(f"{path} is not what its ending says: expected {ending}, found {found} content. Rename it.")
 
 
-def _read_parquet(content: bytes, path: Path) -> Dataset:
-    try:
-        return Dataset(pyarrow.parquet.read_table(io.BytesIO(content)))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}") from None
+def _read_parquet(content: bytes, wanted: Wanted, limit: int, path: Path) -> Dataset:
+    broken = f"{path} cannot be read as Parquet"
+    with one_line(broken, Exception):  # any kind: the library trusts what it finds in the file
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+        found, rows = file.schema_arrow.names, file.metadata.num_rows
+    names = dict(zip(tidy_names(found, str(path)), found, strict=True))
+    chosen = wanted(list(names))
+    if rows * max(len(chosen), 1) * 64 > limit * BYTES_OF_A_BYTE:  # what a cell takes at the least, as Python has it
+        raise _swells(path, limit)
+    with one_line(broken, Exception):
+        batches: list[pyarrow.RecordBatch] = []
+        size = 0
+        for batch in file.iter_batches(200, columns=[names[name] for name in chosen]):
+            batches.append(_plain(batch.select([names[name] for name in chosen])))
+            size += batches[-1].nbytes
+            if size > limit:
+                raise _swells(path, limit)
+        if not batches:
+            return Dataset.from_dict({name: [] for name in chosen})
+        table = pyarrow.Table.from_batches(batches).rename_columns(chosen).combine_chunks()
+        table.validate(full=True)
+        return Dataset(table.replace_schema_metadata(file.schema_arrow.metadata))  # such as the names of labels
 
 
-def _read_text(content: bytes, ending: str, path: Path) -> dict[str, list[Any]]:
+def _plain(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """The batch without dictionaries (the categories of pandas), which `datasets` does not take."""
+    columns = [column.dictionary_decode() if hasattr(column, "dictionary_decode") else column for column in batch]
+    return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _decoded(content: bytes, path: Path) -> str:
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise InputError(f"{path} must be UTF-8, found another encoding in line {line}. Save it as UTF-8.") from None
-    if ending == ".csv":
-        return _read_csv(text, path)
-    rows = _read_json(text, path)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _read_csv(text: str, path: Path) -> dict[str, list[str]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be longer than the 128 KiB that csv allows
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _as_table(rows: list[dict[str, Any]], wanted: Wanted, path: Path) -> Dataset:
+    found = list(dict.fromkeys(name for row in rows for name in row))
+    names = dict(zip(tidy_names(found, str(path)), found, strict=True))
+    columns = {name: [row.get(names[name]) for row in rows] for name in wanted(list(names))}
+    for name, values in columns.items():
+        error = _fails(values)
+        if error:
+            row = _first_that_fails(values)
+            raise InputError(
+                f"{path}, column {name!r}, row {row}: a column of mixed kinds, or a value of no use: {error}."
+            )
+    return Dataset.from_dict(columns)
+
+
+def _fails(values: list[Any]) -> str | None:
+    """Why the values cannot be a column; None if they can."""
     try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise InputError(f"{path} must name each column once, found the header {','.join(header)}")
-        columns: list[list[str]] = [[] for _ in header]
-        for row in reader:
-            if not row:
-                continue  # a blank line, as at the end of many files
-            if len(row) != len(header):
-                raise InputError(
-                    f"{path}, line {reader.line_num}: expected {len(header)} fields ({','.join(header)}), found "
-                    f"{len(row)}. Put texts that hold a comma between double quotes."
-                )
-            for column, cell in zip(columns, row, strict=True):
-                column.append(cell)
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not valid CSV, {error}.") from None
-    return dict(zip(header, columns, strict=True))
+        Dataset.from_dict({"column": values})
+    except UnicodeError:
+        return "it holds half of a character, as a cut emoji does"
+    except (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError) as error:  # pyarrow's kinds
+        return str(error) or type(error).__name__
+    return None
+
+
+def _first_that_fails(values: list[Any]) -> int:
+    """The number, from 1, of the first row with which the rows before it make no column."""
+    sound, broken = 0, len(values)
+    while broken - sound > 1:
+        middle = (sound + broken) // 2
+        if _fails(values[:middle]):
+            broken = middle
+        else:
+            sound = middle
+    return broken
 
 
 def _read_json(text: str, path: Path) -> list[dict[str, Any]]:
     """The rows of a list of objects, of one object a line, or of an object that holds the list under `data`."""
     try:
-        rows = json.loads(text)
+        rows = _parsed(text)
         rows = rows.get("data", [rows]) if isinstance(rows, dict) else rows
     except json.JSONDecodeError as whole:
         rows = []
@@ -147,10 +273,32 @@ def _read_json(text: str, path: Path) -> list[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line))
+                rows.append(_parsed(line))
             except json.JSONDecodeError as error:
                 where = f"line {number}: {error.msg}" if rows else f"line {whole.lineno}: {whole.msg}"
                 raise InputError(f"{path} is not what its ending says: expected JSON, found in {where}.") from None
+            except (ValueError, RecursionError) as error:
+                raise _unreadable(path, f", line {number}", error) from None
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, "", error) from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} must hold one JSON object a row (a list of them, or one a line).")
     return rows
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"an object names a key twice, {', '.join(name for name, _ in pairs)}")
+    return row
+
+
+def _unreadable(path: Path, where: str, error: Exception) -> InputError:
+    reason = str(error).partition(";")[0]
+    if isinstance(error, RecursionError):
+        reason = "lists or objects lie too deep in one another"
+    return InputError(f"{path}{where} cannot be read as JSON: {reason}.")

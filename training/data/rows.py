@@ -1,8 +1,9 @@
 """Reads the rows, checks them before any model is loaded, and turns them into tokens and numeric labels."""
 
 import random
+import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import ClassLabel, Dataset
@@ -10,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.data.order import token_counts
-from lstmpool.training.data.sources import read_rows
+from lstmpool.training.data.sources import read_rows, title_of
 from lstmpool.training.errors import InputError, did_you_mean
 from lstmpool.training.flags.arguments import LIMITS, DataArguments
 from lstmpool.training.tasks.cells import Columns
 from lstmpool.training.tasks.inference import infer_task, task_of_model
+from lstmpool.training.tasks.label_names import has_controls
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.task import Task
 
@@ -110,6 +112,17 @@ def read_splits(
     Raises:
         InputError: for rows that no model can be trained on. It names the file, the row and the remedy.
     """
+    try:
+        return _read_splits(args, places, problem_type, finished)
+    except InputError as error:
+        if re.search(r"\brow \d", str(error)):
+            raise InputError(f"{error} Row 1 is the first row of data.") from None
+        raise
+
+
+def _read_splits(
+    args: DataArguments, places: dict[str, str], problem_type: str | None, finished: LstmPoolConfig | None
+) -> tuple[dict[str, Split], Task]:
     tables = {name: _read_table(args, name, place) for name, place in places.items()}
     task = _task(tables, problem_type, finished)
     splits = {}
@@ -140,19 +153,48 @@ class _Table:
         return Split(self.source, self.texts[0], pairs, labels, self.ids, self.groups)
 
 
+class _Columns(NamedTuple):
+    """The names of the columns that a split needs."""
+
+    texts: list[str]
+    labels: list[str]
+    ids: str | None
+    groups: str | None
+
+    def names(self) -> list[str]:
+        """All of them, once each."""
+        others = [name for name in (self.ids, self.groups) if name is not None]
+        return list(dict.fromkeys([*self.texts, *self.labels, *others]))
+
+
 def _read_table(args: DataArguments, name: str, place: str) -> _Table:
-    table, source = read_rows(args, place)
-    text_columns = _text_columns(table, args.text_column_names, source)
-    label_columns = _label_columns(table, args.label_column_name, source, required=name != "test")
-    if set(text_columns) & set(label_columns):
-        raise InputError(f"{source}: a column cannot be both text and label, got {text_columns}, {label_columns}.")
-    texts = [_texts(table[column], column, source) for column in text_columns]
-    ids = _ids(table, args.id_column_name, source)
-    groups = None
-    if name == "train" and args.group_column:
-        groups = _groups(table, args.group_column, source)
-    values, known = _label_values(table, label_columns, may_lack=name == "test")
+    title = title_of(args, place)
+    table, source = read_rows(args, place, lambda columns: _columns(args, name, columns, title).names())
+    needed = _columns(args, name, table.column_names, source)
+    texts = [_texts(table[column], column, source) for column in needed.texts]
+    ids = _ids(table, needed.ids, source)
+    groups = None if needed.groups is None else _groups(table, needed.groups, source)
+    values, known = _label_values(table, needed.labels, may_lack=name == "test")
     return _Table(source, _joined(texts, args.text_column_delimiter), ids, groups, values, known)
+
+
+def _columns(args: DataArguments, split: str, columns: list[str], source: str) -> _Columns:
+    """The columns that `split` needs, of those that its table has. Raises InputError if one is not there."""
+    texts = _text_columns(columns, args.text_column_names, source)
+    labels = _label_columns(columns, args.label_column_name, source, required=split != "test")
+    if set(texts) & set(labels):
+        raise InputError(f"{source}: a column cannot be both text and label, got {texts}, {labels}.")
+    ids = "id" if "id" in columns else None
+    if args.id_column_name is not None:
+        ids = _column(args.id_column_name.strip(), columns, source, "id_column_name")
+    groups = None
+    if split == "train" and args.group_column:
+        groups = _column(args.group_column.strip(), columns, source, "group_column")
+    needed = _Columns(texts, labels, ids, groups)
+    for name in needed.names():
+        if has_controls(name):
+            raise InputError(f"{source}: the name of column {name!r} holds control characters. Rename it.")
+    return needed
 
 
 def _task(tables: dict[str, _Table], problem_type: str | None, finished: LstmPoolConfig | None) -> Task:
@@ -161,10 +203,14 @@ def _task(tables: dict[str, _Table], problem_type: str | None, finished: LstmPoo
         return task_of_model(finished, labelled[0] if labelled else {})
     values = tables["train"].values
     known = tables["train"].known
+    try:
+        task = infer_task(values, finished.problem_type if finished else problem_type, known)
+    except InputError as error:
+        raise InputError(f"{tables['train'].source}: {error}") from None
     if finished is None:
-        return infer_task(values, problem_type, known)
+        return task
     kept = task_of_model(finished, values)
-    task = replace(infer_task(values, finished.problem_type, known), evidence=kept.evidence)
+    task = replace(task, evidence=kept.evidence)
     found = set(task.names)
     wanted = set(kept.names)
     if isinstance(task, Regression) or len(values) > 1:  # outputs are columns: the same ones, or one of any name
@@ -182,8 +228,7 @@ def _joined(texts: list[list[str]], delimiter: str | None) -> list[list[str]]:
     return [[between.join(row) for row in zip(*texts, strict=True)]]
 
 
-def _text_columns(table: Dataset, named: str | None, source: str) -> list[str]:
-    columns = table.column_names
+def _text_columns(columns: list[str], named: str | None, source: str) -> list[str]:
     if named is None:
         for known in TEXT_COLUMNS:
             if set(known) <= set(columns):
@@ -192,8 +237,7 @@ def _text_columns(table: Dataset, named: str | None, source: str) -> list[str]:
     return [_column(name.strip(), columns, source, "text_column_names") for name in named.split(",")]
 
 
-def _label_columns(table: Dataset, named: str | None, source: str, required: bool) -> list[str]:
-    columns = table.column_names
+def _label_columns(columns: list[str], named: str | None, source: str, required: bool) -> list[str]:
     if named is None:
         named = "labels" if "label" not in columns and "labels" in columns else "label"
     names = [name.strip() for name in named.split(",")]
@@ -202,20 +246,24 @@ def _label_columns(table: Dataset, named: str | None, source: str, required: boo
     return [_column(name, columns, source, "label_column_name") for name in names]
 
 
-def _ids(table: Dataset, named: str | None, source: str) -> list[Any]:
-    if named is None:
-        return list(table["id"]) if "id" in table.column_names else list(range(len(table)))
-    return list(table[_column(named, table.column_names, source, "id_column_name")])
+def _ids(table: Dataset, column: str | None, source: str) -> list[Any]:
+    if column is None:
+        return list(range(len(table)))
+    ids = list(table[column])
+    for row, name in enumerate(ids, 1):
+        if isinstance(name, str) and has_controls(name):
+            raise InputError(f"{source}, column {column!r}, row {row}: the id {name!r} holds control characters.")
+    return ids
 
 
-def _groups(table: Dataset, named: str, source: str) -> list[Any]:
-    groups = list(table[_column(named, table.column_names, source, "group_column")])
+def _groups(table: Dataset, column: str, source: str) -> list[Any]:
+    groups = list(table[column])
     for row, group in enumerate(groups, 1):
         is_nan = group != group
         if group is None or is_nan or isinstance(group, (list, dict)) or not str(group).strip():
             found = "nothing" if group is None or group == "" else repr(group)
             raise InputError(
-                f"{source}, column {named!r}, row {row}: expected the name or number of a group, found {found}. Give "
+                f"{source}, column {column!r}, row {row}: expected the name or number of a group, found {found}. Give "
                 "a row that belongs to no other a group of its own."
             )
     return groups
@@ -223,9 +271,10 @@ def _groups(table: Dataset, named: str, source: str) -> list[Any]:
 
 def _column(name: str, columns: list[str], source: str, flag: str) -> str:
     if name not in columns:
+        same = next((column for column in columns if column.lower() == name.lower()), None)
+        hint = f" Did you mean {same!r}?" if same else did_you_mean(name, columns)
         raise InputError(
-            f"{source}: expected a column {name!r}, found {', '.join(columns)}.{did_you_mean(name, columns)} Name the "
-            f"column with --{flag}."
+            f"{source}: expected a column {name!r}, found {', '.join(columns)}.{hint} Name the column with --{flag}."
         )
     return name
 

@@ -5,6 +5,7 @@ import math
 
 from transformers import PreTrainedModel, Trainer
 
+from lstmpool.training.errors import as_line
 from lstmpool.training.tasks.task import Task
 
 
@@ -12,10 +13,14 @@ Results = dict[str, dict[str, dict[str, float]]]  # metrics by model and split
 
 
 def describe_task(task: Task) -> str:
-    """Says what will be learnt, and by which evidence."""
+    """Says what will be learnt, by which evidence, and which names may be meant to be one."""
     more = " ..." if len(task.names) > 12 else ""
     names = ", ".join(task.names[:12]) + more
-    return f"Task: {task.problem_type}, because {task.evidence}.\nOutputs: {len(task.names)}, {names}."
+    named = task.evidence.startswith("--")  # by the user, or by a finished model
+    other = "" if named else "; --problem_type sets another"
+    lines = [f"Task: {task.problem_type}, because {task.evidence}{other}.", f"Outputs: {len(task.names)}, {names}."]
+    lines += [f"Warning: {warning}" for warning in task.warnings]
+    return "\n".join(as_line(line) for line in lines)
 
 
 def describe_model(model: PreTrainedModel, title: str) -> str:

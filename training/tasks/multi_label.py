@@ -15,7 +15,15 @@ from sklearn.preprocessing import StandardScaler
 
 from lstmpool.fields_lstmpool import MULTI
 from lstmpool.training.errors import InputError
-from lstmpool.training.tasks.cells import Columns, check_names, is_missing, numbers_of
+from lstmpool.training.tasks.cells import (
+    Columns,
+    as_number,
+    check_names,
+    is_missing,
+    lists_of,
+    numbers_of,
+    vector_length,
+)
 from lstmpool.training.tasks.intervals import bootstrap
 from lstmpool.training.tasks.metrics import MultiLabelMetric
 from lstmpool.training.tasks.single_label import check_known
@@ -27,6 +35,7 @@ class MultiLabel(Classification):
     """Any number of labels a text. They share one column, or each has its own column of zeros and ones."""
 
     separator: str | None = None  # between the labels in one string; None: spaces
+    vectors: bool = False  # whether each cell is a list with a zero or a one for each label
 
     problem_type = MULTI
     title = "any number of labels a text"
@@ -38,16 +47,19 @@ class MultiLabel(Classification):
         """The cells of the label column. In a column of strings, an empty cell (None) is a row without labels."""
         if any(isinstance(value, list) for value in values):
             return values
-        return ["" if value is None else value for value in values]
+        return lists_of(values) or ["" if value is None else value for value in values]
 
     @staticmethod
     def names_in(value: Any, place: str, separator: str | None) -> list[str]:
         """The label names in one cell, a list or a string. Raises InputError if it holds something else."""
         if isinstance(value, str):
             if value.lstrip().startswith("[") or (separator is None and "," in value):
-                raise InputError(f"{place}: expected names separated by spaces or by |, found {value!r}.")
+                raise InputError(
+                    f"{place}: expected names separated by spaces or by |, found {value!r}. Write a|b, or lists such "
+                    "as ['a', 'b'] in all rows."
+                )
             parts = [part.strip() for part in value.split(separator)]
-            return [part for part in parts if part]
+            return check_names([part for part in parts if part], place)
         if not isinstance(value, list):
             raise InputError(f"{place}: expected a list of labels, found {value!r}.")
         _refuse_vectors(value, place)
@@ -61,11 +73,20 @@ class MultiLabel(Classification):
         encoded = []
         for row, value in enumerate(self.cells_of(values), 1):
             place = f"{where}, column {name!r}, row {row}"
+            if self.vectors:
+                encoded.append(self._vector(value, place))
+                continue
             labels = self.names_in(value, place, self.separator)
             for label in labels:
                 check_known(label, known, place)
             encoded.append([float(label in labels) for label in self.names])  # binary cross-entropy needs floats
         return encoded
+
+    def _vector(self, value: Any, place: str) -> list[float]:
+        """The zeros and ones of a cell, one for each label."""
+        if vector_length([value]) != len(self.names):
+            raise InputError(f"{place}: expected {len(self.names)} zeros and ones, as in training, found {value!r}.")
+        return [as_number(item) for item in value]
 
     def _encode_columns(self, columns: Columns, where: str) -> list[list[float]]:
         columns = self.in_columns(columns, where)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -45,10 +45,11 @@ class LossSettings(NamedTuple):
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A task: the `names` of its C outputs, and the `evidence` for which it was chosen."""
+    """A task: the `names` of its C outputs, the `evidence` for which it was chosen, and `warnings` of names."""
 
     names: list[str]
     evidence: str = ""
+    warnings: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
 
     problem_type: ClassVar[str]  # as `LstmPoolConfig` has it
     title: ClassVar[str]  # what a sentence calls it

@@ -260,6 +260,45 @@ def test_a_tokenizer_without_a_mask(tmp_path, tokenizer):
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
 
 
+def test_a_message_that_names_a_row_says_which_is_the_first(tmp_path):
+    with pytest.raises(
+        InputError, match="train.csv: column 'label', training row 2: .* Row 1 is the first row of data"
+    ):
+        read(tmp_path, {"text": ["a", "b"], "label": ["x", ""]})
+    with pytest.raises(InputError, match=r"row 2: the text is empty. .* Row 1 is the first row of data\.$"):
+        read(tmp_path, {"text": ["a", ""], "label": ["x", "y"]})
+    with pytest.raises(InputError, match="Did you mean 'LABEL'") as error:
+        read(tmp_path, {"text": ["a", "b"], "LABEL": ["x", "y"]})
+    assert "Row 1" not in str(error.value)
+
+
+def test_control_characters_in_ids_and_names_of_columns_are_refused_and_in_texts_stay(tmp_path):
+    good = {"text": ["a\x1bb\x00c", "d\ne"], "label": ["x", "y"]}
+    assert read(tmp_path, good | {"not\nneeded": [1, 2]})[0]["train"].texts == good["text"]
+    with pytest.raises(InputError, match="train.csv, column 'id', row 2: the id .* holds control characters"):
+        read(tmp_path, good | {"id": ["a", "b\nc"]})
+    with pytest.raises(InputError, match="train.csv: the name of column .* holds control characters"):
+        read(tmp_path, {"text": ["a", "b"], "la\x1bbel": ["1", "2"]}, label_column_name="la\x1bbel")
+
+
+def test_lists_written_as_text_are_lists_in_every_split(tmp_path):
+    train = {"text": ["a", "b", "c"], "label": ["['joy', 'love']", "[]", "['anger']"]}
+    splits, task = read(tmp_path, train, {"text": ["a", "b"], "label": ["['love']", ""]})
+    assert task.names == ["anger", "joy", "love"]
+    assert splits["train"].labels == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
+    assert splits["test"].labels == [[0, 0, 1], [0, 0, 0]]
+
+
+def test_only_the_columns_that_are_needed_are_read(tmp_path):
+    odd = pyarrow.array([[("k", 1)], None], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    columns = {"odd": odd, "q": ["a", "b"], "label": ["x", "y"], "key": [7, 8], "who": ["ann", "bob"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
+    names = {"text_column_names": "q", "id_column_name": "key", "group_column": "who"}
+    args = DataArguments(train_file=str(tmp_path / "train.parquet"), **names)
+    split = read_splits(args, named_splits(args), None)[0]["train"]
+    assert (split.texts, split.labels, split.ids, split.groups) == (["a", "b"], [0, 1], [7, 8], ["ann", "bob"])
+
+
 def test_groups_are_read_of_training_rows_alone(tmp_path):
     columns = {"text": ["a", "b", "c"], "label": ["x", "y", "x"]}
     splits, _ = read(tmp_path, {**columns, "writer": ["ann", "bob", "ann"]}, columns, group_column="writer")

@@ -35,6 +35,49 @@ def test_a_data_set_of_the_hub_says_what_splits_it_has(folder):
     assert source.endswith("hub test")
 
 
+def test_a_folder_of_files_is_read_like_the_files(tmp_path, monkeypatch):
+    words = ["NA", "None", "null", "N/A", "nan", "01"]
+    path = write_csv(tmp_path / "hub" / "train.csv", {" text": words, "label": words, "id": words})
+    args = DataArguments(dataset_name=str(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.builder.DatasetBuilder.download_and_prepare", None)  # the library does not read it
+    assert named_splits(args) == {"train": "train"}
+    rows, _ = read_rows(args, "train")
+    assert rows.to_list() == read_rows(DataArguments(train_file=str(path)), str(path))[0].to_list()
+    assert rows["label"][:] == rows["text"][:] == rows["id"][:] == words
+    assert read_rows(args, "train[:2]+train[-1:]")[0]["id"][:] == ["NA", "None", "01"]
+    with pytest.raises(InputError, match="is no part of train"):
+        read_rows(args, "train[:x]")
+
+
+def test_several_files_are_one_split(tmp_path):
+    for number, label in enumerate("xy"):
+        (tmp_path / "hub" / f"train-0000{number}-of-00002.json").write_text(f'[{{"text": "a", "label": "{label}"}}]')
+    args = DataArguments(dataset_name=str(tmp_path / "hub"))
+    assert read_rows(args, named_splits(args)["train"])[0]["label"][:] == ["x", "y"]
+    (tmp_path / "hub" / "train-00001-of-00002.json").write_text('[{"text": "a", "label": 1}]')
+    with pytest.raises(InputError, match="train: its 2 files do not fit together"):
+        read_rows(args, "train")
+
+
+def test_files_that_the_own_reader_does_not_know_stay_with_the_library(tmp_path):
+    (tmp_path / "hub" / "train.txt").write_text("one\ntwo\n")
+    args = DataArguments(dataset_name=str(tmp_path / "hub"))
+    assert read_rows(args, named_splits(args)["train"])[0]["text"][:] == ["one", "two"]
+
+
+@pytest.mark.parametrize("written", ["[]", "1", '{"splits": "a"}', '{"splits": [1]}', "[" * 100_000])
+def test_an_odd_list_of_splits_is_told(tmp_path, written):
+    (tmp_path / "hub" / "dataset_dict.json").write_text(written)
+    with pytest.raises(InputError, match="dataset_dict.json that cannot be read"):
+        named_splits(DataArguments(dataset_name=str(tmp_path / "hub")))
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "/" + "a" * 5000])
+def test_odd_names_of_data_sets_are_told(name):
+    with pytest.raises(InputError, match=r"File name too long|no folder|cannot be found|null"):
+        named_splits(DataArguments(dataset_name=name))
+
+
 def test_splits_may_be_named_and_cut(folder):
     args = DataArguments(dataset_name=folder, train_split_name="train[:50%]", validation_split_name="test")
     places = named_splits(args)
