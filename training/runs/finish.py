@@ -8,6 +8,7 @@ from typing import Any
 
 from lstmpool.training.output.artifacts import Writers, plots_of, predictions_of
 from lstmpool.training.output.folder import json_writer, text_writer, write_output
+from lstmpool.training.output.markdown import visible
 from lstmpool.training.output.model_card import CardContents, model_card
 from lstmpool.training.output.terminal import describe_best, loading_lines, rows_of, text_table
 from lstmpool.training.runs.state import State
@@ -24,7 +25,7 @@ def write_files(state: State) -> None:
         files["README.md"] = text_writer(_card(state, table, best, list(plots)))
     write_output(state.folder, state.model if saves_model else None, state.job.tokenizer, files)
     print(f"\n{text_table(table)}\n\n{best}")
-    print(f"Done in {time.monotonic() - state.began:.0f} s. {state.args.output_dir} holds", end=" ")
+    print(f"Done in {time.monotonic() - state.began:.0f} s. {visible(state.args.output_dir)} holds", end=" ")
     if saves_model:
         lines = _loading_lines(state, state.args.output_dir)
         print("the model; these lines load it:\n\n" + "\n".join(lines))

@@ -28,14 +28,14 @@ def card(
     **options,
 ):
     """A card of a made-up run, and its header. `rows` are the arguments that say where its rows came from."""
-    fields = {"id2label": {0: "no", 1: "yes"}} | dict(fields)
+    fields = {"num_labels": 2, "id2label": {0: "no", 1: "yes"}} | dict(fields)
     options = {"do_train": True, "eval_strategy": "epoch", "save_strategy": "epoch", **options}
     options = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", **options}
     args = TrainingArguments(str(folder), use_cpu=True, report_to=[], learning_rate=2e-5, **options)
     text = model_card(
         CardContents(
             name=name,
-            config=tiny_config(num_labels=2, **fields),
+            config=tiny_config(**fields),
             args=args,
             backbone=Backbone("--backbone", "/home/me/bert", "owner/bert", on_hub, {}),
             data=data,
