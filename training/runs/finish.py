@@ -45,7 +45,7 @@ def _files(state: State, plots: Writers) -> Writers:
     test_rows = state.job.splits.get("test")
     files = {"metrics.json": json_writer(_metrics(state))}
     files |= plots
-    files |= predictions_of(evaluation, test_rows, args.predictions_format, args.predictions_with_text)
+    files |= predictions_of(evaluation, test_rows, args)
     files |= state.extras.files(evaluation)
     return files
 
