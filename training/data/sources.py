@@ -72,7 +72,9 @@ def read_rows(args: DataArguments, place: str) -> tuple[Dataset, str]:
         raise InputError(f"--dataset_name {args.dataset_name} cannot be loaded: {cause}") from None
     if len(table) == 0:
         raise InputError(f"--dataset_name {args.dataset_name}: its split {place} holds no rows.")
-    return table, f"{args.dataset_name} {place}"
+    folder = Path(args.dataset_name)
+    name = folder.name if folder.exists() else args.dataset_name  # a card names no folder of the machine
+    return table, f"{name} {place}"
 
 
 def _split_names(args: DataArguments) -> list[str]:

@@ -7,6 +7,7 @@ them.
 
 import math
 import platform
+import re
 import shlex
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,6 +28,7 @@ from lstmpool.training.tasks.metrics import HUB_METRICS
 from lstmpool.training.tasks.task import Task
 
 
+FOLDERS = re.compile(r"""(?<=['"])(~|\.\.)?/([^'"/]*/)*""")  # of a path in quotes, such as one in a flag's JSON
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 
@@ -261,7 +263,7 @@ def _public(word: str) -> str:
     flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     path = PurePath(value)
     private = path.is_absolute() or ".." in path.parts or "~" in path.parts
-    return flag + equals + (path.name if private else value)
+    return flag + equals + (path.name if private else FOLDERS.sub("", value))
 
 
 def _versions(run: CardContents) -> str:

@@ -183,6 +183,8 @@ def test_every_field_of_the_config_has_a_row(tmp_path):
 
 def test_the_command_names_no_folder_of_the_machine(tmp_path):
     words = ["my recipe.yaml", "--train_file=/home/me/a.csv", "--test_file", "../me/b.csv", "--init_from=~/c"]
+    words += ["--accelerator_config", '{"a": "/home/me/c.json", "b": "~/d", "c": "e/f"}']
     text = card(tmp_path, command=words)[0]
+    assert """--accelerator_config '{"a": "c.json", "b": "d", "c": "e/f"}'""" in text
     assert "python train_trainer.py 'my recipe.yaml' --train_file=a.csv --test_file b.csv --init_from=c" in text
     assert "/home/me" not in text
