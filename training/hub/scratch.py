@@ -16,8 +16,9 @@ from filelock import FileLock, Timeout
 
 PREFIX = "lstmpool-publish-"
 LOCK = "owner.lock"
+INSIDE = "inside"  # the folder that is given away
 YOUNG = 1  # second, in which the owner has surely taken the lock
-OLD = 24 * 60 * 60  # seconds
+OLD = 60  # seconds
 
 
 @contextmanager
@@ -31,19 +32,22 @@ def scratch() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
         with FileLock(Path(folder, LOCK)):
-            inside = Path(folder, "inside")
+            inside = Path(folder, INSIDE)
             inside.mkdir()
             yield inside
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether a folder has a lock that nobody holds; or none, and has not been touched for a day."""
+    """Whether nobody holds the folder's lock.
+
+    A folder without a lock was made again by a child of the killed process, which lives on for a while.
+    """
     try:
         if folder.is_symlink() or not folder.is_dir():
             return False
         age = time.time() - folder.stat().st_mtime
         if not (folder / LOCK).is_file():
-            return age > OLD
+            return age > OLD and {path.name for path in folder.iterdir()} <= {INSIDE}
         with FileLock(folder / LOCK, blocking=False):
             return age > YOUNG
     except (Timeout, OSError):

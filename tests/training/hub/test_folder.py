@@ -16,8 +16,8 @@ from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.code_files import CODE
 from lstmpool.training.errors import InputError
 from lstmpool.training.hub.card import Lines, pin_card
-from lstmpool.training.hub.folder import check_files, choose_files, compare_code, prepare_output_dir
-from lstmpool.training.hub.publishing import Checked, describe, main
+from lstmpool.training.hub.folder import check_files, choose_files, compare_code, copy_files, prepare_output_dir
+from lstmpool.training.hub.publishing import Checked, _lines, describe, main
 from lstmpool.training.hub.repository import Hub
 
 from .conftest import tiny_model
@@ -340,3 +340,34 @@ def test_a_folder_of_folds_and_one_without_a_card_are_told_what_to_do(folder, ca
         "error: README.md, the model card, not found. Write one that begins with the lines ---, library_name: "
         "transformers, pipeline_tag: text-classification, ---.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit", "expected"),
+    [
+        ({}, 32, Lines(many=False)),
+        ({}, int(1e30), Lines(many=False, max_length=510)),
+        ({"problem_type": "multi_label_classification"}, 32, Lines(many=True)),
+        ({"problem_type": "regression"}, 32, Lines(many=True)),
+        ({"problem_type": "regression", "num_labels": 1, "id2label": {0: "stars"}}, 32, Lines(many=False)),
+    ],
+)
+def test_the_lines_follow_from_the_model(tmp_path, tokenizer, fields, limit, expected):
+    fields = {"id2label": {0: "late", 1: "broken", 2: "other"}} | fields
+    tiny_model(**fields).save_pretrained(tmp_path)
+    tokenizer.model_max_length = limit
+    tokenizer.save_pretrained(tmp_path)
+    assert _lines(tmp_path) == expected
+
+
+def test_paths_that_a_library_left_in_the_configs_stay_behind(folder, tmp_path):
+    labels = {"0": "/sports/news", "1": "broken", "2": "other"}
+    change_config(folder, id2label=labels, cache="/home/me/x", name="owner/name")
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"file": "~/vocab.txt", "drive": "C:\\x"}))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    copy_files(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    assert config["id2label"] == labels and config["name"] == "owner/name" and "cache" not in config
+    assert json.loads((copy / "tokenizer_config.json").read_text()) == tokenizer

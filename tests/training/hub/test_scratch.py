@@ -28,7 +28,7 @@ def place(tmp_path, monkeypatch):
 
 
 def made(path, seconds_ago):
-    path.mkdir()
+    path.mkdir(exist_ok=True)
     os.utime(path, (time.time() - seconds_ago,) * 2)
     return path
 
@@ -64,7 +64,11 @@ def test_only_folders_of_ours_are_removed_and_no_link_is_followed(place, tmp_pat
     target = tmp_path_factory.mktemp("target")
     (target / LOCK).touch()
     (place / f"{PREFIX}link").symlink_to(target)
-    kept = [made(place / "lstmpool-data", 2 * OLD), made(place / f"{PREFIX}just-made", 1)]
+    (place / f"{PREFIX}mine").mkdir()
+    (place / f"{PREFIX}mine" / "rows.csv").touch()
+    names = ("lstmpool-data", f"{PREFIX}mine", f"{PREFIX}just-made")
+    kept = [made(place / name, 0 if "just" in name else 2 * OLD) for name in names]
+    (place / f"{PREFIX}without-a-lock" / "inside" / "hf").mkdir(parents=True)
     old = made(place / f"{PREFIX}without-a-lock", 2 * OLD)
     with scratch():
         assert not old.exists()
