@@ -121,7 +121,7 @@ def test_nothing_pickled_and_no_path_goes_up_to_a_public_repository(hub, clients
     for name in ("config.json", "tokenizer_config.json"):
         config = json.loads((work / "named" / name).read_text())
         (work / "named" / name).write_text(json.dumps(config | {"cache": str(work / "cache"), "kept": "a/b"}))
-    strategies = ("checkpoint", "every_save", "end")
+    strategies = ("checkpoint", "end")
     runs = [
         [f"--output_dir={work / f'public_{name}'}", f"--hub_model_id=lab/public_{name}", f"--hub_strategy={name}"]
         for name in strategies
@@ -129,7 +129,7 @@ def test_nothing_pickled_and_no_path_goes_up_to_a_public_repository(hub, clients
     for run in runs:
         run += [f"--backbone={work / 'named'}", f"--train_file={work / 'train.csv'}"]
     statuses, _, done = train(clients, work, *runs, token=ANN)
-    assert statuses == [0, 0, 0], done.stderr
+    assert statuses == [0, 0], done.stderr
     for name in strategies:
         repo = hub.repos[f"lab/public_{name}"]
         pushed = list(contents(repo))
