@@ -66,7 +66,11 @@ def title_of(args: DataArguments, place: str) -> str:
     """What messages call the rows at `place`: a file's name without its folders, or a data set and its split."""
     if args.dataset_name is None:
         return Path(place).name
-    return place if _saved(args.dataset_name) is not None else f"{args.dataset_name} {place}"
+    if _saved(args.dataset_name) is not None:
+        return place
+    folder = Path(args.dataset_name)
+    name = folder.name if is_folder(folder) else args.dataset_name  # a card names no folder of the machine
+    return f"{name} {place}"
 
 
 def read_rows(args: DataArguments, place: str, wanted: Wanted = every_column) -> tuple[Dataset, str]:

@@ -1,5 +1,6 @@
 """Describes the rows: how many, how balanced, how long, and how many of the other splits are also in train."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,13 +52,16 @@ def data_lines(numbers: dict[str, dict[str, Any]], limit: int) -> list[str]:
     return lines
 
 
-def balance_words(balance: dict[str, Any] | None) -> str:
-    """The labels of a split in a line: the rows of each class, or the mean and spread of each target."""
+def balance_words(balance: dict[str, Any] | None, named: Callable[[str], str] = str) -> str:
+    """The labels of a split in a line: the rows of each class, or the mean and spread of each target.
+
+    `named` says how a name is written.
+    """
     if balance is None:
         return "No labels."
     words = []
     for name, value in balance.items():
         shown = f"{value['mean']:.3g} ± {value['std']:.2g}" if isinstance(value, dict) else value
-        words.append(f"{name} {shown}")
+        words.append(f"{named(name)} {shown}")
     rest = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
     return ", ".join(words[:SHOWN]) + f"{rest}."

@@ -255,6 +255,13 @@ class TrainingFields:
         default="csv", metadata={"choices": ("csv", "parquet"), "help": "Format of the table of test predictions."}
     )
     predictions_with_text: bool = field(default=False, metadata={"help": "Put the texts into that table too."})
+    raw_csv: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave ids, texts and labels in that table as they are. Unset: an apostrophe keeps a spreadsheet "
+            "from running those that begin like a formula."
+        },
+    )
     baselines: bool = field(
         default=False,
         metadata={"help": "Also report the most frequent label and a linear model on the frozen backbone."},

@@ -1,45 +1,70 @@
-"""Pins the loading snippet of a published model card to the commit that it loads.
+"""Puts lines that load a published commit into its model card.
+
+The lines are made from the model, like those that the command prints. A card may hold anything, such as a label that
+looks like code. So nothing of it is taken for such lines unless it is, to the letter, what a release of this project
+writes.
 
 A commit cannot name itself, so the card in a repository names the commit before, which differs in the card alone.
 """
 
 import re
+from dataclasses import dataclass, replace
+
+from lstmpool.training.output import markdown
+from lstmpool.training.output.terminal import loading_lines
 
 
-MOVING = re.compile(r'revision="(?:main|[0-9a-f]{40})"')
-NAME = re.compile(r'(model=|from_pretrained\()"([^"]*)"')
+BLOCK = re.compile(r"^```python\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
+REVISION = re.compile(r'revision="(main|[0-9a-f]{40})"')
 TITLE = re.compile(r"^# +(.*?) *$", re.MULTILINE)
 
 
-def pin_card(card: str, repo_id: str, commit: str, folder: str) -> str:
-    """Puts the repository and the commit into each line that loads this model by a revision.
+@dataclass(frozen=True)
+class Lines:
+    """What the loading lines of a model depend on: see `loading_lines`."""
 
-    Such a line names the repository, the `folder` or the card's title. A line with another name loads another model,
-    such as the backbone, and stays. If no line loads this model, a snippet is added.
+    many: bool
+    max_length: int | None = None
+    pair: bool = False
+
+    def text(self, name: str, revision: str) -> str:
+        """The lines that load a revision of a repository."""
+        return "\n".join(loading_lines(name, self.pair, self.many, revision, max_length=self.max_length))
+
+
+def pin_card(card: str, repo_id: str, commit: str, folder: str, lines: Lines) -> tuple[str, str]:
+    """The card with lines that load the commit, and these lines.
+
+    They take the place of the card's own loading lines, which name the repository, the `folder` or the card's title.
+    If there are none, they follow at the end.
     """
-    own = {repo_id, folder, *TITLE.findall(card)[:1]}
-    lines = card.splitlines(keepends=True)
-    pinned = False
-    for i, line in enumerate(lines):
-        names = {name for _, name in NAME.findall(line)}
-        if MOVING.search(line) and names and names <= own:
-            lines[i] = NAME.sub(rf'\g<1>"{repo_id}"', MOVING.sub(f'revision="{commit}"', line))
-            pinned = True
-    if pinned:
-        return "".join(lines)
-    return f"{card.rstrip()}\n\n## Load this version\n\n```python\n{_snippet(repo_id, commit)}\n```\n"
+    names = {repo_id, folder, *TITLE.findall(card)[:1]}
+    for found in BLOCK.finditer(card):
+        for pair in (False, True):
+            own = replace(lines, pair=pair)
+            if _is_ours(found[1], own, names):
+                pinned = own.text(repo_id, commit)
+                return f"{card[: found.start(1)]}{pinned}{card[found.end(1) :]}", pinned
+    pinned = lines.text(repo_id, commit)
+    block = markdown.code_block(pinned, "python")
+    return f"{card.rstrip()}\n\n## Load this version\n\n{block}\n", pinned
 
 
-def snippet_of(card: str, repo_id: str, commit: str) -> str:
-    """The first block of code in a pinned card that loads the commit; if there is none, lines that load it."""
-    blocks = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
-    return next((block for block in blocks if commit in block), _snippet(repo_id, commit))
-
-
-def _snippet(repo_id: str, commit: str) -> str:
-    named = f'model="{repo_id}", revision="{commit}"'
-    return (
-        "from transformers import pipeline\n"
-        f'classifier = pipeline("text-classification", {named}, trust_remote_code=True)\n'
-        'print(classifier("Your text here."))'
-    )
+def _is_ours(block: str, lines: Lines, names: set[str]) -> bool:
+    """Whether a block of code is what this release, or one before it, writes for a model of one of these names."""
+    revision = REVISION.search(block)
+    if revision is None:
+        return False
+    shorter = replace(lines, max_length=None)
+    for name in names:
+        written = {lines.text(name, revision[1]), shorter.text(name, revision[1])}
+        written |= {text.replace(", truncation=True", "") for text in written}  # of earlier releases
+        named = f"model={markdown.python_text(name)}"
+        written.add(  # the same, at the end of a card without lines of its own
+            "from transformers import pipeline\n"
+            f'classifier = pipeline("text-classification", {named}, {revision[0]}, trust_remote_code=True)\n'
+            'print(classifier("Your text here."))'
+        )
+        if block in written:
+            return True
+    return False

@@ -7,7 +7,6 @@ program of that process, too, so it imports nothing of the project.
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,14 @@ PROBES = (
 )
 TOKENS = 256  # a longer text is cut, so that a model which reads long texts is checked as fast
 SECONDS = 1800
-# The only settings of the Hub that the process keeps: no cache, no offline mode, and no token but the one given.
-KEPT = ("HF_ENDPOINT", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_ETAG_TIMEOUT")
+# All that the process gets of the environment. It runs code that came with a model, so it sees no secret: no key of a
+# cloud, no home folder, and no token unless the repository is private.
+KEPT = (
+    *("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    *("HF_ENDPOINT", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_ETAG_TIMEOUT"),
+)
 
 
 class LoadError(Exception):
@@ -48,8 +53,16 @@ def probe_logits(model: torch.nn.Module, tokenizer: Any) -> list[list[float]]:
     return rows
 
 
-def load_in_fresh_process(source: str, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
+def load_in_fresh_process(
+    source: str, inside: Path, revision: str | None = None, token: str | None = None
+) -> dict[str, Any]:
     """Loads a folder (without a network), or a `revision` of a repository on the Hub, through the auto classes.
+
+    Args:
+        source: the folder, or the name of the repository.
+        inside: the folder in which the process has its home, its cache and its temporary files.
+        revision: a commit, branch or tag; unset for a folder.
+        token: for a private repository.
 
     Returns:
         `logits`, those of the probes, and `code`, the SHA-256 of each code file that ran, by its name.
@@ -58,15 +71,15 @@ def load_in_fresh_process(source: str, revision: str | None = None, token: str |
         LoadError: if the model does not load, or lacks weights.
     """
     from_hub = revision is not None
-    environment = {k: v for k, v in os.environ.items() if k in KEPT or not re.match("HF_|HUGGING|TRANSFORMERS_|PY", k)}
-    if token:
-        environment["HF_TOKEN"] = token
-    environment["HF_HUB_OFFLINE"] = "0" if from_hub else "1"
-    with tempfile.TemporaryDirectory(prefix="lstmpool-") as scratch:
-        answer = Path(scratch, "answer.json")
-        empty = Path(scratch, "empty")
+    with tempfile.TemporaryDirectory(dir=inside, ignore_cleanup_errors=True) as own:
+        answer = Path(own, "answer.json")
+        empty = Path(own, "empty")
         empty.mkdir()
-        environment["HF_HOME"] = str(Path(scratch, "hf"))
+        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        environment |= {"HOME": own, "HF_HOME": str(Path(own, "hf")), "TMPDIR": own}
+        environment["HF_HUB_OFFLINE"] = "0" if from_hub else "1"
+        if token:
+            environment["HF_TOKEN"] = token
         words = [source if from_hub else str(Path(source).resolve()), revision or "", str(answer)]
         try:
             done = subprocess.run(

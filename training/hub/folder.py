@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.fields_lstmpool import PROBLEM_TYPES
 from lstmpool.training.code_files import CODE, code_of
+from lstmpool.training.errors import InputError, one_line
 from lstmpool.training.output.lock import HOLDER, LOCK
 
 
@@ -54,6 +55,7 @@ PUBLISHED |= {path.name for path in CODE}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 IMAGE = re.compile(r"!\[[^\]]*\]\(([\w.-]+\.(?:png|svg|jpg))\)")
 HEADER = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+PATH = re.compile(r"~?/\w|[A-Za-z]:[\\/]")  # of a file, from the root or the home folder
 IGNORED = "/training_args.bin"
 RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 
@@ -66,6 +68,11 @@ class CodeFile:
     sha256: str
     released: str
     difference: list[str]
+
+    @property
+    def is_released(self) -> bool:
+        """Whether it is the installed release's, to the byte."""
+        return self.sha256 == self.released
 
 
 def prepare_output_dir(model: PreTrainedModel, folder: str | Path) -> None:
@@ -91,8 +98,47 @@ def choose_files(folder: Path) -> tuple[list[str], list[str]]:
     images = set(IMAGE.findall(card.read_text(encoding="utf-8", errors="replace"))) if card.is_file() else set()
     known = PUBLISHED | images | _weights(folder)
     paths = [path for path in folder.iterdir() if path.name not in (LOCK, HOLDER)]
-    names = sorted(path.name + ("/" if path.is_dir() else "") for path in paths)
+    names = sorted(path.name + ("/" if path.is_dir() and not path.is_symlink() else "") for path in paths)
     return [name for name in names if name in known], [name for name in names if name not in known]
+
+
+def copy_files(folder: Path, copy: Path) -> list[str]:
+    """Copies the files that are published into `copy`, and returns the names of those that are left out.
+
+    Raises:
+        InputError: if one of them is a link, which may lead to any file of this machine, or cannot be read.
+    """
+    with one_line(f"{folder} cannot be read"):
+        published, left_out = choose_files(folder)
+        for name in published:
+            shutil.copyfile(folder / name, copy / name, follow_symlinks=False)
+    if links := [path.name for path in sorted(copy.iterdir()) if path.is_symlink()]:
+        raise InputError(
+            f"expected files, found links in {folder}: {', '.join(links)}. Links are not followed. Put the files "
+            "themselves there."
+        )
+    _forget_paths(copy)
+    return left_out
+
+
+def _forget_paths(folder: Path) -> None:
+    """Takes paths of this or another machine out of the configs. A library left them there, and nothing reads them."""
+    for name in ("config.json", "tokenizer_config.json"):
+        config = read_json(folder / name)
+        if config is None:
+            continue
+        paths = []
+        for part in (config, config.get("backbone_config")):
+            if isinstance(part, dict):
+                paths += [(part, key) for key, value in part.items() if _is_path(value)]
+        for part, key in paths:
+            del part[key]
+        if paths:
+            (folder / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and PATH.match(value) is not None
 
 
 def check_files(folder: Path) -> list[str]:
@@ -147,7 +193,8 @@ def _weights(folder: Path) -> set[str]:
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else None
     if (folder / WEIGHTS).is_file() or not index:
         return {WEIGHTS}
-    return {INDEX, *map(str, index.get("weight_map", {}).values())}
+    parts = index.get("weight_map")
+    return {INDEX, *(map(str, parts.values()) if isinstance(parts, dict) else [])}
 
 
 def _check_config(config: dict[str, Any]) -> list[str]:
@@ -164,7 +211,8 @@ def _check_config(config: dict[str, Any]) -> list[str]:
             f"config.json must have a problem_type, one of {', '.join(PROBLEM_TYPES)}, found {found!r}. Set "
             "model.config.problem_type and save again."
         )
-    names = list((config.get("id2label") or {}).values())
+    id2label = config.get("id2label")
+    names = list(id2label.values()) if isinstance(id2label, dict) else []
     if not names or any(re.fullmatch(r"LABEL_\d+", str(name)) for name in names):
         wrong.append(
             f"config.json must name its labels in id2label, found {', '.join(map(str, names[:3])) or 'none'}. Set "
@@ -199,19 +247,20 @@ def _check_weights(folder: Path) -> list[str]:
 def _check_card(folder: Path) -> list[str]:
     """What is wrong with the header of the model card, as far as this machine can tell. A push asks the Hub, too."""
     path = folder / "README.md"
-    lines = "\n".join(["---", *(f"{key}: {value}" for key, value in HEADER.items()), "---"])
+    header = ", ".join(f"{key}: {value}" for key, value in HEADER.items())
+    lines = f"the lines ---, {header}, ---"
     if not path.is_file():
-        return [f"README.md, the model card, not found. Write one that begins with {lines!r}."]
+        return [f"README.md, the model card, not found. Write one that begins with {lines}."]
     try:
         header = metadata_load(path)
     except UnicodeDecodeError as error:
         return [f"README.md must be UTF-8, found the byte {error.object[error.start]:#x}. Save it as UTF-8."]
     except yaml.YAMLError as error:
         return [f"the header of README.md is not valid YAML: {error}"]
-    except ValueError:  # a list or a text, where a dictionary belongs
+    except (ValueError, RecursionError):  # a list or a text, where a dictionary belongs; lists in lists without end
         header = None
     if header is None:
-        return [f"README.md must begin with a header such as {lines!r}, found none."]
+        return [f"README.md must begin with a header such as {lines}, found none."]
     return [
         f"the header of README.md must have {key}: {value}, found {header.get(key)!r}."
         for key, value in HEADER.items()
@@ -230,6 +279,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -7,6 +7,9 @@
 Log in first with `hf auth login`, or set HF_TOKEN. Weights, config, code, tokenizer and model card go up in one
 commit; a second one pins the snippet in the card to the first.
 
+A check runs the folder's code. If that is not the code of the installed release, it is shown and not run, unless you
+add --trust_remote_code.
+
 Exit status: 0 when all is well. 2 when nothing was published; each thing to mend has one line. 3 when a commit was
 pushed, or may have been, that was not shown to be right; the line names it.
 """
@@ -24,6 +27,10 @@ class Options:
     """How a folder is published."""
 
     check: bool = field(default=False, metadata={"help": "Check the folder and push nothing."})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the folder's own code, though it is not that of the installed release. Read it first."},
+    )
     private: bool = field(default=False, metadata={"help": "Make the repository, if it is new, a private one."})
     branch: str = field(default="main", metadata={"help": "Branch to push to; made if it is not there."})
     tag: str | None = field(default=None, metadata={"help": "Tag to give to what was pushed, for example v1."})

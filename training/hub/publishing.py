@@ -3,9 +3,7 @@
 `options` has the command's help and flags.
 """
 
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +14,20 @@ from transformers import AutoTokenizer
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
-from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.hub.card import pin_card, snippet_of
+from lstmpool.training.errors import InputError, as_line, did_you_mean
+from lstmpool.training.hub.card import Lines, pin_card
 from lstmpool.training.hub.clean_load import LoadError, largest_difference, load_in_fresh_process, probe_logits
-from lstmpool.training.hub.folder import CodeFile, check_files, choose_files, compare_code
+from lstmpool.training.hub.folder import CodeFile, check_files, compare_code, copy_files, read_json
 from lstmpool.training.hub.options import Options, make_parser
 from lstmpool.training.hub.repository import Hub, PushError
-from lstmpool.training.model.backbone import how_to_merge
+from lstmpool.training.hub.scratch import scratch
+from lstmpool.training.model.backbone import LONGEST, how_to_merge
+from lstmpool.training.output.markdown import visible
+from lstmpool.training.output.run_record import NAME as RECORD
+from lstmpool.training.tasks.inference import TASKS
 
 
+NO_LIMIT = 10**9  # tokens; a tokenizer that says more does not know where to cut
 TOLERANCE = 1e-5  # of the largest logit: two processes on one machine may round differently, a lost weight is far off
 
 
@@ -33,7 +36,7 @@ class UnfitFolder(InputError):
 
     def __init__(self, problems: list[str]):
         super().__init__(" ".join(problems))
-        self.problems = problems
+        self.problems = [as_line(problem) for problem in problems]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             hint = did_you_mean(unknown[0].split("=")[0], flags)
             raise InputError(f"unknown argument {unknown[0]!r}.{hint} --help lists all.")
         hub = None if options.check else Hub.connect(words.repo_id, options.branch)  # before the long work
-        with checked(Path(words.folder)) as model:
+        with checked(Path(words.folder), options.trust_remote_code) as model:
             print(describe(model), flush=True)
             if hub:
                 published = push(model, hub, options)
@@ -78,29 +81,58 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {line}", file=sys.stderr)
         return 2
     except PushError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_line(error)}", file=sys.stderr)
         return 3
     return 0
 
 
 @contextmanager
-def checked(folder: Path) -> Iterator[Checked]:
+def checked(folder: Path, trust_remote_code: bool = False) -> Iterator[Checked]:
     """Copies the files that are published, and checks the copy, so that no other file can make the check pass.
 
+    Args:
+        folder: of the model.
+        trust_remote_code: whether the folder's code is run though it is not that of the installed release.
+
     Raises:
-        UnfitFolder: if the folder must not be published.
+        InputError: if the folder must not be published.
     """
-    if not folder.is_dir():
-        raise UnfitFolder([f"expected the folder of a saved model, found none at {folder}."])
-    if (folder / ADAPTER_CONFIG_NAME).exists():
-        raise UnfitFolder([f"{folder} holds an adapter, which does not load by itself. {how_to_merge(str(folder))}"])
-    published, left_out = choose_files(folder)
-    with tempfile.TemporaryDirectory(prefix="lstmpool-") as copy:
-        for name in published:
-            shutil.copyfile(folder / name, Path(copy, name))
-        if problems := check_files(Path(copy)):
+    _check_kind(folder)
+    with scratch() as place:
+        copy = place / "model"
+        copy.mkdir()
+        left_out = copy_files(folder, copy)
+        if problems := check_files(copy):
             raise UnfitFolder(problems)
-        yield Checked(folder.resolve().name, Path(copy), _logits(Path(copy)), compare_code(Path(copy)), left_out)
+        code = compare_code(copy)
+        if not trust_remote_code:
+            _check_code(code)
+        yield Checked(folder.resolve().name, copy, _logits(copy), code, left_out)
+
+
+def _check_kind(folder: Path) -> None:
+    """Raises InputError if this is no folder with a whole model."""
+    if not folder.is_dir():
+        raise InputError(f"expected the folder of a saved model, found none at {folder}.")
+    if (folder / ADAPTER_CONFIG_NAME).exists():
+        raise InputError(f"{folder} holds an adapter, which does not load by itself. {how_to_merge(str(folder))}")
+    folds = sorted(path.parent for path in folder.glob(f"fold-*/{RECORD}"))
+    if folds and not (folder / "config.json").exists():
+        raise InputError(
+            f"{folder} holds the {len(folds)} folds of a cross-validation, each with a model of its own, and no model "
+            f"for all. Publish one of them, such as {folds[0]}."
+        )
+
+
+def _check_code(code: list[CodeFile]) -> None:
+    """Shows code that is not the installed release's. Raises InputError if there is any: to check it is to run it."""
+    changed = [file for file in code if not file.is_released]
+    if changed:
+        print("\n".join(describe_code(changed)), flush=True)
+        raise InputError(
+            f"expected the code of the installed release, found other code in {', '.join(f.name for f in changed)}. A "
+            "check runs it. Read it first: the differences stand above. If you trust it, add --trust_remote_code."
+        )
 
 
 def push(model: Checked, hub: Hub, options: Options) -> Published:
@@ -116,17 +148,18 @@ def push(model: Checked, hub: Hub, options: Options) -> Published:
     commit = hub.push({path.name: path for path in model.folder.iterdir()})
     pushed = f"{hub.repo_id} has the new commit {commit}"
     try:
-        loaded = load_in_fresh_process(hub.repo_id, commit, hub.token if hub.private else None)
+        token = hub.token if hub.private else None
+        loaded = load_in_fresh_process(hub.repo_id, model.folder.parent, commit, token)
         _compare(model.logits, loaded["logits"])
     except LoadError as error:
         raise PushError(f"{pushed}, which does not load as it should: {error}") from None
     if loaded["code"] != {file.name: file.sha256 for file in model.code}:
         raise PushError(f"{pushed}, whose code is not the folder's: {loaded['code']}.")
-    card = pin_card(card, hub.repo_id, commit, model.name)
+    card, snippet = pin_card(card, hub.repo_id, commit, model.name, _lines(model.folder))
     hub.push_card(card, commit)
     if options.tag:
         hub.tag(options.tag)
-    return Published(hub.repo_id, commit, snippet_of(card, hub.repo_id, commit))
+    return Published(hub.repo_id, commit, snippet)
 
 
 def describe(model: Checked) -> str:
@@ -134,14 +167,20 @@ def describe(model: Checked) -> str:
     names = sorted(path.name for path in model.folder.iterdir())
     lines = [f"Fit to be published: {', '.join(names)}."]
     if model.left_out:
-        lines.append(f"Left out: {', '.join(model.left_out)}.")
-    for file in model.code:
-        verdict = "differs from the installed release:" if file.difference else "is that of the installed release:"
+        lines.append(f"Left out: {', '.join(map(visible, model.left_out))}.")
+    return "\n".join(lines + describe_code(model.code))
+
+
+def describe_code(files: list[CodeFile]) -> list[str]:
+    """Lines that say how code files differ from the installed release."""
+    lines = []
+    for file in files:
+        verdict = "is that of the installed release:" if file.is_released else "differs from the installed release:"
         lines.append(f"{file.name} {verdict}")
         lines.append(f"  sha256 {file.sha256}  this folder")
         lines.append(f"  sha256 {file.released}  installed release")
-        lines += [f"  {line}" for line in file.difference]
-    return "\n".join(lines)
+        lines += [f"  {visible(line)}" for line in file.difference]
+    return lines
 
 
 def _logits(folder: Path) -> list[list[float]]:
@@ -153,10 +192,21 @@ def _logits(folder: Path) -> list[list[float]]:
         raise UnfitFolder([f"the folder does not load with the installed lstmpool: {error}"]) from None
     del model
     try:
-        _compare(logits, load_in_fresh_process(str(folder))["logits"])
+        _compare(logits, load_in_fresh_process(str(folder), folder.parent)["logits"])
     except LoadError as error:
         raise UnfitFolder([f"in a fresh process the folder does not load as it should: {error}"]) from None
     return logits
+
+
+def _lines(folder: Path) -> Lines:
+    """What the loading lines of the model in a checked folder depend on."""
+    config = read_json(folder / "config.json") or {}
+    task = TASKS[config["problem_type"]](list(config["id2label"].values()))
+    tokenizer = read_json(folder / "tokenizer_config.json") or {}
+    cuts = tokenizer.get("model_max_length", NO_LIMIT) < NO_LIMIT
+    positions = config["backbone_config"].get("max_position_embeddings") or LONGEST
+    longest = min(positions - 2, LONGEST)  # RoBERTa and its kin use two less
+    return Lines(many=task.gives_several_answers, max_length=None if cuts else longest)
 
 
 def _compare(expected: list[list[float]], found: list[list[float]]) -> None:

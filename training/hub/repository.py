@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
@@ -28,12 +27,14 @@ from huggingface_hub.utils import validate_repo_id
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.errors import InputError
 from lstmpool.training.hub.folder import PUBLISHED, read_json
+from lstmpool.training.hub.scratch import scratch
 
 
 # HTTPError is that of the http library, which differs by release of huggingface_hub. OSError is left out: a full disk
 # is no matter of the connection.
 CONNECTION = (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError)
 PICKLES = tuple(".bin .ckpt .joblib .npy .npz .pickle .pkl .pt .pth".split())
+LAST = "last-checkpoint"  # the folder in which a run is resumed from the Hub, as the library calls it
 KEPT = {"README.md", "LICENSE"}  # may have been written on the Hub itself
 
 
@@ -64,7 +65,10 @@ class Hub:
         try:
             validate_repo_id(repo_id or "")
         except HFValidationError as error:
-            raise InputError(f"expected a repository OWNER/NAME, found {repo_id!r}: {error}") from None
+            found = "none" if repo_id is None else f"{repo_id!r}: {error}"
+            raise InputError(
+                f"expected a repository OWNER/NAME, found {found}. Name one, or check the folder alone with --check."
+            ) from None
         if "/" not in repo_id:
             raise InputError(f"expected a repository OWNER/NAME, found {repo_id!r}, which names no owner.")
         token = token or get_token()
@@ -105,11 +109,16 @@ class Hub:
     def push(self, files: dict[str, Path], message: str = "Upload model") -> str:
         """Makes one commit, which adds these files, by their names on the Hub, and deletes what an earlier push left.
 
+        To a public repository nothing goes up that is pickled, or that a run resumes from: it names folders of the
+        machine. Whether the repository is public is asked anew for each push.
+
         Returns:
             The id of the commit. If nothing has changed, there is none, and this is the id of the newest one.
         """
         with self._told():
             self._look()
+        if not self.private:
+            files = {name: path for name, path in files.items() if not _is_private(name)}
         operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
         operations += [CommitOperationDelete(name) for name in self.files if name not in files and _is_stale(name)]
         commit = self._commit(operations, message)
@@ -150,7 +159,7 @@ class Hub:
             return
         config = None
         if "config.json" in others:
-            with TemporaryDirectory(prefix="lstmpool-") as cache:
+            with scratch() as cache:
                 path = self.api.hf_hub_download(self.repo_id, "config.json", revision=self.head, cache_dir=cache)
                 config = read_json(Path(path))
         if (config or {}).get("model_type") != LstmPoolConfig.model_type:
@@ -216,7 +225,12 @@ class Hub:
             raise InputError(f"{what}: {reason}. Run the command again. {so_far}") from None
 
 
+def _is_private(name: str) -> bool:
+    """Whether a file is pickled, or is one that a run resumes from."""
+    return name.endswith(PICKLES) or name.startswith(("checkpoint", LAST))
+
+
 def _is_stale(name: str) -> bool:
     """Whether this must not stand beside a new model: a file of an older one, a pickle, or a checkpoint."""
     of_model = name in PUBLISHED - KEPT or re.fullmatch(r"[^/]+\.safetensors(\.index\.json)?", name) is not None
-    return of_model or name.endswith(PICKLES) or name.startswith(("checkpoint", "last-checkpoint"))
+    return of_model or _is_private(name)

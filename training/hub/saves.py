@@ -8,8 +8,8 @@ command says what came of them.
 import shutil
 import sys
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub.utils import disable_progress_bars
@@ -18,9 +18,10 @@ from transformers.trainer_utils import HubStrategy
 
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.hub.folder import choose_files
+from lstmpool.training.hub.folder import copy_files
 from lstmpool.training.hub.publishing import Options, checked, describe, push
-from lstmpool.training.hub.repository import Hub, PushError
+from lstmpool.training.hub.repository import LAST, Hub, PushError
+from lstmpool.training.hub.scratch import scratch
 
 
 class HubRun:
@@ -39,6 +40,8 @@ class HubRun:
     def open(self) -> list[TrainerCallback]:
         """Finds or makes the repository; returns what pushes during training. Raises InputError if that fails."""
         self.hub.open(self.options.private)
+        if self.saves.strategy == HubStrategy.CHECKPOINT:
+            print(_what_goes_up(self.hub), flush=True)
         return [] if self.saves.strategy == HubStrategy.END else [self.saves]
 
     def wait(self) -> None:
@@ -74,6 +77,21 @@ class HubRun:
             raise PushError("\n".join(self.wrong))
 
 
+def _what_goes_up(hub: Hub) -> str:
+    """What --hub_strategy checkpoint pushes during training. It depends on who can read the repository."""
+    if not hub.private:
+        return (
+            f"{hub.repo_id} is public. Of each checkpoint only the model goes up, and nothing to resume from: "
+            "optimizer states are pickled, and the settings name folders of this machine. For those, use a private "
+            "repository, with --hub_private_repo."
+        )
+    return (
+        f"{hub.repo_id} is private. Of each checkpoint all goes up that a run resumes from, with pickled optimizer "
+        "states and names of folders of this machine. It stays in older commits when the model is published, so do "
+        "not make the repository public."
+    )
+
+
 class _PushSaves(TrainerCallback):
     """Pushes each checkpoint in the background, but skips it while the one before is still under way."""
 
@@ -83,7 +101,8 @@ class _PushSaves(TrainerCallback):
         self.jobs: dict[int, Future] = {}  # by step
         self.left_out: list[int] = []
         self.wrong: list[str] = []
-        self.copies = TemporaryDirectory(prefix="lstmpool-")  # a checkpoint may be deleted before it is pushed
+        self.stack = ExitStack()
+        self.copies = self.stack.enter_context(scratch())  # a checkpoint may be deleted before it is pushed
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step = state.global_step
@@ -91,16 +110,17 @@ class _PushSaves(TrainerCallback):
         if any(not job.done() for job in self.jobs.values()):
             self.left_out.append(step)
             return
-        copy = Path(self.copies.name, str(step))
+        copy = self.copies / str(step)
         try:
-            shutil.copytree(checkpoint, copy)
-        except (OSError, shutil.Error) as error:  # no room, for example; the training goes on
+            copy.mkdir()
+            copy_files(checkpoint, copy)
+            if self.strategy == HubStrategy.CHECKPOINT and self.hub.private:
+                shutil.copytree(checkpoint, copy / LAST, symlinks=True)
+        except (InputError, OSError) as error:  # no room, for example; the training goes on
             self.wrong.append(f"step {step} was not pushed, because it cannot be copied: {error}")
             return
-        files = {name: copy / name for name in choose_files(copy)[0]}
-        if self.strategy == HubStrategy.CHECKPOINT:
-            inside = [path for path in copy.rglob("*") if path.is_file()]
-            files |= {f"last-checkpoint/{path.relative_to(copy).as_posix()}": path for path in inside}
+        paths = [path for path in copy.rglob("*") if path.is_file() and not path.is_symlink()]
+        files = {path.relative_to(copy).as_posix(): path for path in paths}
         self.jobs[step] = self.hub.api.run_as_future(self._push, files, step, copy)
 
     def wait(self) -> None:
@@ -115,7 +135,7 @@ class _PushSaves(TrainerCallback):
             print(f"Not pushed, because the push before was under way: step {', '.join(map(str, self.left_out))}.")
         for line in self.wrong:
             print(f"error: {line}", file=sys.stderr)
-        self.copies.cleanup()
+        self.stack.close()
 
     def _push(self, files: dict[str, Path], step: int, copy: Path) -> None:
         self.hub.push(files, f"Training in progress, step {step}")

@@ -10,6 +10,7 @@ import numpy as np
 
 from lstmpool.training.data.rows import Split
 from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.output.plots import confusion_matrix, learning_curve, predicted_against_true, reliability
 from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.tasks.task import Task
@@ -62,9 +63,9 @@ def _reliability(evaluation: Evaluation, logits: np.ndarray, labels: np.ndarray)
     return partial(reliability, curves)
 
 
-def predictions_of(evaluation: Evaluation, rows: Split | None, ending: str, with_text: bool) -> Writers:
-    """The table of test predictions, or nothing if there are no test `rows`. `ending`: "csv" or "parquet"."""
+def predictions_of(evaluation: Evaluation, rows: Split | None, args: TrainingFields) -> Writers:
+    """The table of test predictions, in the form that `args` say, or nothing if there are no test `rows`."""
     if rows is None or "test" not in evaluation.logits:
         return {}
-    table = prediction_table(evaluation.task, evaluation.logits["test"], rows, with_text)
-    return {f"test_predictions.{ending}": partial(write_table, table)}
+    table = prediction_table(evaluation.task, evaluation.logits["test"], rows, args.predictions_with_text)
+    return {f"test_predictions.{args.predictions_format}": partial(write_table, table, raw=args.raw_csv)}

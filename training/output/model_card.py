@@ -1,11 +1,13 @@
 """The model card, README.md of the output folder: what the model is for, how it was made, how good it is, how to load.
 
 The card may be published, so it names no folder of the machine, and its header claims only what is known. The words
-are in the template beside this file; this module fills in the numbers.
+are in the template beside this file; this module fills in the numbers, and the names of the data as `markdown` shows
+them.
 """
 
 import math
 import platform
+import re
 import shlex
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,12 +22,13 @@ from lstmpool.training.data.summary import balance_words
 from lstmpool.training.flags.arguments import LIMITS, DataArguments, ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
-from lstmpool.training.output.terminal import markdown_table
+from lstmpool.training.output import markdown
 from lstmpool.training.tasks.inference import TASKS
 from lstmpool.training.tasks.metrics import HUB_METRICS
 from lstmpool.training.tasks.task import Task
 
 
+FOLDERS = re.compile(r"""(?<=['"])(~|\.\.)?/([^'"/]*/)*""")  # of a path in quotes, such as one in a flag's JSON
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 
@@ -64,17 +67,17 @@ def model_card(run: CardContents) -> str:
     card = ModelCard.from_template(
         _header(run),
         template_path=str(TEMPLATE),
-        name=run.name,
+        title=markdown.name(run.name),
         task=run.task.title,
-        backbone=run.backbone.title,
-        family=run.config.backbone_config.model_type,
+        backbone=markdown.code(run.backbone.title),
+        family=markdown.name(run.config.backbone_config.model_type),
         pooling=_pooling(run.config),
         token_pooling=run.config.token_pooling,
         layers=", ".join(map(str, run.config.layers)),
         outputs=_outputs(run),
         adapter=run.is_adapter,
-        snippet="\n".join(run.snippet),
-        results=markdown_table(run.table),
+        snippet=markdown.code_block("\n".join(run.snippet), "python"),
+        results=markdown.table(run.table),
         best=run.best,
         searched=run.args.hp_search,
         chose_epoch="validation" in run.data and run.args.do_train and run.args.load_best_model_at_end,
@@ -86,7 +89,7 @@ def model_card(run: CardContents) -> str:
         data=_data(run),
         trained=run.args.do_train,
         settings=_settings(run),
-        command=_command(run.command),
+        command=markdown.code_block(_command(run.command)),
         versions=_versions(run),
     )
     return f"{card}\n"
@@ -157,7 +160,7 @@ def _pooling(config: LstmPoolConfig) -> str:
 
 
 def _outputs(run: CardContents) -> str:
-    names = ", ".join(f"`{name}`" for name in run.config.id2label.values())
+    names = ", ".join(markdown.code(name) for name in run.config.id2label.values())
     return f"{run.task.output_title}s ({run.config.num_labels}): {names}"
 
 
@@ -185,7 +188,7 @@ def _before_and_after(before: dict[str, float], after: dict[str, float], digits:
     rows = [["", "before", "after"]]
     for name in before:
         rows.append([name, f"{before[name]:.{digits}f}", f"{after[name]:.{digits}f}"])
-    return markdown_table(rows)
+    return markdown.table(rows)
 
 
 def _data(run: CardContents) -> str:
@@ -193,15 +196,15 @@ def _data(run: CardContents) -> str:
     for name, of in run.data.items():
         row = [
             name,
-            f"`{of['source']}`",
+            markdown.code(of["source"]),
             str(of["rows"]),
             f"{of['tokens']['median']:g}",
             f"{of['truncated']:.1%}",
             str(of.get("also_in_train", "")),
-            balance_words(of["labels"]),
+            balance_words(of["labels"], markdown.name),
         ]
         rows.append(row)
-    return markdown_table(rows)
+    return markdown.table(rows)
 
 
 def _settings(run: CardContents) -> str:
@@ -235,11 +238,11 @@ def _settings(run: CardContents) -> str:
     rows.append(["seed", str(args.seed)])
     for name in CONFIG_FIELDS:
         rows.append([f"`{name}`", str(getattr(run.config, name))])
-    return markdown_table(rows)
+    return markdown.table(rows)
 
 
 def _lora(args: ModelArguments) -> str:
-    modules = " ".join(args.lora_target_modules or ["the family's default modules"])
+    modules = " ".join(map(markdown.name, args.lora_target_modules or ["the family's default modules"]))
     merged = ", merged" if args.merge else ""
     return f"rank {args.lora_rank}, alpha {args.lora_alpha}, dropout {args.lora_dropout:g}, in {modules}{merged}"
 
@@ -260,7 +263,7 @@ def _public(word: str) -> str:
     flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     path = PurePath(value)
     private = path.is_absolute() or ".." in path.parts or "~" in path.parts
-    return flag + equals + (path.name if private else value)
+    return flag + equals + (path.name if private else FOLDERS.sub("", value))
 
 
 def _versions(run: CardContents) -> str:

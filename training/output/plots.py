@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lstmpool.training.evaluation.calibration import BINS
+from lstmpool.training.output.markdown import visible
 
 
 # Everyone can tell these apart, with any kind of colour vision.
@@ -19,6 +20,7 @@ ORANGE = "#d55e00"
 GREY = "#999999"
 NUMBERED = 12  # a confusion matrix of up to this many classes shows its counts
 NAMED = 40  # one of up to this many names every class on its axes
+AS_IT_IS = {"parse_math": False, "usetex": False}  # a name with $ or \\ is no formula
 
 
 def learning_curve(log_history: list[dict[str, Any]], path: Path, metric: str, title: str) -> None:
@@ -60,8 +62,9 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: list[st
     ticks = np.arange(0, total, step)
     shown = [_shortened(names[i]) for i in ticks]
     size = 9 if total <= NUMBERED else 7
-    axes.set_xticks(ticks, shown, rotation=90 if total > 4 or max(map(len, shown)) > 10 else 0, fontsize=size)
-    axes.set_yticks(ticks, shown, fontsize=size)
+    turn = 90 if total > 4 or max(map(len, shown)) > 10 else 0
+    axes.set_xticks(ticks, shown, rotation=turn, fontsize=size, **AS_IT_IS)
+    axes.set_yticks(ticks, shown, fontsize=size, **AS_IT_IS)
     axes.set(title=f"Confusion matrix of {len(labels)} texts", xlabel="predicted", ylabel="true")
     _save(figure, path)
 
@@ -78,7 +81,8 @@ def predicted_against_true(targets: np.ndarray, predictions: np.ndarray, names: 
         low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
         panel.plot([low, high], [low, high], color=GREY, linewidth=1, label="equal")
         panel.scatter(true, predicted, s=8, alpha=0.35, color=BLUE, linewidths=0, label="a text")
-        panel.set(title=_shortened(name), xlabel="true", ylabel="predicted")
+        panel.set_title(_shortened(name), **AS_IT_IS)
+        panel.set(xlabel="true", ylabel="predicted")
         panel.grid(alpha=0.3)
     panels[0].legend(loc="upper left", fontsize=8)
     _save(figure, path)
@@ -113,6 +117,7 @@ def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) ->
 
 
 def _shortened(name: str) -> str:
+    name = visible(name)
     return name if len(name) <= 24 else name[:23] + "…"
 
 

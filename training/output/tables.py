@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 
 from lstmpool.training.data.rows import Split
+from lstmpool.training.spreadsheet import guard
 from lstmpool.training.tasks.task import Task
 from lstmpool.training.writing import writing
 
@@ -26,10 +27,25 @@ def prediction_table(task: Task, logits: np.ndarray, rows: Split, with_text: boo
     return pandas.DataFrame(columns)
 
 
-def write_table(table: pandas.DataFrame, path: Path) -> None:
-    """Writes CSV or Parquet, as the ending of `path` says, under a temporary name first."""
+def write_table(table: pandas.DataFrame, path: Path, raw: bool = False) -> None:
+    """Writes CSV or Parquet, as the ending of `path` says, under a temporary name first.
+
+    A CSV table may be opened in a spreadsheet, so no cell of it, nor its header, is one that a spreadsheet would run.
+    With `raw`, all cells stay as they are.
+    """
     with writing(path) as unfinished:
         if path.suffix == ".parquet":
             table.to_parquet(unfinished, index=False)
-        else:
-            table.to_csv(unfinished, index=False)
+            return
+        safe = table if raw else _safe(table)
+        safe.to_csv(unfinished, index=False)
+
+
+def _safe(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The table with `guard` applied to its texts and its header."""
+    texts = {name: table[name].map(_guarded) for name in table.select_dtypes(exclude="number")}
+    return table.assign(**texts).rename(columns=_guarded)
+
+
+def _guarded(cell: Any) -> Any:
+    return guard(cell) if isinstance(cell, str) else cell

@@ -1,11 +1,11 @@
 """What the command says while it runs and when it is done."""
 
-import json
 import math
 
 from transformers import PreTrainedModel, Trainer
 
 from lstmpool.training.errors import as_line
+from lstmpool.training.output.markdown import python_text, visible
 from lstmpool.training.tasks.task import Task
 
 
@@ -30,7 +30,7 @@ def describe_model(model: PreTrainedModel, title: str) -> str:
     pretrained = sum(size for name, size in sizes.items() if ".backbone." in name) - adapters
     new = sum(sizes.values()) - pretrained - adapters
     line = (
-        f"Model: {title} ({pretrained / 1e6:.1f} million parameters), layers {model.config.layers}, "
+        f"Model: {visible(title)} ({pretrained / 1e6:.1f} million parameters), layers {model.config.layers}, "
         f"{model.config.token_pooling} vectors; new: {model.config.layer_pooling} and classifier "
         f"({new / 1e6:.1f} million)"
     )
@@ -87,16 +87,18 @@ def text_table(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(rows: list[list[str]]) -> str:
-    """The `rows` as Markdown, the first as a head. Numbers are flush right."""
-    rule = ["---" if i < 2 else "---:" for i in range(len(rows[0]))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+def loading_lines(
+    model: str,
+    pair: bool,
+    many: bool,
+    revision: str | None = None,
+    adapter: bool = False,
+    max_length: int | None = None,
+) -> list[str]:
+    """The lines of Python that load the result and use it. They give the answers of the table of predictions.
 
-
-def loading_lines(model: str, pair: bool, many: bool, revision: str | None = None, adapter: bool = False) -> list[str]:
-    """The lines of Python that load the result and use it.
-
-    They show no row of the data: a card is published, and rows may be private.
+    They show no row of the data: a card is published, and rows may be private. `pipeline` cuts no text unless it is
+    told to, whatever the tokenizer's files say.
 
     Args:
         model: a folder, or a name on the Hub.
@@ -104,23 +106,26 @@ def loading_lines(model: str, pair: bool, many: bool, revision: str | None = Non
         many: whether a text has several answers.
         revision: of the name on the Hub. Whoever runs code that comes with a model should say which revision.
         adapter: whether the model is an adapter, which brings no code.
+        max_length: tokens after which a text is cut. Unset: what the tokenizer's own files say.
     """
     text = '"Your text here."' if not pair else '{"text": "Your text here.", "text_pair": "And the other one."}'
-    top = ", top_k=None" if many else ""
-    pinned = f", revision={json.dumps(revision)}" if revision else ""
-    options = f"trust_remote_code=True{pinned}{top}"
+    named = python_text(model)
+    options = ", top_k=None" if many else ""
+    options += ", truncation=True"
+    options += f", max_length={max_length}" if max_length else ""
+    pinned = f", revision={python_text(revision)}" if revision else ""
     if adapter:
         return [
             "from transformers import AutoTokenizer, pipeline",
             "from lstmpool.training.model.adapters import load_adapter",
-            f"name = {json.dumps(model)}",
+            f"name = {named}",
             "model, tokenizer = load_adapter(name), AutoTokenizer.from_pretrained(name)",
-            f'classifier = pipeline("text-classification", model=model, tokenizer=tokenizer{top})',
+            f'classifier = pipeline("text-classification", model=model, tokenizer=tokenizer{options})',
             f"print(classifier({text}))",
         ]
     return [
         "from transformers import pipeline",
-        f'classifier = pipeline("text-classification", model={json.dumps(model)}, {options})',
+        f'classifier = pipeline("text-classification", model={named}, trust_remote_code=True{pinned}{options})',
         f"print(classifier({text}))",
     ]
 

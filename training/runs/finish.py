@@ -8,6 +8,7 @@ from typing import Any
 
 from lstmpool.training.output.artifacts import Writers, plots_of, predictions_of
 from lstmpool.training.output.folder import handover, json_writer, text_writer, write_output
+from lstmpool.training.output.markdown import visible
 from lstmpool.training.output.model_card import CardContents, model_card
 from lstmpool.training.output.terminal import describe_best, loading_lines, rows_of, text_table
 from lstmpool.training.runs.state import State
@@ -26,7 +27,7 @@ def write_files(state: State) -> None:
     if state.start.within:
         handover(state.final)
     print(f"\n{text_table(table)}\n\n{best}")
-    print(f"Done in {time.monotonic() - state.began:.0f} s. {state.shown} holds", end=" ")
+    print(f"Done in {time.monotonic() - state.began:.0f} s. {visible(str(state.shown))} holds", end=" ")
     if saves_model:
         lines = _loading_lines(state, str(state.shown))
         print("the model; these lines load it:\n\n" + "\n".join(lines))
@@ -46,7 +47,7 @@ def _files(state: State, plots: Writers) -> Writers:
     test_rows = state.job.splits.get("test")
     files = {"metrics.json": json_writer(_metrics(state))}
     files |= plots
-    files |= predictions_of(evaluation, test_rows, args.predictions_format, args.predictions_with_text)
+    files |= predictions_of(evaluation, test_rows, args)
     files |= state.extras.files(evaluation)
     return files
 

@@ -196,7 +196,7 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
     }
     table = _oof_table(job, args, evaluation.logits[ALL], assigned)
     files = {"metrics.json": json_writer(numbers), "oof.parquet": partial(write_table, table)}
-    files |= predictions_of(evaluation, job.splits.get("test"), args.predictions_format, args.predictions_with_text)
+    files |= predictions_of(evaluation, job.splits.get("test"), args)
     write_output(Path(args.output_dir), None, job.tokenizer, files)
 
     shown = {name: {"validation": results[name]} for name in names}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from huggingface_hub.errors import HTTPError
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.code_files import CODE
 from lstmpool.training.errors import InputError
-from lstmpool.training.hub.card import pin_card, snippet_of
-from lstmpool.training.hub.folder import check_files, choose_files, compare_code, prepare_output_dir
-from lstmpool.training.hub.publishing import Checked, describe, main
+from lstmpool.training.hub.card import Lines, pin_card
+from lstmpool.training.hub.folder import check_files, choose_files, compare_code, copy_files, prepare_output_dir
+from lstmpool.training.hub.publishing import Checked, _lines, describe, main
 from lstmpool.training.hub.repository import Hub
 
 from .conftest import tiny_model
@@ -228,39 +229,145 @@ def test_a_gitignore_keeps_its_lines_and_gets_one_more_once(tmp_path, mine):
         assert (tmp_path / ".gitignore").read_text() == "/runs\n/training_args.bin\n"
 
 
+ONE = Lines(many=False)
+FIRST_LINE = "from transformers import pipeline"
+LAST_LINE = 'print(classifier("Your text here."))'
+
+
+def block(*lines):
+    text = "\n".join(lines)
+    return f"```python\n{text}\n```\n"
+
+
+def written(name, revision, options=""):
+    """The block that a release writes into a card."""
+    named = f'model="{name}", trust_remote_code=True, revision="{revision}"{options}'
+    return block(FIRST_LINE, f'classifier = pipeline("text-classification", {named})', LAST_LINE)
+
+
 @pytest.mark.parametrize("revision", ["main", OLDER])
-def test_a_snippet_in_the_card_is_pinned(revision):
-    line = f'c = pipeline("text-classification", model="parcels", revision="{revision}", trust_remote_code=True)'
-    other = 'AutoModel.from_pretrained("distilbert-base-uncased")'
-    card = pin_card(f"{CARD}\n```python\n{other}\n{line}\n```\n", "ann/parcels", COMMIT, "parcels")
-    pinned = line.replace(revision, COMMIT).replace('"parcels"', '"ann/parcels"')
-    assert card == f"{CARD}\n```python\n{other}\n{pinned}\n```\n"
-    assert snippet_of(card, "ann/parcels", COMMIT) == f"{other}\n{pinned}"
-    line = f'm = AutoModel.from_pretrained("parcels", revision="{revision}")'
-    pinned = f'm = AutoModel.from_pretrained("ann/parcels", revision="{COMMIT}")'
-    assert pin_card(line, "ann/parcels", COMMIT, "parcels") == pinned
-
-
-def test_a_card_without_a_snippet_gets_one():
-    card = pin_card(CARD, "ann/parcels", COMMIT, "parcels")
-    assert card.startswith(CARD)
-    snippet = snippet_of(card, "ann/parcels", COMMIT)
-    assert f'model="ann/parcels", revision="{COMMIT}", trust_remote_code=True' in snippet and snippet in card
-    assert pin_card(card, "ann/parcels", OLDER, "parcels") == card.replace(COMMIT, OLDER)
-
-
 @pytest.mark.parametrize("name", ["parcels", "Parcels", "ann/parcels"])
-def test_only_lines_that_load_the_card_s_own_model_are_pinned(name):
-    other = 'AutoModel.from_pretrained("microsoft/deberta-v3-base", revision="main")'
-    mine = f'AutoModel.from_pretrained("{name}", revision="main")'
-    pinned = f'AutoModel.from_pretrained("ann/parcels", revision="{COMMIT}")'
-    text = f"{CARD}\n```python\n{other}\n"
-    assert pin_card(f"{text}{mine}\n```\n", "ann/parcels", COMMIT, "parcels") == f"{text}{pinned}\n```\n"
-    alone = pin_card(f"{text}```\n", "ann/parcels", COMMIT, "parcels")
-    assert alone.startswith(f"{text}```\n\n## Load this version\n") and COMMIT in alone
+@pytest.mark.parametrize("options", ["", ", truncation=True"])
+def test_the_lines_that_a_release_has_written_are_pinned(revision, name, options):
+    other = block('AutoModel.from_pretrained("distilbert-base-uncased", revision="main")')
+    card = f"{CARD}\n{other}\n{written(name, revision, options)}\nMore.\n"
+    pinned, lines = pin_card(card, "ann/parcels", COMMIT, "parcels", ONE)
+    assert pinned == f"{CARD}\n{other}\n{written('ann/parcels', COMMIT, ', truncation=True')}\nMore.\n"
+    assert f"```python\n{lines}\n```" in pinned
 
 
-def test_a_line_outside_a_block_of_python_is_pinned_and_lines_that_load_it_are_printed():
-    card = pin_card(f'{CARD}\n`pipeline(model="parcels", revision="main")`\n', "ann/parcels", COMMIT, "parcels")
-    assert card == f'{CARD}\n`pipeline(model="ann/parcels", revision="{COMMIT}")`\n'
-    assert f'model="ann/parcels", revision="{COMMIT}"' in snippet_of(card, "ann/parcels", COMMIT)
+def test_the_lines_of_a_card_say_whether_the_model_reads_pairs():
+    several = Lines(many=True, max_length=8)
+    card = f"{CARD}\n```python\n{replace(several, pair=True).text('parcels', 'main')}\n```\n"
+    pinned, lines = pin_card(card, "ann/parcels", COMMIT, "parcels", several)
+    assert '"text_pair": "And the other one."' in lines and f'revision="{COMMIT}", top_k=None' in lines
+    assert "truncation=True, max_length=8" in lines and lines in pinned and pinned.count("```") == 2
+
+
+def test_a_card_without_such_lines_gets_them_once():
+    card, lines = pin_card(CARD, "ann/parcels", COMMIT, "parcels", ONE)
+    assert card == f"{CARD.rstrip()}\n\n## Load this version\n\n{written('ann/parcels', COMMIT, ', truncation=True')}"
+    again, _ = pin_card(card, "ann/parcels", OLDER, "parcels", ONE)
+    assert again == card.replace(COMMIT, OLDER)
+    named = f'model="ann/parcels", revision="{OLDER}", trust_remote_code=True'
+    of_old = block(FIRST_LINE, f'classifier = pipeline("text-classification", {named})', LAST_LINE)
+    assert pin_card(f"{CARD}\n{of_old}", "ann/parcels", COMMIT, "parcels", ONE)[0].count("```") == 2
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        written("parcels", "main").replace(LAST_LINE, f'{LAST_LINE}; __import__("os").system("id")'),
+        written("parcels", "main").replace(FIRST_LINE, f"import os\n{FIRST_LINE}"),
+        written("parcels", "main", ', model_kwargs={"a": os.system("id")}'),
+        written("microsoft/deberta-v3-base", "main"),
+        block('classifier = pipeline(model="parcels", revision="main"); __import__("os").system("id")'),
+        '`pipeline(model="parcels", revision="main")`\n',
+    ],
+)
+def test_nothing_else_in_a_card_is_taken_for_them(foreign):
+    card, lines = pin_card(f"{CARD}\n{foreign}", "ann/parcels", COMMIT, "parcels", ONE)
+    assert card.startswith(f"{CARD}\n{foreign}") and card.count("## Load this version") == 1
+    assert lines == ONE.text("ann/parcels", COMMIT) and "os" not in lines
+
+
+def test_a_link_is_not_followed(folder, capsys, tmp_path):
+    (tmp_path / "secret.json").write_text("{}")
+    for name in ("merges.txt", "LICENSE"):
+        (folder / name).symlink_to(tmp_path / "secret.json")
+    (folder / "notes.txt").symlink_to(tmp_path / "secret.json")
+    (folder / "vocab").symlink_to(tmp_path)
+    assert choose_files(folder)[1] == ["notes.txt", "vocab"]
+    assert main([str(folder), "--check"]) == 2
+    told = f"expected files, found links in {folder}: LICENSE, merges.txt. Links are not followed."
+    assert told in capsys.readouterr().err
+
+
+def test_code_that_is_not_the_installed_release_s_is_shown_and_not_run(folder, capsys, tmp_path):
+    ran = tmp_path / "ran"
+    for name, line in (("fields_lstmpool.py", "# mine\x1b[2J"), ("capture_lstmpool.py", f"open({str(ran)!r}, 'w')")):
+        (folder / name).write_text((folder / name).read_text() + f"\n{line}\n")
+    assert main([str(folder), "--check"]) == 2
+    output = capsys.readouterr()
+    assert not ran.exists()
+    (line,) = output.err.splitlines()
+    assert line.startswith(
+        "error: expected the code of the installed release, found other code in capture_lstmpool.py, "
+        "fields_lstmpool.py."
+    )
+    assert "--trust_remote_code" in line and "  +# mine\\x1b[2J" in output.out
+    assert "modeling_lstmpool.py" not in output.out
+
+
+def test_other_ends_of_lines_are_other_code(folder, capsys):
+    path = folder / "fields_lstmpool.py"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert main([str(folder), "--check"]) == 2
+    assert "fields_lstmpool.py" in capsys.readouterr().err
+
+
+def test_a_folder_of_folds_and_one_without_a_card_are_told_what_to_do(folder, capsys, tmp_path):
+    for name in ("fold-1", "fold-2"):
+        (tmp_path / "cv" / name).mkdir(parents=True)
+        (tmp_path / "cv" / name / "run.json").write_text("{}")
+    assert main([str(tmp_path / "cv"), "--check"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds the 2 folds of a cross-validation" in line and line.endswith("/cv/fold-1.")
+    (folder / "README.md").unlink()
+    (folder / "training_args.bin").write_bytes(b"PK\x03\x04")
+    assert main([str(folder), "--check"]) == 2
+    assert capsys.readouterr().err == (
+        "error: README.md, the model card, not found. Write one that begins with the lines ---, library_name: "
+        "transformers, pipeline_tag: text-classification, ---.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit", "expected"),
+    [
+        ({}, 32, Lines(many=False)),
+        ({}, int(1e30), Lines(many=False, max_length=510)),
+        ({"problem_type": "multi_label_classification"}, 32, Lines(many=True)),
+        ({"problem_type": "regression"}, 32, Lines(many=True)),
+        ({"problem_type": "regression", "num_labels": 1, "id2label": {0: "stars"}}, 32, Lines(many=False)),
+    ],
+)
+def test_the_lines_follow_from_the_model(tmp_path, tokenizer, fields, limit, expected):
+    fields = {"id2label": {0: "late", 1: "broken", 2: "other"}} | fields
+    tiny_model(**fields).save_pretrained(tmp_path)
+    tokenizer.model_max_length = limit
+    tokenizer.save_pretrained(tmp_path)
+    assert _lines(tmp_path) == expected
+
+
+def test_paths_that_a_library_left_in_the_configs_stay_behind(folder, tmp_path):
+    labels = {"0": "/sports/news", "1": "broken", "2": "other"}
+    change_config(folder, id2label=labels, cache="/home/me/x", name="owner/name")
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"file": "~/vocab.txt", "drive": "C:\\x"}))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    copy_files(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    assert config["id2label"] == labels and config["name"] == "owner/name" and "cache" not in config
+    assert json.loads((copy / "tokenizer_config.json").read_text()) == tokenizer

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_it_prints_the_commit_and_whose_code_it_is(hub, shared):
 def test_the_snippet_that_it_prints_and_puts_into_the_card_loads_that_commit(hub, clients, shared):
     first, second = hub.repos[SHARED].pushed()
     snippet = shared[1].stdout.split("same logits:\n\n")[1]
-    assert f'model="{SHARED}", revision="{first.id}"' in snippet
+    assert f'model="{SHARED}", trust_remote_code=True, revision="{first.id}"' in snippet
     assert snippet.strip() in second.files["README.md"].decode()
     printed = clients.stranger(snippet).stdout
     assert re.search(r"'label': '(late|broken|other)'", printed)
@@ -65,8 +66,26 @@ def test_code_that_answers_otherwise_than_the_installed_is_refused(folder, capsy
     path, body = folder / "modeling_lstmpool.py", "logits = self.classifier(self.dropout(outputs.pooler_output))"
     assert body in path.read_text()
     path.write_text(path.read_text().replace(body, f"{body} + 0.001"))
-    assert main([str(folder), "--check"]) == 2
+    assert main([str(folder), "--check", "--trust_remote_code"]) == 2
     assert re.search("in a fresh process .* its logits differ by 0.001", capsys.readouterr().err)
+
+
+def test_the_code_that_is_run_sees_no_secret_of_the_environment(folder, monkeypatch, tmp_path):
+    seen = tmp_path / "seen.json"
+    path = folder / "fields_lstmpool.py"
+    line = f"import json, os\njson.dump(dict(os.environ), open({str(seen)!r}, 'w'))\n"
+    path.write_text(path.read_text() + line)
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MY_PASSWORD", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "secret")
+    proxy = {"https_proxy": "http://127.0.0.1:9", "SSL_CERT_FILE": "/etc/ssl/cert.pem"}
+    for name, value in proxy.items():
+        monkeypatch.setenv(name, value)
+    assert main([str(folder), "--check"]) == 2 and not seen.exists()
+    assert main([str(folder), "--check", "--trust_remote_code"]) == 0
+    found = json.loads(seen.read_text())
+    assert "secret" not in found.values() and proxy.items() <= found.items()
+    assert found["PATH"] == os.environ["PATH"] and "lstmpool-publish-" in found["HOME"]
+    assert found["HF_HOME"].startswith(found["HOME"]) and not Path(found["HOME"]).exists()
 
 
 def test_weights_that_would_come_back_random_are_refused(folder, capsys):

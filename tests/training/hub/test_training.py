@@ -1,6 +1,7 @@
 """`train_trainer.py --push_to_hub`, as it is typed: what arrives on the Hub, and what is said when it does not."""
 
 import json
+import shutil
 
 import pytest
 
@@ -72,6 +73,7 @@ def pushed(hub, clients, work):
     ]
     statuses, _, done = train(clients, work, *runs, token=ANN)
     assert statuses == [0, 0, 0], done.stderr
+    assert "lab/checkpoint is private. Of each checkpoint all goes up" in done.stdout
     return {name: hub.repos[f"lab/{name}"].pushed() for name in strategies}, done.stdout
 
 
@@ -101,8 +103,45 @@ def test_only_what_belongs_to_a_model_is_on_the_hub(pushed):
 def test_the_card_on_the_hub_is_pinned_and_the_lines_are_printed(pushed):
     for name, commits in pushed[0].items():
         whole, pinned = commits[-2:]
-        line = f'model="lab/{name}", trust_remote_code=True, revision="{whole.id}"'
+        line = f'model="lab/{name}", trust_remote_code=True, revision="{whole.id}", truncation=True'
         assert line in pinned.files["README.md"].decode() and line in pushed[1]
+
+
+def contents(repo):
+    """Name and content of all that was ever pushed to a repository."""
+    for commit in repo.pushed():
+        for path, data in commit.files.items():
+            pointer = POINTER.fullmatch(data)
+            yield path, repo.large[pointer[1].decode()] if pointer else data
+
+
+def test_nothing_pickled_and_no_path_goes_up_to_a_public_repository(hub, clients, work):
+    """By any strategy, and from a backbone whose own files name folders."""
+    shutil.copytree(work / "backbone", work / "named")
+    for name in ("config.json", "tokenizer_config.json"):
+        config = json.loads((work / "named" / name).read_text())
+        (work / "named" / name).write_text(json.dumps(config | {"cache": str(work / "cache"), "kept": "a/b"}))
+    strategies = ("checkpoint", "end")
+    runs = [
+        [f"--output_dir={work / f'public_{name}'}", f"--hub_model_id=lab/public_{name}", f"--hub_strategy={name}"]
+        for name in strategies
+    ]
+    for run in runs:
+        run += [f"--backbone={work / 'named'}", f"--train_file={work / 'train.csv'}"]
+    statuses, _, done = train(clients, work, *runs, token=ANN)
+    assert statuses == [0, 0], done.stderr
+    for name in strategies:
+        repo = hub.repos[f"lab/public_{name}"]
+        pushed = list(contents(repo))
+        assert not repo.private and pushed
+        for path, data in pushed:
+            assert not path.endswith((".bin", ".pt", ".pth")) and "checkpoint" not in path
+            assert str(work).encode() not in data, (name, path)
+            assert not data.startswith((b"PK\x03\x04", b"\x80\x02")), path
+        configs = [json.loads(data) for path, data in pushed if path == "config.json"]
+        assert all(config["backbone_config"]["kept"] == "a/b" for config in configs)
+    before = done.stdout.split("epoch 1/")[0]
+    assert "lab/public_checkpoint is public. Of each checkpoint only the model goes up" in before
 
 
 @pytest.mark.slow

@@ -1,9 +1,14 @@
+import csv
+from dataclasses import replace
+
 import numpy as np
 import pandas
 import pytest
 
 from lstmpool.training.data.rows import Split
+from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.output.artifacts import plots_of, predictions_of
+from lstmpool.training.spreadsheet import unguard
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
@@ -34,15 +39,47 @@ def test_the_reliability_plot_shows_what_the_temperature_did_and_not_the_thresho
         assert np.allclose(curves[name], of.task.confidences(logits, SEVERAL["test"])), name
 
 
+def form(ending, with_text=False, raw_csv=False):
+    return TrainingFields(predictions_format=ending, predictions_with_text=with_text, raw_csv=raw_csv)
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_the_table_holds_texts_on_request(tmp_path, ending):
     split, of = Split("test.csv", ["x"], ["y"], None, ["row 7"]), evaluation(SingleLabel, {})
     for with_text, columns in ((False, ["id"]), (True, ["id", "text", "text_pair"])):
-        ((name, write),) = predictions_of(of, split, ending, with_text).items()
+        ((name, write),) = predictions_of(of, split, form(ending, with_text)).items()
         write(tmp_path / name)
         table = pandas.read_csv(tmp_path / name) if ending == "csv" else pandas.read_parquet(tmp_path / name)
         assert name == f"test_predictions.{ending}"
         assert list(table.columns) == [*columns, "score_a", "score_b", "score_c", "prediction"]
         assert table["id"].tolist() == ["row 7"] and table["prediction"].tolist() == ["b"]
     of = evaluation(SingleLabel, ONE, {"validation": LOGITS["validation"]})
-    assert predictions_of(of, None, "csv", False) == {}
+    assert predictions_of(of, None, form("csv", False)) == {}
+
+
+def test_a_spreadsheet_runs_no_cell_of_the_table_unless_it_is_raw(tmp_path):
+    ids = ['=HYPERLINK("http://x")', "-3.5", "+1", "-a"]
+    split = Split("test.csv", ["@SUM(1)", "\tx", "'=1", "it's"], None, None, ids)
+    task = SingleLabel(["=cmd|' /C calc'!A0", "+1e3", "no"])
+    of = replace(evaluation(SingleLabel, {}), task=task, logits={"test": np.eye(3)[[0, 1, 2, 0]]})
+    read = {}
+    for name, args in {"safe": form("csv", True), "raw": form("csv", True, True), "p": form("parquet", True)}.items():
+        ((of_folder, write),) = predictions_of(of, split, args).items()
+        write(tmp_path / of_folder)
+        if name == "p":
+            table = pandas.read_parquet(tmp_path / of_folder)
+            read[name] = [list(table.columns), *table.to_numpy().tolist()]
+        else:
+            with (tmp_path / of_folder).open(encoding="utf-8", newline="") as file:
+                read[name] = list(csv.reader(file))
+    columns = ["id", "text", *(f"score_{label}" for label in task.names), "prediction"]
+    assert read["safe"][0] == read["raw"][0] == read["p"][0] == columns
+    assert [(row[0], row[1], row[-1]) for row in read["safe"][1:]] == [
+        ('\'=HYPERLINK("http://x")', "'@SUM(1)", "'=cmd|' /C calc'!A0"),
+        ("-3.5", "'\tx", "+1e3"),
+        ("+1", "''=1", "no"),
+        ("'-a", "it's", "'=cmd|' /C calc'!A0"),
+    ]
+    for row, safe, raw, whole in zip(range(4), read["safe"][1:], read["raw"][1:], read["p"][1:], strict=True):
+        assert [unguard(cell) for cell in safe] == raw
+        assert raw[:2] == whole[:2] == [ids[row], split.texts[row]] and raw[-1] == whole[-1]

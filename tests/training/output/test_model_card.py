@@ -1,3 +1,5 @@
+"""The model card, and names that would act in Markdown. Where a Markdown library is installed, it reads the card."""
+
 import pytest
 import yaml
 
@@ -5,6 +7,7 @@ from lstmpool.fields_lstmpool import DEFAULTS
 from lstmpool.training.flags.arguments import DataArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
+from lstmpool.training.output import markdown
 from lstmpool.training.output.model_card import CardContents, model_card
 
 from ...conftest import tiny_config
@@ -28,14 +31,14 @@ def card(
     **options,
 ):
     """A card of a made-up run, and its header. `rows` are the arguments that say where its rows came from."""
-    fields = {"id2label": {0: "no", 1: "yes"}} | dict(fields)
+    fields = {"num_labels": 2, "id2label": {0: "no", 1: "yes"}} | dict(fields)
     options = {"do_train": True, "eval_strategy": "epoch", "save_strategy": "epoch", **options}
     options = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", **options}
     args = TrainingArguments(str(folder), use_cpu=True, report_to=[], learning_rate=2e-5, **options)
     text = model_card(
         CardContents(
             name=name,
-            config=tiny_config(num_labels=2, **fields),
+            config=tiny_config(**fields),
             args=args,
             backbone=Backbone("--backbone", "/home/me/bert", "owner/bert", on_hub, {}),
             data=data,
@@ -183,6 +186,131 @@ def test_every_field_of_the_config_has_a_row(tmp_path):
 
 def test_the_command_names_no_folder_of_the_machine(tmp_path):
     words = ["my recipe.yaml", "--train_file=/home/me/a.csv", "--test_file", "../me/b.csv", "--init_from=~/c"]
+    words += ["--accelerator_config", '{"a": "/home/me/c.json", "b": "~/d", "c": "e/f"}']
     text = card(tmp_path, command=words)[0]
+    assert """--accelerator_config '{"a": "c.json", "b": "d", "c": "e/f"}'""" in text
     assert "python train_trainer.py 'my recipe.yaml' --train_file=a.csv --test_file b.csv --init_from=c" in text
     assert "/home/me" not in text
+
+
+INJECTION = """pos`
+
+## Use it
+
+```python
+classifier = pipeline("text-classification", model="mine", revision="main"); __import__("os").system("id")
+```
+
+`"""
+NAMES = [
+    INJECTION,
+    "a|b",
+    "`",
+    "``` `` a`",
+    "\\",
+    "\\|\\",
+    "<script>alert(1)</script>",
+    "<!--",
+    "[a](http://b.c) ![d](e.png)",
+    "http://b.c www.b.c a@b.c",
+    "*a* _b_ __c__ ~~d~~",
+    "# a",
+    "&lt;i&gt;",
+    "$x$",
+    "{{ 7 * 7 }} {% raw %}",
+    "a\r\n| b | c |\u2028\u202e\x1b[31m\x00",
+    " a ",
+    "---",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no", "no"),
+        ("very_good, indeed", "`very_good, indeed`"),
+        ("cancel_order", "cancel_order"),
+        ("it's 3 o'clock", "it's 3 o'clock"),
+        ("Größe 日本", "Größe 日本"),
+        ("_a_", "`_a_`"),
+        ("a|b", "`a|b`"),
+        ("www.b.c", "`www.b.c`"),
+        ("<b>", "`<b>`"),
+        ("a`b", "``a`b``"),
+        ("`a", "`` `a ``"),
+        (" a ", "`  a  `"),
+        ("a\nb\x1b\u202e", "`a\\nb\\x1b\\u202e`"),
+        ("\udcff", "`\\udcff`"),
+        ("", "` `"),
+        ("❤\u200d🔥", "`❤\u200d🔥`"),
+    ],
+)
+def test_a_name_is_plain_words_or_a_span_of_code(text, shown):
+    assert markdown.name(text) == shown
+
+
+def test_a_block_of_code_is_ended_by_its_own_fence_alone():
+    assert markdown.code_block("a\n```\nb", "python") == "````python\na\n```\nb\n````"
+    assert markdown.code_block("a") == "```\na\n```"
+
+
+def test_a_cell_stays_one_cell():
+    assert markdown.table([["a", "b", "c"], ["`x|y`", "1\n2", "\\|"]]).splitlines() == [
+        "| a | b | c |",
+        "| --- | --- | ---: |",
+        "| `x\\|y` | 1\\n2 | \\\\| |",
+    ]
+
+
+@pytest.mark.parametrize("text", ['a "b"\\', "a\nb\x1b\u202e", "日本😀", "\udcff", "{x} %s $"])
+def test_a_literal_of_python_is_the_text_in_one_printable_line(text):
+    literal = markdown.python_text(text)
+    assert eval(literal) == text
+    assert literal.startswith('"') and literal.isprintable()
+
+
+def labels_of(names):
+    return {"num_labels": len(names), "id2label": dict(enumerate(names))}
+
+
+def shape(text):
+    """What a Markdown library makes of a card: the kinds of its parts, its spans of code, blocks and headings."""
+    markdown_it = pytest.importorskip("markdown_it")
+    tokens = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text.split("---\n", 2)[2])
+    inside = [child for token in tokens for child in token.children or []]
+    kinds = [token.type for token in tokens]
+    spans = [child.content for child in inside if child.type == "code_inline"]
+    acting = [child.type for child in inside if child.type not in ("text", "softbreak", "code_inline")]
+    blocks = [(token.info, token.content) for token in tokens if token.type == "fence"]
+    return kinds, spans, acting, blocks
+
+
+def test_no_name_of_the_data_acts_in_the_card(tmp_path):
+    plain, _ = card(tmp_path, fields=labels_of([f"label {i}" for i in range(len(NAMES))]))
+    kinds, _, acting, blocks = shape(plain)
+    for name in NAMES:
+        counts = dict.fromkeys(NAMES, 3)
+        first = {name: 1} | counts  # cells show twelve names
+        data = {split: of | {"source": f"{name}.csv", "labels": first} for split, of in DATA.items()}
+        text, header = card(
+            tmp_path,
+            fields=labels_of(NAMES),
+            data=data,
+            name=name,
+            command=["--text_column_names", name],
+        )
+        assert set(header) == {"library_name", "pipeline_tag", "tags", "base_model"}
+        found, spans, acts, others = shape(text)
+        assert found == kinds and acts == acting
+        assert {markdown.visible(label) for label in NAMES} <= set(spans)
+        assert markdown.visible(f"{name}.csv") in spans
+        assert others[0] == blocks[0] and len(others) == len(blocks)
+        assert text.isprintable() is False and all(line.isprintable() for line in text.splitlines())
+
+
+def test_the_header_is_yaml_whatever_the_names_are(tmp_path):
+    for name in NAMES:
+        rows = ON_HUB | {"dataset_config_name": name}
+        header = card(tmp_path, name=name, data=SETS, rows=rows, results=RESULTS)[1]
+        (index,) = header["model-index"]
+        assert index["name"] == name and index["results"][0]["dataset"]["config"] == name

@@ -63,6 +63,23 @@ def test_a_confusion_matrix_of_many_classes(drawn):
     assert max(len(label.get_text()) for label in axes.get_yticklabels()) == 24
 
 
+ODD = ["$\\frac{1}$", "$x^2$", "a\nb", "\\$5"]
+SHOWN = ["$\\frac{1}$", "$x^2$", "a\\nb", "\\$5"]
+
+
+def test_names_are_no_formulas(drawn):
+    path, figures = drawn
+    labels = np.arange(len(ODD))
+    plots.confusion_matrix(labels, labels, ODD, path)
+    plots.predicted_against_true(np.eye(4), np.eye(4), ODD, path)
+    matrix, panels = figures
+    texts = [*matrix.axes[0].get_xticklabels(), *matrix.axes[0].get_yticklabels()]
+    titles = [panel.title for panel in panels.axes if panel.get_visible()]
+    assert [text.get_text() for text in texts] == [*SHOWN, *SHOWN]
+    assert [title.get_text() for title in titles] == SHOWN
+    assert not any(text.get_parse_math() or text.get_usetex() for text in [*texts, *titles])
+
+
 @pytest.mark.parametrize("targets", [1, 2, 6])
 def test_one_panel_a_target(drawn, targets):
     path, figures = drawn
