@@ -8,11 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
+from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.conditions import Flags
 from lstmpool.training.flags.rules import WITH_TASK, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
+from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
 from lstmpool.training.tasks.task import BestBy, Task
 
@@ -73,9 +75,37 @@ class Job:
         return next(iter(self.splits.values())).pairs is not None
 
     def encode(self) -> dict[str, Tokens]:
-        """The rows of each split as tokens."""
+        """The rows of each split as tokens. Raises InputError if the backbone cannot read them."""
+        tokens = {name: self._tokens_of(name) for name in self.splits}
+        config = self.backbone.check_fields(self.backbone.load_config(), self.fields)
+        limits = TokenLimits.of_config(config)
+        if limits is not None:  # else `check_tokens` will see
+            self.check_tokens(tokens, limits)
+        return tokens
+
+    def _tokens_of(self, name: str) -> Tokens:
         padded, workers = self.data_args.pad_to_max_length, self.data_args.preprocessing_num_workers
-        return {name: Tokens(*split.tokenize(self.tokenizer, padded, workers)) for name, split in self.splits.items()}
+        try:
+            return Tokens(*self.splits[name].tokenize(self.tokenizer, padded, workers))
+        except Exception as error:
+            if type(error) is not Exception:  # which is what tokenizers raise for words that they have no id for
+                raise
+            raise InputError(
+                f"{self._where(name)}: the tokenizer cannot read them: {error}. Give it an unk_token, and save it."
+            ) from None
+
+    def _where(self, name: str) -> str:
+        return f"{self.backbone.flag} {self.backbone.title}, {name} rows"
+
+    def check_tokens(self, tokens: dict[str, Tokens], limits: TokenLimits) -> None:
+        """Raises InputError if a backbone of these `limits` cannot read the tokens.
+
+        The tokenizer, which is saved with the model, will cut longer texts than these where the positions end.
+        """
+        for name, of_split in tokens.items():
+            limits.check(of_split.dataset, self.tokenizer, self._where(name))
+        if limits.positions is not None:
+            self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, limits.positions)
 
 
 def read_job(
