@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
+from lstmpool.training.data.summary import remarks
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.conditions import Flags
@@ -134,6 +135,10 @@ def read_job(
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
     if args.do_eval and "validation" not in splits and not data_args.cv_folds:
         splits = _with_validation(splits, task, data_args)
+    if args.do_train:
+        task.check_learnable(splits["train"].labels, splits["train"].source)
+        for line in remarks(splits, task, weighted=args.class_weights is not None):
+            print(line)
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
     best = task.best_by(args.metric_for_best_model)
     fields = model_args.config_fields() | task.config_fields

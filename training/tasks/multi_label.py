@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from lstmpool.fields_lstmpool import MULTI
 from lstmpool.training.errors import InputError
 from lstmpool.training.tasks.cells import Columns, check_names, is_missing, numbers_of
-from lstmpool.training.tasks.intervals import bootstrap
+from lstmpool.training.tasks.intervals import among_alike, bootstrap
 from lstmpool.training.tasks.metrics import MultiLabelMetric
 from lstmpool.training.tasks.single_label import check_known
 from lstmpool.training.tasks.task import BINS, Classification
@@ -123,7 +123,7 @@ class MultiLabel(Classification):
         answers, labels = self._as_rows(answers), self._as_rows(labels)
         hits = (answers * labels).sum(1)
         given = (answers + labels).sum(1)
-        return bootstrap(_micro_f1, hits, given)
+        return bootstrap(_micro_f1, hits, given) or among_alike(float(_micro_f1(hits, given)), len(hits))
 
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
         return np.asarray(values).reshape(len(values), -1).astype(int)

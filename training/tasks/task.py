@@ -90,6 +90,9 @@ class Task(ABC):
                 no number. The message names `where`, the row and the value.
         """
 
+    def check_learnable(self, labels: list[Any], where: str) -> None:  # noqa: B027
+        """Raises InputError, which begins with `where`, if no model in float32 can give the training rows' labels."""
+
     @abstractmethod
     def describe_labels(self, labels: list[Any]) -> dict[str, Any]:
         """By name of each output, how many rows have it, or the mean ("mean") and spread ("std") of its numbers."""
@@ -173,8 +176,11 @@ class Task(ABC):
         return self.metric.compute(predictions=answers.tolist(), references=labels.tolist())
 
     @abstractmethod
-    def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-        """The bounds of a 95 % interval of the headline metric over such rows, see `intervals.py`."""
+    def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
+        """The bounds of a 95 % interval of the headline metric over such rows, see `intervals.py`.
+
+        None if the rows, all alike, tell nothing of others.
+        """
 
     @abstractmethod
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
