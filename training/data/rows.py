@@ -1,6 +1,7 @@
 """Reads the rows, checks them before any model is loaded, and turns them into tokens and numeric labels."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from lstmpool.training.errors import InputError, did_you_mean
 from lstmpool.training.flags.arguments import LIMITS, DataArguments
 from lstmpool.training.tasks.cells import Columns
 from lstmpool.training.tasks.inference import infer_task, task_of_model
+from lstmpool.training.tasks.multi_label import LabelTable
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.task import Task
 
@@ -37,7 +39,7 @@ class Split:
     source: str  # for messages: a file's name without its folders, or a data set and its split
     texts: list[str]
     pairs: list[str] | None  # the second text of each pair
-    labels: list[Any] | None  # encoded by the task; None: only predictions are made
+    labels: Sequence[Any] | None  # encoded by the task; None: only predictions are made
     ids: list[Any]
     groups: list[Any] | None = None  # the values of --group_column
 
@@ -92,8 +94,10 @@ class Split:
         return rows.remove_columns("was_cut"), cut
 
 
-def _taken(column: list[Any] | None, rows: list[int]) -> list[Any] | None:
-    return None if column is None else [column[row] for row in rows]
+def _taken(column: Any, rows: list[int]) -> Any:
+    if column is None or isinstance(column, LabelTable):
+        return column if column is None else column[rows]
+    return [column[row] for row in rows]
 
 
 def read_splits(

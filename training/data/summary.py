@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from lstmpool.training.data.order import token_counts
+from lstmpool.training.data.order import lengths_of
 from lstmpool.training.data.rows import Split
 from lstmpool.training.tasks.task import Task
 
@@ -13,6 +13,7 @@ from lstmpool.training.tasks.task import Task
 SHOWN = 12  # label names that a line shows
 FEW = 5  # rows of a class
 UNEVEN = 10  # a class has so many times the rows of another
+UNEVEN_IF_FEW = 3  # the same, where the other has few
 
 
 def describe_data(
@@ -29,7 +30,7 @@ def describe_data(
     seen = set(splits["train"].inputs()) if "train" in splits else set()
     numbers = {}
     for name, split in splits.items():
-        lengths = token_counts(rows[name][:])
+        lengths = lengths_of(rows[name])
         numbers[name] = {
             "source": split.source,
             "rows": len(split),
@@ -83,7 +84,7 @@ def _uneven(counts: dict[str, int]) -> list[str]:
     present = {name: count for name, count in counts.items() if count}
     rarest, commonest = min(present, key=present.get), max(present, key=present.get)
     fewest, most = present[rarest], present[commonest]
-    if most < UNEVEN * fewest and (fewest >= FEW or most < 2 * fewest):
+    if most < (UNEVEN if fewest >= FEW else UNEVEN_IF_FEW) * fewest:
         return []
     return [
         f"Warning: the classes are uneven, {commonest} {most} and {rarest} {fewest} training rows. --class_weights "

@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from lstmpool.training.data.order import token_counts
+from lstmpool.training.data.order import lengths_of
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.checkpoints import Kept, find_best
@@ -143,7 +143,7 @@ class LstmPoolTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         together = args.train_batch_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
-        return _LengthGroupedSampler(together, token_counts(dataset[:]), seed)
+        return _LengthGroupedSampler(together, lengths_of(dataset), seed)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         """Saves as the library does, with `kept` at work before and after, while the other processes wait."""

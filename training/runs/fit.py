@@ -201,7 +201,7 @@ def measure(state: State) -> None:
     job, args = state.job, state.args
     splits = [name for name in state.inputs if name != "train" or args.baselines]  # train only beside the baselines
     logits = {name: predict_logits(state.trainer, state.inputs[name]) for name in splits}
-    targets = {name: np.array(job.splits[name].labels) for name in splits if name in state.labelled}
+    targets = {name: np.asarray(job.splits[name].labels) for name in splits if name in state.labelled}
     logits, learned = _learn_from_validation(state, logits, targets)
     state.evaluation = Evaluation.of(job.task, logits, targets, learned)
     state.baselines = fit_baselines(state.frozen_states, targets, job.task) if args.baselines else {}

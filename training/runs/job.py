@@ -1,8 +1,11 @@
 """Reads and checks what a command asks for, before any weights are read. Its runs, such as folds, share this `Job`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +20,16 @@ from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
+from lstmpool.training.tasks.multi_label import LabelTable
 from lstmpool.training.tasks.task import BestBy, Task
+
+
+def as_column(labels: Sequence[Any]) -> Any:
+    """What `Dataset.add_column` makes a column of: the labels, or a table of them as an array of bytes."""
+    if not isinstance(labels, LabelTable):
+        return labels
+    table = np.asarray(labels)  # (N, C)
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(table.ravel()), table.shape[1])
 
 
 @dataclass(frozen=True)
@@ -34,16 +46,15 @@ class Tokens:
     cut: float
     chosen: list[int] | None = None
 
-    def with_labels(self, labels: list[Any] | None) -> Dataset:
+    def with_labels(self, labels: Sequence[Any] | None) -> Dataset:
         """The whole dataset with a column of labels. `labels` are those of the chosen rows; others get any."""
         if labels is None:
             return self.dataset
         if self.chosen is not None:
-            spread = [labels[0]] * len(self.dataset)
-            for row, label in zip(self.chosen, labels, strict=True):
-                spread[row] = label
-            labels = spread
-        return self.dataset.add_column("labels", labels)
+            source = np.zeros(len(self.dataset), dtype=int)
+            source[self.chosen] = np.arange(len(labels))
+            labels = labels[source] if isinstance(labels, LabelTable) else [labels[row] for row in source]
+        return self.dataset.add_column("labels", as_column(labels))
 
     def choose(self, dataset: Dataset) -> Dataset:
         """The chosen rows of `dataset`, which has a row for each row of the tokens."""

@@ -70,8 +70,8 @@ def test_classes_of_very_different_size_name_the_flag_that_helps():
     assert remarks_on([0] * 99 + [1] * 20 + [2] * 9) == [line]
     assert remarks_on([0] * 99 + [1] * 20 + [2] * 9, weighted=True) == []
     assert remarks_on([0] * 99 + [1] * 20 + [2] * 10) == []  # less than ten times
-    assert len(remarks_on([0] * 8 + [1] * 8 + [2] * 4)) == 1  # few rows
-    assert remarks_on([0] * 7 + [1] * 8 + [2] * 5) == remarks_on([0, 1, 2]) == []
+    assert len(remarks_on([0] * 12 + [1] * 8 + [2] * 4)) == 1  # few rows
+    assert remarks_on([0] * 12 + [1] * 8 + [2] * 5) == remarks_on([0, 0, 1, 2]) == []
 
 
 def test_a_class_that_validation_lacks_is_named():
