@@ -11,11 +11,11 @@ from datasets import Dataset
 from scipy.special import softmax
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from lstmpool import train_trainer
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.rows import Split
 from lstmpool.training.data.summary import remarks
-from lstmpool.training.evaluation.baselines import fit_baselines
 from lstmpool.training.evaluation.calibration import fit_temperature, probability_metrics
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.output.artifacts import plots_of, predictions_of
@@ -23,7 +23,7 @@ from lstmpool.training.runs.job import Tokens
 from lstmpool.training.tasks.multi_label import LabelTable, MultiLabel
 from lstmpool.training.tasks.single_label import SingleLabel
 
-from ..training_fixtures import ROOT, run_python, save_backbone, sentences
+from ..training_fixtures import ROOT, run_python, save_backbone, sentences, write_csv
 
 
 @contextmanager
@@ -123,10 +123,12 @@ def test_of_many_labels_the_scores_of_those_given_are_told():
     assert columns == {"score": ["0.75|0.622459", ""], "prediction": ["l3|l1000", ""]}
 
 
-def test_of_many_labels_no_linear_baseline_is_fitted(capsys):
-    task, states = SingleLabel([f"l{i}" for i in range(1001)]), {"train": np.ones((4, 2))}
-    assert list(fit_baselines(states, {"train": np.array([5, 5, 5, 7])}, task)) == [task.simplest_title]
-    assert "Of 1001 outputs, no linear baseline" in capsys.readouterr().out
+def test_of_many_labels_no_linear_baseline_is_fitted(tmp_path, capsys):
+    save_backbone(tmp_path)
+    rows = write_csv(tmp_path / "rows.csv", {"text": sentences(1001), "label": [f"l{i}" for i in range(1001)]})
+    words = ["--backbone", str(tmp_path), "--train_file", str(rows), "--validation_file", str(rows)]
+    assert train_trainer.main([*words, "--output_dir", str(tmp_path / "out"), "--baselines", "True"]) == 2
+    assert "--baselines is for up to 1000 outputs, found 1001: " in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------- the command
@@ -169,7 +171,7 @@ def test_20000_rows_of_3000_labels_take_less_than_a_gigabyte(tmp_path):
 def test_a_run_of_50000_labels_ends(tmp_path):
     rows = [{"text": f"alpha beta {i}", "label": f"label {i % 50_000}"} for i in range(100_000)]
     flags = ["--max_eval_samples", "500", "--test_file", str(tmp_path / "rows.jsonl"), "--max_predict_samples", "200"]
-    assert run(tmp_path, rows, *flags, "--calibrate", "temperature", "--baselines", "True") < 2500
+    assert run(tmp_path, rows, *flags, "--calibrate", "temperature") < 2500
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(metrics["data"]["train"]["labels"]) == 50_000
     card = (tmp_path / "out" / "README.md").read_text()

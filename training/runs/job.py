@@ -21,7 +21,7 @@ from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
 from lstmpool.training.tasks.multi_label import LabelTable
-from lstmpool.training.tasks.task import BestBy, Task
+from lstmpool.training.tasks.task import SCORED, BestBy, Task
 
 
 def as_column(labels: Sequence[Any]) -> Any:
@@ -146,6 +146,11 @@ def read_job(
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
     if args.do_eval and "validation" not in splits and not data_args.cv_folds:
         splits = _with_validation(splits, task, data_args)
+    if args.baselines and len(task.names) > SCORED:
+        raise InputError(
+            f"--baselines is for up to {SCORED} outputs, found {len(task.names)}: a linear model of so many would take "
+            "hours, and all the memory. Leave it out."
+        )
     if args.do_train:
         task.check_learnable(splits["train"].labels, splits["train"].source)
         for line in remarks(splits, task, weighted=args.class_weights is not None):
