@@ -148,7 +148,7 @@ def read_job(
         splits = _with_validation(splits, task, data_args)
     if args.baselines and len(task.names) > SCORED:
         raise InputError(
-            f"--baselines is for up to {SCORED} outputs, found {len(task.names)}: a linear model of so many would take "
+            f"--baselines is for up to {SCORED} outputs, found {len(task.names)}: linear models of so many take "
             "hours, and all the memory. Leave it out."
         )
     if args.do_train:
