@@ -92,6 +92,14 @@ def _counts_positions(backbone: PreTrainedModel, config: LstmPoolConfig) -> bool
     return all(getattr(table, "padding_idx", None) is None for table in tables)
 
 
+def _one_of_padding(values: Any) -> Any:
+    """(B, 1, ...) of zeros in place of a tensor of no tokens, (B, 0, ...). Lists without items make one of floats."""
+    if not isinstance(values, Tensor) or values.dim() < 2 or values.size(1):
+        return values
+    zeros = values.new_zeros(values.size(0), 1, *values.shape[2:])
+    return zeros if values.dim() > 2 else zeros.long()
+
+
 # ---------------------------------------------------------------------------------------------------------- the models
 class LstmPoolPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation, shared by the two models."""
@@ -241,6 +249,10 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         if len(shape) != 2 or (mask is not None and mask.shape != shape):
             got = f"{tuple(shape)} and {None if mask is None else tuple(mask.shape)}"
             raise ValueError(f"the tokens and attention_mask must have one shape, (B, T), got {got}.")
+        if shape[1] == 0:  # texts of which a tokenizer makes nothing: one token of padding stands for each
+            named = {name: _one_of_padding(values) for name, values in named.items()}
+            others = {name: _one_of_padding(values) for name, values in others.items()}
+            return self._check_inputs(named | {"attention_mask": tokens.new_zeros(shape[0], 1).long()}, others)
         kept = tokens.new_ones(shape) if mask is None else mask
         first = (kept != 0).int().argmax(1, keepdim=True)  # (B, 1)
         if mask is not None and named["position_ids"] is None and self._counts_positions:

@@ -16,19 +16,21 @@ from .configuration_lstmpool import LstmPoolConfig
 
 def pool_tokens(hidden: Tensor, attention_mask: Tensor, how: str) -> Tensor:
     """(B, H) from a layer's `hidden` (B, T, H): the "first" or "last" token that `attention_mask` (B, T) keeps, or the
-    "mean" or "max" of all that it keeps. A copy that does not hold on to `hidden`; finite for a row without tokens."""
+    "mean" or "max" of all that it keeps. A copy that does not hold on to `hidden`; zeros for a row without tokens."""
     kept = (attention_mask != 0).to(hidden.device)  # (B, T)
     if kept.size(1) > hidden.size(1):  # a layer over blocks of tokens
         kept = F.adaptive_max_pool1d(kept.float(), hidden.size(1)) > 0
     hidden = hidden[:, : kept.size(1)]  # long attention fills a text up to whole blocks
-    if how in ("first", "last"):
-        index = kept.int().argmax(1) if how == "first" else kept.size(1) - 1 - kept.int().flip(1).argmax(1)
-        return hidden[torch.arange(hidden.size(0), device=hidden.device), index]
     if how == "mean":  # in float32: a sum over tokens leaves the range of float16
         total = hidden.masked_fill(~kept[..., None], 0).sum(1, dtype=torch.float32)
         return (total / kept.sum(1, keepdim=True).clamp(min=1)).to(hidden.dtype)
-    highest = hidden.masked_fill(~kept[..., None], torch.finfo(hidden.dtype).min).amax(1)
-    return highest.masked_fill(~kept.any(1, keepdim=True), 0)
+    if how == "max":
+        vectors = hidden.masked_fill(~kept[..., None], torch.finfo(hidden.dtype).min).amax(1)
+    else:
+        index = kept.int().argmax(1) if how == "first" else kept.size(1) - 1 - kept.int().flip(1).argmax(1)
+        vectors = hidden[torch.arange(hidden.size(0), device=hidden.device), index]
+    # what a backbone makes of padding alone depends on how much of it there is, and may be NaN
+    return vectors.masked_fill(~kept.any(1, keepdim=True), 0)
 
 
 class LayerPooling(nn.Module):

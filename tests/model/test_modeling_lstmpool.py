@@ -6,11 +6,13 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import CONFIG_MAPPING, AutoModel
 
+from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.fields_lstmpool import TOKEN_POOLINGS
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 
-from ..conftest import FAMILIES, backbone_config, random_inputs, since, tiny_model
+from ..conftest import FAMILIES, SIZES, backbone_config, random_inputs, since, tiny_model
 
 
 class Seed(nn.Module):
@@ -115,12 +117,35 @@ def test_padding_on_either_side_changes_nothing(family, token_pooling):
             torch.testing.assert_close(on_the_left[row], bare, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-def test_a_row_that_is_all_padding_gives_finite_numbers(attn_implementation):
-    for token_pooling in TOKEN_POOLINGS:
-        model = tiny_model(token_pooling=token_pooling, attn_implementation=attn_implementation)
-        inputs = random_inputs(lengths=[7, 0, 3])
-        assert model(**inputs).logits.isfinite().all()
+@pytest.mark.parametrize("token_pooling", TOKEN_POOLINGS)
+@pytest.mark.parametrize("family", [*FAMILIES, "bert, eager"])
+def test_a_row_without_tokens_has_one_answer_and_leaves_the_others_alone(family, token_pooling):
+    """The same one by itself, as a batch of no columns, as a batch of padding alone, and beside other rows."""
+    family, _, eager = family.partition(", ")
+    if family in ("gpt2", "llama") and token_pooling == "cls":
+        pytest.skip("a decoder's first token sees nothing else: it is refused")
+    options = {"attn_implementation": "eager"} if eager else {}
+    model = tiny_model(family, token_pooling=token_pooling, **options)
+    inputs, width = random_inputs(lengths=[7, 0, 7]), model.get_input_embeddings().embedding_dim
+    nothing = {"input_ids": torch.tensor([[], []]), "attention_mask": torch.tensor([[], []])}  # what a collator makes
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        alone = model(**{name: values[1:2] for name, values in inputs.items()}).logits
+        of_no_columns = model(**nothing).logits
+        of_no_vectors = model(inputs_embeds=torch.zeros(2, 0, width)).logits
+        others = model(**{name: values[[0, 2]] for name, values in inputs.items()}).logits
+    assert alone.isfinite().all()
+    for row in (logits[1:2], of_no_columns[:1], of_no_columns[1:], of_no_vectors[:1]):
+        torch.testing.assert_close(row, alone)
+    torch.testing.assert_close(logits[[0, 2]], others, atol=1e-5, rtol=1e-5)
+
+
+def test_inputs_of_the_backbones_own_may_be_empty_too():
+    config = CONFIG_MAPPING["layoutlm"](**SIZES)
+    model = LstmPoolForSequenceClassification(LstmPoolConfig(backbone_config=config, lstm_hidden_size=5)).eval()
+    empty = torch.zeros(2, 0, dtype=torch.long)
+    logits = model(input_ids=empty, token_type_ids=empty, bbox=torch.zeros(2, 0, 4, dtype=torch.long)).logits
+    assert logits.shape == (2, 2) and logits.isfinite().all()
 
 
 def test_cls_is_where_the_family_puts_it():

@@ -1,9 +1,11 @@
 """Holds out validation rows for users who have none: a stratified share of the training rows, without leaks.
 
 Rows with the same text, or of the same group, stay on one side. A stratum with a single text stays in training, so
-validation asks for nothing that training could not know.
+validation asks for nothing that training could not know. Every other stratum, however rare, is in validation with at
+least one, as long as fewer strata than texts are wanted there.
 """
 
+import heapq
 import random
 from collections import Counter
 
@@ -20,7 +22,7 @@ from lstmpool.training.tasks.task import Task
 def hold_out(train: Split, task: Task, share: float, seed: int, limit: int | None = None) -> tuple[Split, Split]:
     """Splits `train` into the rows that stay and the rows held out.
 
-    Every stratum gives `share` of its units (see `units_of`), to within one.
+    Every stratum gives `share` of its units (see `units_of`), to within one. For a rare one, the others give one less.
 
     Args:
         train: the training rows, with labels.
@@ -42,7 +44,8 @@ def hold_out(train: Split, task: Task, share: float, seed: int, limit: int | Non
     random.Random(seed).shuffle(units)
     units.sort(key=lambda rows: strata[rows[0]])  # stable: within a stratum the order stays random
     # Every k-th unit in the order of strata is held out, so each stratum gives its share.
-    positions = np.arange(0.5 / share, len(units), 1 / share).astype(int)
+    positions = np.arange(0.5 / share, len(units), 1 / share).astype(int).tolist()
+    positions = _with_rare_ones(positions, [strata[rows[0]] for rows in units])
     held_out = sorted(row for position in positions for row in units[position])
     kept = sorted(set(range(len(train))) - set(held_out))
     if not held_out or not kept:
@@ -51,6 +54,27 @@ def hold_out(train: Split, task: Task, share: float, seed: int, limit: int | Non
             "train without one: --validation_size 0."
         )
     return train.take(kept), train.take(held_out, source=f"{share:.0%} of {train.source}")
+
+
+def _with_rare_ones(positions: list[int], strata: list[int]) -> list[int]:
+    """As many positions, but one in each stratum that had none, in place of one in the stratum that has most.
+
+    `strata` holds the stratum at each position, in order. It stops where no stratum has more than one.
+    """
+    first_of = {stratum: position for position, stratum in reversed(list(enumerate(strata)))}
+    chosen_in: dict[int, list[int]] = {}
+    for position in positions:
+        chosen_in.setdefault(strata[position], []).append(position)
+    givers = [(-len(chosen), stratum) for stratum, chosen in chosen_in.items()]
+    heapq.heapify(givers)
+    for stratum in sorted(first_of.keys() - chosen_in.keys()):
+        count, giver = givers[0] if givers else (0, None)
+        if count >= -1:
+            break
+        chosen_in[giver].pop()
+        heapq.heapreplace(givers, (count + 1, giver))
+        chosen_in[stratum] = [first_of[stratum]]
+    return [position for chosen in chosen_in.values() for position in chosen]
 
 
 def units_of(rows: Split) -> list[int]:

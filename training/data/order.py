@@ -14,6 +14,12 @@ def token_counts(columns: Mapping[str, Any]) -> list[int]:
     return [len(ids) for ids in columns["input_ids"]]
 
 
+def lengths_of(dataset: Dataset) -> list[int]:
+    """The number of each row's tokens. Other columns are not read: labels of many names would fill the memory."""
+    column = "attention_mask" if "attention_mask" in dataset.column_names else "input_ids"
+    return token_counts({column: dataset[column]})
+
+
 def by_length(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
     """The rows from the most tokens to the fewest, and the position that each had before, (N,).
 
@@ -21,6 +27,6 @@ def by_length(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
     """
     if "input_ids" not in dataset.column_names:
         return dataset, np.arange(len(dataset))
-    lengths = np.array(token_counts(dataset[:]))
+    lengths = np.array(lengths_of(dataset))
     order = np.argsort(-lengths, kind="stable")
     return dataset.select(order), order

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from lstmpool.training.flags.arguments import LIMITS, DataArguments
 from lstmpool.training.tasks.cells import Columns
 from lstmpool.training.tasks.inference import infer_task, task_of_model
 from lstmpool.training.tasks.label_names import has_controls
+from lstmpool.training.tasks.multi_label import LabelTable
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.task import Task
 
@@ -39,7 +41,7 @@ class Split:
     source: str  # for messages: a file's name without its folders, or a data set and its split
     texts: list[str]
     pairs: list[str] | None  # the second text of each pair
-    labels: list[Any] | None  # encoded by the task; None: only predictions are made
+    labels: Sequence[Any] | None  # encoded by the task; None: only predictions are made
     ids: list[Any]
     groups: list[Any] | None = None  # the values of --group_column
 
@@ -94,8 +96,10 @@ class Split:
         return rows.remove_columns("was_cut"), cut
 
 
-def _taken(column: list[Any] | None, rows: list[int]) -> list[Any] | None:
-    return None if column is None else [column[row] for row in rows]
+def _taken(column: Any, rows: list[int]) -> Any:
+    if column is None or isinstance(column, LabelTable):
+        return column if column is None else column[rows]
+    return [column[row] for row in rows]
 
 
 def read_splits(

@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from lstmpool.training.data.order import token_counts
+from lstmpool.training.data.order import lengths_of
 from lstmpool.training.data.rows import Split
 from lstmpool.training.tasks.task import Task
 
 
 SHOWN = 12  # label names that a line shows
+FEW = 5  # rows of a class
+UNEVEN = 10  # a class has so many times the rows of another
+UNEVEN_IF_FEW = 3  # the same, where the other has few
 
 
 def describe_data(
@@ -28,7 +31,7 @@ def describe_data(
     seen = set(splits["train"].inputs()) if "train" in splits else set()
     numbers = {}
     for name, split in splits.items():
-        lengths = token_counts(rows[name][:])
+        lengths = lengths_of(rows[name])
         numbers[name] = {
             "source": split.source,
             "rows": len(split),
@@ -52,6 +55,50 @@ def data_lines(numbers: dict[str, dict[str, Any]], limit: int) -> list[str]:
     return lines
 
 
+def remarks(splits: dict[str, Split], task: Task, weighted: bool) -> list[str]:
+    """What the user should know of the labels before training, a line each.
+
+    Args:
+        splits: the rows as read, those of train among them.
+        task: what the labels mean.
+        weighted: whether the loss weighs classes by their rarity.
+    """
+    counts = task.describe_labels(splits["train"].labels)
+    if task.has_numbers:
+        constant = [f"{name} {value['mean']:g}" for name, value in counts.items() if value["std"] == 0]
+        said = f"Warning: every training row has {_listed(constant)}: of that, nothing can be learnt."
+        return [said] if constant else []
+    lines = [] if weighted or task.gives_several_answers else _uneven(counts)
+    if "validation" in splits:
+        in_validation = task.describe_labels(splits["validation"].labels)
+        lacking = [f"{name} ({count})" for name, count in counts.items() if count and not in_validation[name]]
+        if lacking:
+            lines.append(
+                f"Warning: validation has no row of {_listed(lacking)}, with the rows of each in training: its "
+                "results say nothing of that. Add rows, or raise --validation_size."
+            )
+    return lines
+
+
+def _uneven(counts: dict[str, int]) -> list[str]:
+    """A line on classes of very different frequency, if they are."""
+    present = {name: count for name, count in counts.items() if count}
+    rarest, commonest = min(present, key=present.get), max(present, key=present.get)
+    fewest, most = present[rarest], present[commonest]
+    if most < (UNEVEN if fewest >= FEW else UNEVEN_IF_FEW) * fewest:
+        return []
+    return [
+        f"Warning: the classes are uneven, {commonest} {most} and {rarest} {fewest} training rows. --class_weights "
+        "balanced lets each class count the same."
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
 def balance_words(balance: dict[str, Any] | None, named: Callable[[str], str] = str) -> str:
     """The labels of a split in a line: the rows of each class, or the mean and spread of each target.
 
@@ -63,5 +110,4 @@ def balance_words(balance: dict[str, Any] | None, named: Callable[[str], str] = 
     for name, value in balance.items():
         shown = f"{value['mean']:.3g} ± {value['std']:.2g}" if isinstance(value, dict) else value
         words.append(f"{named(name)} {shown}")
-    rest = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return ", ".join(words[:SHOWN]) + f"{rest}."
+    return f"{_listed(words)}."

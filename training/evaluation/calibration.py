@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
 
-from lstmpool.training.tasks.task import Classification
+from lstmpool.training.tasks.task import Classification, blocks
 
 
 BINS = 15  # for the expected calibration error and the reliability diagram
@@ -18,13 +18,16 @@ TEMPERATURES = (0.02, 50.0)
 
 def probability_metrics(task: Classification, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Log-loss, Brier score and expected calibration error of `logits` (N, C); lower is better."""
-    confidence, correct = task.confidences(logits, labels)
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = [abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in range(BINS)]
+    claims, gaps = 0, np.zeros(BINS)  # of each bin, what was claimed minus what is true
+    for block in blocks(logits):
+        confidence, correct = task.confidences(logits[block], labels[block])
+        bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        gaps += np.bincount(bins, confidence - correct, minlength=BINS)
+        claims += len(confidence)
     return {
         "log_loss": task.log_loss(logits, labels),
         "brier": task.brier(logits, labels),
-        "ece": float(sum(gaps) / len(confidence)),
+        "ece": float(np.abs(gaps).sum() / claims),
     }
 
 
@@ -51,7 +54,6 @@ def tune_thresholds(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     A threshold lies midway between neighbouring logits. Of equally good ones, the one nearest 0 (probability 0.5) is
     taken. A label that no row has, or every row, keeps 0.
     """
-    logits = np.asarray(logits, dtype=float)
     labels = np.asarray(labels)  # (N, C), 0 or 1
     return np.array([_best_threshold(*columns) for columns in zip(logits.T, labels.T, strict=True)])
 
@@ -60,6 +62,7 @@ def _best_threshold(logits: np.ndarray, labels: np.ndarray) -> float:
     """The threshold of one label: `logits` and `labels` are (N,)."""
     if labels.min() == labels.max():
         return 0.0
+    logits = np.asarray(logits, dtype=float)
     distinct = np.unique(logits)
     candidates = np.concatenate([[0.0], (distinct[1:] + distinct[:-1]) / 2, [distinct[0] - 1]])
     order = logits.argsort()

@@ -49,14 +49,15 @@ def calibrate(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays) -> L
 def find_thresholds(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays, fold: bool) -> Learned:
     """Finds each label's best threshold on validation, and moves it to 0 in `head` if `fold` is set."""
     thresholds = tune_thresholds(logits["validation"], targets["validation"])  # (C,)
-    shifted = {split: values - thresholds for split, values in logits.items()}
+    thresholds = thresholds.astype(logits["validation"].dtype)  # or the logits of many labels would become wider
     found: dict[str, Any] = {"probabilities": (1 / (1 + np.exp(-thresholds))).tolist()}
     for split, labels in targets.items():
         found[split] = {
             "at_half": task.score(task.decide(logits[split]), labels),
-            "at_thresholds": task.score(task.decide(shifted[split]), labels),
+            "at_thresholds": task.score(task.decide(logits[split] - thresholds), labels),
         }
     if not fold:
         return logits, {"thresholds": found}
     fold_thresholds(head, thresholds)
+    shifted = {split: values - thresholds for split, values in logits.items()}
     return shifted, {"thresholds": found, "folded_thresholds": thresholds.tolist()}  # folded ones are logits

@@ -18,7 +18,7 @@ class Evaluation:
     targets: dict[str, np.ndarray]  # of the splits that have labels: (N,) or (N, C)
     learned: dict[str, Any]  # after training, from validation: see `learned_head`
     results: dict[str, dict[str, float]]  # metrics of the splits that have labels
-    intervals: dict[str, tuple[float, float]]  # 95% intervals of the headline metric
+    intervals: dict[str, tuple[float, float]]  # 95% intervals of the headline metric, where there are any
 
     @classmethod
     def of(
@@ -38,7 +38,9 @@ class Evaluation:
             results[split] = task.score(answers, labels)
             if task.has_probabilities:
                 results[split] |= probability_metrics(task, of_split, labels)
-            intervals[split] = task.interval(answers, labels)
+            interval = task.interval(answers, labels)
+            if interval is not None:
+                intervals[split] = interval
         return cls(task, logits, targets, learned, results, intervals)
 
     def record(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from transformers import Trainer
 
 from lstmpool.training.data.order import by_length
 from lstmpool.training.errors import Diverged
+from lstmpool.training.tasks.task import SCORED
 
 
 @contextmanager
@@ -41,6 +42,7 @@ def predict_logits(trainer: Trainer, dataset: Dataset) -> np.ndarray:
             "expected numbers from the model, found NaN or infinity: it has diverged, and was not saved. Lower "
             "--learning_rate and --head_learning_rate, or leave out --fp16."
         )
-    logits = np.empty_like(found, dtype=np.float64)
+    # of many labels, they stay as narrow as the model gives them
+    logits = np.empty_like(found, dtype=np.float64 if found.shape[1] <= SCORED else None)
     logits[order] = found
     return logits

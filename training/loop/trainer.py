@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from lstmpool.training.data.order import token_counts
+from lstmpool.training.data.order import lengths_of
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.checkpoints import Kept, find_best, read_state
@@ -166,7 +166,7 @@ class LstmPoolTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         together = args.train_batch_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
-        return _LengthGroupedSampler(together, token_counts(dataset[:]), seed)
+        return _LengthGroupedSampler(together, lengths_of(dataset), seed)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         """Saves as the library does, with `kept` at work before and after, while the other processes wait.

@@ -77,7 +77,7 @@ def cached_states(
     folder = folder or CACHE
     labels = None
     if "labels" in tokens.column_names:
-        labels = tokens["labels"][:]
+        labels = tokens.with_format("arrow")["labels"][:]  # as lists, those of many names would fill the memory
         tokens = tokens.remove_columns("labels")
     ordered, order = by_length(tokens)
     path = folder / f"layer_states-{_digest(model, ordered, dtype)}.arrow"
@@ -94,7 +94,7 @@ def cached_states(
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"the layer cache in {folder} cannot be written or read: {error}") from None
     if labels is not None:  # added before `select`: on selected rows, `add_column` copies all states to memory
-        states = states.add_column("labels", [labels[i] for i in order])
+        states = states.add_column("labels", labels.take(pyarrow.array(order)))
     return states.select(np.argsort(order)).with_format("numpy")
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lstmpool.training.tasks.regression import spread_of
+
 
 class TargetScale:
     """The scale of each of C targets. While it is on, the head works in its units, and the state dict in real ones."""
@@ -20,7 +22,7 @@ class TargetScale:
         """`targets`: the training rows' numbers, (N,) or (N, C)."""
         table = np.array(targets, dtype=np.float64).reshape(len(targets), -1)  # (N, C)
         self.mean = table.mean(0)  # (C,)
-        spread = table.std(0)
+        spread = spread_of(table)
         exponents = np.round(np.log2(np.where(spread > 0, spread, 1))).clip(-60, 60)
         self.scale = 2.0**exponents  # (C,)
         self._hooks: list[Any] = []

@@ -11,12 +11,13 @@ import numpy as np
 from lstmpool.training.data.rows import Split
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.arguments import TrainingFields
-from lstmpool.training.output.plots import confusion_matrix, learning_curve, predicted_against_true, reliability
+from lstmpool.training.output.plots import DRAWN, confusion_matrix, learning_curve, predicted_against_true, reliability
 from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.tasks.task import Task
 from lstmpool.training.writing import Writer
 
 
+CLAIMS = 2_000_000  # about as many as the reliability plot counts; with many labels, each row makes thousands
 Writers = dict[str, Writer]  # by the file's name
 
 
@@ -46,7 +47,8 @@ def plots_of(evaluation: Evaluation, log_history: list[dict[str, Any]]) -> Write
         return plots
     logits, labels = evaluation.logits[split], evaluation.targets[split]
     for name in task.pictures:
-        plots[f"{name}.png"] = PICTURES[name](task, logits, labels)
+        if name != "confusion_matrix" or len(task.names) <= DRAWN:
+            plots[f"{name}.png"] = PICTURES[name](task, logits, labels)
     if "temperature" in evaluation.learned:
         plots["reliability.png"] = _reliability(evaluation, logits, labels)
     return plots
@@ -55,6 +57,8 @@ def plots_of(evaluation: Evaluation, log_history: list[dict[str, Any]]) -> Write
 def _reliability(evaluation: Evaluation, logits: np.ndarray, labels: np.ndarray) -> Writer:
     """Shows what the temperature did. Thresholds came later, so they are taken out of the logits again."""
     task, learned = evaluation.task, evaluation.learned
+    some = slice(None, None, 1 + logits.size // CLAIMS)
+    logits, labels = logits[some], labels[some]
     after = logits + np.array(learned.get("folded_thresholds", 0.0))
     curves = {
         "before": task.confidences(after * learned["temperature"], labels),

@@ -29,6 +29,7 @@ from lstmpool.training.tasks.task import Task
 
 
 FOLDERS = re.compile(r"""(?<=['"])(~|\.\.)?/([^'"/]*/)*""")  # of a path in quotes, such as one in a flag's JSON
+NAMED = 200  # outputs that the card lists
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 
@@ -160,8 +161,10 @@ def _pooling(config: LstmPoolConfig) -> str:
 
 
 def _outputs(run: CardContents) -> str:
-    names = ", ".join(markdown.code(name) for name in run.config.id2label.values())
-    return f"{run.task.output_title}s ({run.config.num_labels}): {names}"
+    labels = list(run.config.id2label.values())
+    names = ", ".join(markdown.code(name) for name in labels[:NAMED])
+    more = f" and {len(labels) - NAMED} more, which config.json names" if len(labels) > NAMED else ""
+    return f"{run.task.output_title}s ({run.config.num_labels}): {names}{more}"
 
 
 def _temperature(learned: dict[str, Any]) -> str:

@@ -21,6 +21,8 @@ GREY = "#999999"
 NUMBERED = 12  # a confusion matrix of up to this many classes shows its counts
 NAMED = 40  # one of up to this many names every class on its axes
 AS_IT_IS = {"parse_math": False, "usetex": False}  # a name with $ or \\ is no formula
+DRAWN = 1000  # classes: with more, a confusion matrix takes all the memory and has less than a pixel for each
+PANELS = 30  # targets that are drawn; with more, the picture would be larger than can be drawn
 
 
 def learning_curve(log_history: list[dict[str, Any]], path: Path, metric: str, title: str) -> None:
@@ -70,7 +72,11 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: list[st
 
 
 def predicted_against_true(targets: np.ndarray, predictions: np.ndarray, names: list[str], path: Path) -> None:
-    """Draws true and predicted numbers, both (N, C), in a panel for each target. On the line they are equal."""
+    """Draws true and predicted numbers, both (N, C), in a panel for each target. On the line they are equal.
+
+    Of many targets, the first are drawn.
+    """
+    names = names[:PANELS]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.6 * columns + 0.4, 3.6 * rows), layout="constrained")

@@ -16,7 +16,8 @@ def prediction_table(task: Task, logits: np.ndarray, rows: Split, with_text: boo
     """A row for each text, in the order of `logits` (N, C) and `rows`.
 
     `score_NAME` is the probability of the label NAME. `prediction` is the likeliest label, or all labels above one
-    half, separated by |. In a regression it is the number; several numbers are in `prediction_NAME` each.
+    half, separated by |. Of more than `SCORED` labels, one column `score` has the probabilities of those predicted. In
+    a regression it is the number; several numbers are in `prediction_NAME` each.
     """
     columns: dict[str, Any] = {"id": rows.ids}
     if with_text:

@@ -22,6 +22,7 @@ from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments
 from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.layer_cache import CACHE, StatesCollator, cached_states
 from lstmpool.training.model.target_scale import TargetScale
+from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import learning_rates, prepare_layers, trained_head
 from lstmpool.training.output.folder import check_resumed, prepare_output
 from lstmpool.training.output.lock import locked
@@ -82,7 +83,7 @@ def load(state: State) -> None:
     """Loads the model, and prepares the output folder and what Trainer reads."""
     job, args = state.job, state.args
     set_seed(args.seed)
-    state.model, is_fresh = _load_model(job, args)  # before an earlier run is replaced: the model may be refused
+    state.model, is_fresh = _load_model(state)  # before an earlier run is replaced: the model may be refused
     resumed_from = state.start.resumed_from if isinstance(state.start, Resume) else ""
     state.record = RunRecord.of(job.settings, job.splits, resumed_from)
     _prepare_folder(state)
@@ -98,16 +99,18 @@ def load(state: State) -> None:
     state.inputs = {name: state.tokens[name].choose(dataset) for name, dataset in state.inputs.items()}
 
 
-def _load_model(job: Job, args: TrainingArguments) -> tuple[PreTrainedModel, bool]:
+def _load_model(state: State) -> tuple[PreTrainedModel, bool]:
     """The model, with adapters if they are wanted, and whether its classifier is new."""
+    job = state.job
     with quiet_loading():
         model, is_fresh = job.backbone.load_model(job.fields)
+    job.check_tokens(state.tokens, TokenLimits.of(model))
     prepare_layers(model, job.model_args)
     if job.model_args.peft:
         from lstmpool.training.model.adapters import add_adapters  # peft may not be installed
 
         model = add_adapters(model, job.model_args, job.backbone)
-    learning_rates(model, args)  # called for its errors: they should come before the caches are filled
+    learning_rates(model, state.args)  # called for its errors: they should come before the caches are filled
     return model, is_fresh
 
 
@@ -202,7 +205,7 @@ def measure(state: State) -> None:
     job, args = state.job, state.args
     splits = [name for name in state.inputs if name != "train" or args.baselines]  # train only beside the baselines
     logits = {name: predict_logits(state.trainer, state.inputs[name]) for name in splits}
-    targets = {name: np.array(job.splits[name].labels) for name in splits if name in state.labelled}
+    targets = {name: np.asarray(job.splits[name].labels) for name in splits if name in state.labelled}
     logits, learned = _learn_from_validation(state, logits, targets)
     state.evaluation = Evaluation.of(job.task, logits, targets, learned)
     state.baselines = fit_baselines(state.frozen_states, targets, job.task) if args.baselines else {}

@@ -1,20 +1,35 @@
 """Reads and checks what a command asks for, before any weights are read. Its runs, such as folds, share this `Job`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
+from lstmpool.training.data.summary import remarks
+from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.conditions import Flags
 from lstmpool.training.flags.rules import WITH_TASK, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
+from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
-from lstmpool.training.tasks.task import BestBy, Task
+from lstmpool.training.tasks.multi_label import LabelTable
+from lstmpool.training.tasks.task import SCORED, BestBy, Task
+
+
+def as_column(labels: Sequence[Any]) -> Any:
+    """What `Dataset.add_column` makes a column of: the labels, or a table of them as an array of bytes."""
+    if not isinstance(labels, LabelTable):
+        return labels
+    table = np.asarray(labels)  # (N, C)
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(table.ravel()), table.shape[1])
 
 
 @dataclass(frozen=True)
@@ -31,16 +46,15 @@ class Tokens:
     cut: float
     chosen: list[int] | None = None
 
-    def with_labels(self, labels: list[Any] | None) -> Dataset:
+    def with_labels(self, labels: Sequence[Any] | None) -> Dataset:
         """The whole dataset with a column of labels. `labels` are those of the chosen rows; others get any."""
         if labels is None:
             return self.dataset
         if self.chosen is not None:
-            spread = [labels[0]] * len(self.dataset)
-            for row, label in zip(self.chosen, labels, strict=True):
-                spread[row] = label
-            labels = spread
-        return self.dataset.add_column("labels", labels)
+            source = np.zeros(len(self.dataset), dtype=int)
+            source[self.chosen] = np.arange(len(labels))
+            labels = labels[source] if isinstance(labels, LabelTable) else [labels[row] for row in source]
+        return self.dataset.add_column("labels", as_column(labels))
 
     def choose(self, dataset: Dataset) -> Dataset:
         """The chosen rows of `dataset`, which has a row for each row of the tokens."""
@@ -73,9 +87,37 @@ class Job:
         return next(iter(self.splits.values())).pairs is not None
 
     def encode(self) -> dict[str, Tokens]:
-        """The rows of each split as tokens."""
+        """The rows of each split as tokens. Raises InputError if the backbone cannot read them."""
+        tokens = {name: self._tokens_of(name) for name in self.splits}
+        config = self.backbone.check_fields(self.backbone.load_config(), self.fields)
+        limits = TokenLimits.of_config(config)
+        if limits is not None:  # else `check_tokens` will see
+            self.check_tokens(tokens, limits)
+        return tokens
+
+    def _tokens_of(self, name: str) -> Tokens:
         padded, workers = self.data_args.pad_to_max_length, self.data_args.preprocessing_num_workers
-        return {name: Tokens(*split.tokenize(self.tokenizer, padded, workers)) for name, split in self.splits.items()}
+        try:
+            return Tokens(*self.splits[name].tokenize(self.tokenizer, padded, workers))
+        except Exception as error:
+            if type(error) is not Exception:  # which is what tokenizers raise for words that they have no id for
+                raise
+            raise InputError(
+                f"{self._where(name)}: the tokenizer cannot read them: {error}. Give it an unk_token, and save it."
+            ) from None
+
+    def _where(self, name: str) -> str:
+        return f"{self.backbone.flag} {self.backbone.title}, {name} rows"
+
+    def check_tokens(self, tokens: dict[str, Tokens], limits: TokenLimits) -> None:
+        """Raises InputError if a backbone of these `limits` cannot read the tokens.
+
+        The tokenizer, which is saved with the model, will cut longer texts than these where the positions end.
+        """
+        for name, of_split in tokens.items():
+            limits.check(of_split.dataset, self.tokenizer, self._where(name))
+        if limits.positions is not None:
+            self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, limits.positions)
 
 
 def read_job(
@@ -104,6 +146,15 @@ def read_job(
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
     if args.do_eval and "validation" not in splits and not data_args.cv_folds:
         splits = _with_validation(splits, task, data_args)
+    if args.baselines and len(task.names) > SCORED:
+        raise InputError(
+            f"--baselines is for up to {SCORED} outputs, found {len(task.names)}: linear models of so many take "
+            "hours, and all the memory. Leave it out."
+        )
+    if args.do_train:
+        task.check_learnable(splits["train"].labels, splits["train"].source)
+        for line in remarks(splits, task, weighted=args.class_weights is not None):
+            print(line)
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
     best = task.best_by(args.metric_for_best_model)
     fields = model_args.config_fields() | task.config_fields

@@ -22,16 +22,26 @@ def wilson(is_right: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tuple[float, float]:
+def among_alike(share: float, rows: int) -> tuple[float, float]:
+    """The interval of a share that is the same in so many `rows`, such as an F1 of 1.
+
+    Rows of another kind may exist, none of which was seen: about 3 in N, by Wilson's bound. They may have 0 or 1.
+    """
+    seen, _ = wilson(np.ones(rows, dtype=bool))
+    return share * seen, share * seen + (1 - seen)
+
+
+def bootstrap(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tuple[float, float] | None:
     """The interval of `statistic(*columns, axis=...)`, by percentiles over rows drawn with replacement.
+
+    None if all draws give the same number, as those of one row do: they say nothing of other rows.
 
     Args:
         statistic: reduces the columns along `axis`.
         columns: each holds one number a row, (N,); a row's numbers are drawn together.
     """
     if len(columns[0]) == 1:  # the library refuses draws that are all alike
-        value = float(statistic(*columns))
-        return value, value
+        return None
     found = scipy.stats.bootstrap(
         columns,
         statistic,
@@ -44,4 +54,4 @@ def bootstrap(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tup
         rng=SEED,
     )
     low, high = found.confidence_interval
-    return float(low), float(high)
+    return (float(low), float(high)) if low < high else None

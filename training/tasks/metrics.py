@@ -1,16 +1,16 @@
-"""The metrics of each task, as `evaluate` metrics of our own over scikit-learn. They need no network.
+"""The metrics of each task, as `evaluate` metrics of our own. They need no network, and no memory for pairs of labels.
 
-`evaluate.load("accuracy")` would fetch code from the Hub. To add a metric, compute it in `_compute` and name it in
+`evaluate.load("accuracy")` would fetch code from the Hub. To add a metric, compute it in `measure` and name it in
 `shown` or `hidden`. If lower is better, add it to `LOWER_IS_BETTER`; if the Hub knows it, to `HUB_METRICS`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
 LOWER_IS_BETTER = ("loss", "mse", "mae", "mcrmse")
@@ -45,6 +45,14 @@ class TaskMetric(evaluate.Metric):
         description = self.__doc__ or ""
         return evaluate.MetricInfo(description=description, citation="", inputs_description="", features=features)
 
+    def _compute(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+        """What the library's `compute` calls. It passes lists, which take several times as much memory as arrays."""
+        return self.measure(np.array(predictions), np.array(references))
+
+    def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+        """All metrics of the answers against the labels."""
+        raise NotImplementedError
+
 
 class SingleLabelMetric(TaskMetric):
     """For integers (B,): accuracy, F1 averaged over the labels that occur (macro) and over rows (weighted), and
@@ -58,12 +66,18 @@ class SingleLabelMetric(TaskMetric):
     }
     hidden = ("f1_weighted", "matthews_correlation")
 
-    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+    def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+        classes = 1 + int(max(predicted.max(), true.max()))
+        of_true = np.bincount(true, minlength=classes).astype(float)  # (C,) each
+        of_predicted = np.bincount(predicted, minlength=classes).astype(float)
+        hits = np.bincount(true[true == predicted], minlength=classes).astype(float)
+        f1 = _f1(hits, of_predicted + of_true)
+        occurs = of_predicted + of_true > 0
         return {
-            "accuracy": float(accuracy_score(references, predictions)),
-            "f1_macro": float(f1_score(references, predictions, average="macro", zero_division=0)),
-            "f1_weighted": float(f1_score(references, predictions, average="weighted", zero_division=0)),
-            "matthews_correlation": float(matthews_corrcoef(references, predictions)),
+            "accuracy": float(hits.sum() / len(true)),
+            "f1_macro": float(f1[occurs].mean()),
+            "f1_weighted": float(f1 @ of_true / len(true)),
+            "matthews_correlation": _matthews(hits.sum(), of_predicted, of_true),
         }
 
 
@@ -79,11 +93,12 @@ class MultiLabelMetric(TaskMetric):
     }
     hidden = ("subset_accuracy",)
 
-    def _compute(self, predictions: list[list[int]], references: list[list[int]]) -> dict[str, float]:
-        predicted, true = np.array(predictions), np.array(references)
+    def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+        hits = (predicted & true).sum(0, dtype=float)  # (C,)
+        given = predicted.sum(0, dtype=float) + true.sum(0, dtype=float)
         return {
-            "f1_micro": float(f1_score(true, predicted, average="micro", zero_division=0)),
-            "f1_macro": float(f1_score(true, predicted, average="macro", zero_division=0)),
+            "f1_micro": float(_f1(hits.sum(), given.sum())),
+            "f1_macro": float(_f1(hits, given).mean()),
             "subset_accuracy": float((true == predicted).all(1).mean()),
         }
 
@@ -104,8 +119,7 @@ class RegressionMetric(TaskMetric):
     }
     hidden = ("mcrmse",)
 
-    def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
-        predicted, true = np.array(predictions), np.array(references)
+    def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
         squared = ((predicted - true) ** 2).mean(0)  # (C,)
         return {
             "mse": float(squared.mean()),
@@ -122,6 +136,21 @@ class SeveralTargetsMetric(RegressionMetric):
     headline = "mcrmse"
     shown = RegressionMetric.shown | {"mcrmse": "MCRMSE"}
     hidden = ()
+
+
+def _f1(hits: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """F1 from the number of hits, and that of answers and true labels together; 0 where there is neither."""
+    return np.where(given > 0, 2 * hits / np.maximum(given, 1), 0.0)
+
+
+def _matthews(hits: float, predicted: np.ndarray, true: np.ndarray) -> float:
+    """Matthews correlation from the number of hits, and of each class's predictions and rows, (C,). 0 for one class.
+
+    Reference: Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, 2004.
+    """
+    rows = true.sum()
+    norm = (rows**2 - predicted @ predicted) * (rows**2 - true @ true)
+    return float((hits * rows - predicted @ true) / np.sqrt(norm)) if norm > 0 else 0.0
 
 
 def _correlation(measure: Callable, predicted: np.ndarray, true: np.ndarray) -> float:

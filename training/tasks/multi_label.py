@@ -1,10 +1,11 @@
 """Any number of labels a text. Labels are zeros and ones (N, C); the model gives a label if its logit is above 0."""
 
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas
 from scipy.special import expit, log_expit, logsumexp
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier
@@ -24,10 +25,37 @@ from lstmpool.training.tasks.cells import (
     numbers_of,
     vector_length,
 )
-from lstmpool.training.tasks.intervals import bootstrap
+from lstmpool.training.tasks.intervals import among_alike, bootstrap
 from lstmpool.training.tasks.metrics import MultiLabelMetric
 from lstmpool.training.tasks.single_label import check_known
-from lstmpool.training.tasks.task import BINS, Classification
+from lstmpool.training.tasks.task import BINS, Classification, blocks
+
+
+class LabelTable(Sequence):
+    """Which of C labels each of N rows has. It reads like a list of lists of floats, and takes a byte for each cell.
+
+    As lists, 3,000 labels took 170 kB a row. `numpy.asarray` gives the table, (N, C) of uint8.
+    """
+
+    def __init__(self, table: np.ndarray):
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, rows: Any) -> Any:
+        """One row as a list, or a table of several rows."""
+        chosen = self._table[rows]
+        return chosen.astype(float).tolist() if chosen.ndim == 1 else LabelTable(chosen)
+
+    def __eq__(self, other: object) -> bool:
+        return len(self) == len(other) and all(map(operator.eq, self, other))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._table, dtype=dtype, copy=copy)
+
+
+Rows = LabelTable | list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -65,22 +93,22 @@ class MultiLabel(Classification):
         _refuse_vectors(value, place)
         return check_names(value, place)
 
-    def encode(self, columns: Columns, where: str) -> list[list[float]]:
+    def encode(self, columns: Columns, where: str) -> LabelTable:
         if len(columns) > 1:
             return self._encode_columns(columns, where)
         name, values = next(iter(columns.items()))
         known = {label: i for i, label in enumerate(self.names)}
-        encoded = []
+        table = np.zeros((len(values), len(known)), dtype=np.uint8)
         for row, value in enumerate(self.cells_of(values), 1):
             place = f"{where}, column {name!r}, row {row}"
             if self.vectors:
-                encoded.append(self._vector(value, place))
+                table[row - 1] = self._vector(value, place)
                 continue
             labels = self.names_in(value, place, self.separator)
             for label in labels:
                 check_known(label, known, place)
-            encoded.append([float(label in labels) for label in self.names])  # binary cross-entropy needs floats
-        return encoded
+                table[row - 1, known[label]] = 1
+        return LabelTable(table)
 
     def _vector(self, value: Any, place: str) -> list[float]:
         """The zeros and ones of a cell, one for each label."""
@@ -88,35 +116,42 @@ class MultiLabel(Classification):
             raise InputError(f"{place}: expected {len(self.names)} zeros and ones, as in training, found {value!r}.")
         return [as_number(item) for item in value]
 
-    def _encode_columns(self, columns: Columns, where: str) -> list[list[float]]:
+    def _encode_columns(self, columns: Columns, where: str) -> LabelTable:
         columns = self.in_columns(columns, where)
-        numbers = {name: numbers_of(values, f"{where}, column {name!r}") for name, values in columns.items()}
-        for name, of_column in numbers.items():
-            for row, number in enumerate(of_column, 1):
+        table = np.zeros((len(next(iter(columns.values()))), len(columns)), dtype=np.uint8)
+        for i, (name, values) in enumerate(columns.items()):
+            numbers = numbers_of(values, f"{where}, column {name!r}")
+            for row, number in enumerate(numbers, 1):
                 if number not in (0, 1):
                     raise InputError(
                         f"{where}, column {name!r}, row {row}: expected 0 or 1, as in training, found {number:g}."
                     )
-        return [list(row) for row in zip(*numbers.values(), strict=True)]
+            table[:, i] = numbers
+        return LabelTable(table)
 
-    def describe_labels(self, labels: list[list[float]]) -> dict[str, Any]:
-        counts = np.array(labels).sum(0)
+    def describe_labels(self, labels: Rows) -> dict[str, Any]:
+        counts = self._as_rows(labels).sum(0)
         return {name: int(count) for name, count in zip(self.names, counts, strict=True)}
 
-    def strata(self, labels: list[list[float]], bins: int = BINS) -> list[int]:
+    def strata(self, labels: Rows, bins: int = BINS) -> list[int]:
         """The row's rarest label, or -1 for a row without any."""
-        table = np.array(labels, dtype=float)  # (N, C)
-        rarity = np.where(table > 0, table.sum(0), np.inf)
-        return np.where(table.any(1), rarity.argmin(1), -1).tolist()
+        table = self._as_rows(labels)  # (N, C)
+        counts = table.sum(0).astype(float)
+        found = []
+        for block in blocks(table):
+            rarity = np.where(table[block] > 0, counts, np.inf)
+            found += np.where(table[block].any(1), rarity.argmin(1), -1).tolist()
+        return found
 
-    def indicators(self, labels: list[list[float]], units: np.ndarray, folds: int) -> np.ndarray:
+    def indicators(self, labels: Rows, units: np.ndarray, folds: int) -> np.ndarray:
         """Each label, and the units without any."""
-        table = pandas.DataFrame(np.array(labels, dtype=float))
-        has = table.groupby(units).max().to_numpy() > 0  # (U, C)
+        order = np.argsort(units, kind="stable")
+        first_of_unit = np.flatnonzero(np.diff(units[order], prepend=-1))
+        has = np.maximum.reduceat(self._as_rows(labels)[order], first_of_unit) > 0  # (U, C)
         return np.column_stack([has, ~has.any(1)])
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
-        return (logits > 0).astype(int)
+        return (logits > 0).astype(np.uint8)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         return expit(logits)
@@ -128,32 +163,38 @@ class MultiLabel(Classification):
         return log_sum_yes - log_sum_no
 
     def prediction_columns(self, logits: np.ndarray) -> dict[str, Any]:
-        columns = self._score_columns(logits)
+        columns = self._score_columns(logits) if self.shows_all_scores else {"score": self._of_given(logits)}
         columns["prediction"] = self._joined(logits)
         return columns
 
-    def label_columns(self, labels: list[list[float]]) -> dict[str, Any]:
-        return {"label": self._joined(np.array(labels, dtype=float))}
+    def label_columns(self, labels: Rows) -> dict[str, Any]:
+        return {"label": self._joined(self._as_rows(labels))}
+
+    def _of_given(self, logits: np.ndarray) -> list[str]:
+        """For each row of `logits` (N, C), the probabilities of the labels that it is given, joined by |."""
+        return ["|".join(f"{score:.6g}" for score in self.probabilities(row[row > 0])) for row in logits]
 
     def _joined(self, table: np.ndarray) -> list[str]:
         """For each row of `table` (N, C), the names of the outputs above 0, joined by |."""
-        names = np.array(self.names)
+        names = np.array(self.names, dtype=object)  # else each takes as much room as the longest
         return ["|".join(names[row > 0]) for row in table]
 
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         answers, labels = self._as_rows(answers), self._as_rows(labels)
-        hits = (answers * labels).sum(1)
-        given = (answers + labels).sum(1)
-        return bootstrap(_micro_f1, hits, given)
+        hits = (answers & labels).sum(1)
+        given = answers.sum(1) + labels.sum(1)
+        return bootstrap(_micro_f1, hits, given) or among_alike(float(_micro_f1(hits, given)), len(hits))
 
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
-        return np.asarray(values).reshape(len(values), -1).astype(int)
+        return np.asarray(values).reshape(len(values), -1).astype(np.uint8, copy=False)
 
     def log_loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        return float((np.logaddexp(0, logits) - logits * labels).mean())
+        losses = ((np.logaddexp(0, logits[block]) - logits[block] * labels[block]).sum() for block in blocks(logits))
+        return float(sum(losses) / logits.size)
 
     def brier(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        return float(((self.probabilities(logits) - labels) ** 2).mean())
+        distances = (((self.probabilities(logits[block]) - labels[block]) ** 2).sum() for block in blocks(logits))
+        return float(sum(distances) / logits.size)
 
     def confidences(self, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.probabilities(logits).ravel(), np.asarray(labels, dtype=float).ravel()

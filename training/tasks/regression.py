@@ -1,5 +1,6 @@
 """One number a text, or several. Labels are numbers, (N,), or (N, C) with several targets."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lstmpool.fields_lstmpool import REGRESSION
+from lstmpool.training.errors import InputError
 from lstmpool.training.tasks.cells import Columns, numbers_of
 from lstmpool.training.tasks.intervals import bootstrap
 from lstmpool.training.tasks.losses import SmoothL1
 from lstmpool.training.tasks.metrics import RegressionMetric, SeveralTargetsMetric
 from lstmpool.training.tasks.task import BINS, LossSettings, RowLosses, Task
 
+
+LARGEST = 1e18  # of a target: the square of what float32 holds, since losses are squares
+# A spread takes at least so many steps of float32. Rounding then adds less than a hundred-thousandth to the variance.
+STEPS = 100
 
 ONE_TARGET = RegressionMetric()
 SEVERAL_TARGETS = SeveralTargetsMetric()
@@ -45,17 +51,23 @@ class Regression(Task):
             return numbers[0]
         return [list(row) for row in zip(*numbers, strict=True)]
 
+    def check_learnable(self, labels: list[Any], where: str) -> None:
+        """Refuses numbers that float32, which models compute in, cannot hold or cannot tell apart."""
+        table = self._as_rows(labels)
+        for name, column in zip(self.names, table.T, strict=True):
+            _check_float32(column, f"{where}, column {name!r}")
+
     def describe_labels(self, labels: list[Any]) -> dict[str, Any]:
         table = self._as_rows(labels)
         means = table.mean(0).tolist()
-        deviations = table.std(0).tolist()
+        deviations = spread_of(table).tolist()
         columns = zip(self.names, means, deviations, strict=True)
         return {name: {"mean": mean, "std": deviation} for name, mean, deviation in columns}
 
     def strata(self, labels: list[Any], bins: int = BINS) -> list[int]:
         """The bin of the row's level, which is the mean of its standardized targets."""
         table = self._as_rows(labels)
-        spread = table.std(0)
+        spread = spread_of(table)
         level = ((table - table.mean(0)) / np.where(spread > 0, spread, 1)).mean(1)  # (N,)
         rank = level.argsort(kind="stable").argsort(kind="stable")
         return (rank * bins // len(labels)).tolist()
@@ -88,7 +100,7 @@ class Regression(Task):
             return {title: table[:, 0]}
         return {f"{title}_{name}": table[:, i] for i, name in enumerate(self.names)}
 
-    def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
         errors = (self._as_rows(answers) - self._as_rows(labels)) ** 2  # (N, C)
         return bootstrap(_mse if len(self.names) == 1 else _mcrmse, *errors.T)
 
@@ -106,6 +118,38 @@ class Regression(Task):
 
     def simplest_model(self) -> BaseEstimator:
         return DummyRegressor(strategy="mean")
+
+
+def spread_of(table: np.ndarray) -> np.ndarray:
+    """The standard deviation of each of C columns of numbers (N, C); 0, to the last bit, if all are the same."""
+    return np.where(np.ptp(table, axis=0) == 0, 0.0, table.std(0))
+
+
+def _check_float32(numbers: np.ndarray, where: str) -> None:
+    """Raises InputError if float32 cannot hold `numbers` (N,), or cannot tell them apart."""
+    largest = float(np.abs(numbers).max())
+    if largest > LARGEST:
+        raise InputError(
+            f"{where}: expected numbers up to {LARGEST:g}, found {largest:g}, and models compute in float32. Divide "
+            "them all by a number before training, and multiply the predictions by it."
+        )
+    spread = float(spread_of(numbers[:, None])[0])
+    if spread == 0:
+        return
+    if spread < 1 / LARGEST:
+        raise InputError(
+            f"{where}: expected numbers that differ by more than {1 / LARGEST:g}, found a spread of {spread:g}. "
+            "Multiply them all by a number before training, and divide the predictions by it."
+        )
+    mean = float(numbers.mean())
+    step = float(np.spacing(np.float32(abs(mean))))
+    if step > spread / STEPS:
+        offset = round(mean, -math.ceil(math.log10(spread)))
+        raise InputError(
+            f"{where}: the numbers lie around {mean:.10g} and differ by {spread:.3g} (standard deviation), and models "
+            f"compute in float32, whose numbers lie {step:.2g} apart there. Subtract {offset:.15g} from them all "
+            "before training, and add it to the predictions."
+        )
 
 
 def _mse(errors: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -17,7 +17,7 @@ from lstmpool.training.tasks.cells import Columns, check_names
 from lstmpool.training.tasks.intervals import wilson
 from lstmpool.training.tasks.losses import WeightedCrossEntropy, balanced_weights
 from lstmpool.training.tasks.metrics import SingleLabelMetric
-from lstmpool.training.tasks.task import BINS, Classification, LossSettings, RowLosses
+from lstmpool.training.tasks.task import BINS, Classification, LossSettings, RowLosses, blocks
 
 
 class SingleLabel(Classification):
@@ -78,7 +78,7 @@ class SingleLabel(Classification):
         return logsumexp(log_softmax(logits, axis=-1), axis=0) - np.log(len(logits))
 
     def prediction_columns(self, logits: np.ndarray) -> dict[str, Any]:
-        columns = self._score_columns(logits)
+        columns = self._score_columns(logits) if self.shows_all_scores else {"score": self._likeliest(logits)}
         columns["prediction"] = [self.names[i] for i in self.decide(logits)]
         return columns
 
@@ -92,17 +92,28 @@ class SingleLabel(Classification):
         return np.asarray(values)
 
     def log_loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        rows = np.arange(len(labels))
-        return float(-log_softmax(logits, axis=1)[rows, labels].mean())
+        total = 0.0
+        for block in blocks(logits):
+            log_probabilities = log_softmax(logits[block], axis=1)
+            total -= log_probabilities[np.arange(len(log_probabilities)), labels[block]].sum()
+        return float(total / len(labels))
 
     def brier(self, logits: np.ndarray, labels: np.ndarray) -> float:
         """The mean over rows; a row's squared distances are summed over its classes."""
-        wanted = np.eye(logits.shape[1])[labels]  # (N, C)
-        return float(((self.probabilities(logits) - wanted) ** 2).sum(1).mean())
+        total = 0.0
+        for block in blocks(logits):
+            distances = self.probabilities(logits[block])
+            distances[np.arange(len(distances)), labels[block]] -= 1
+            total += (distances**2).sum()
+        return float(total / len(labels))
 
     def confidences(self, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         correct = self.decide(logits) == labels
-        return self.probabilities(logits).max(1), correct.astype(float)
+        return self._likeliest(logits), correct.astype(float)
+
+    def _likeliest(self, logits: np.ndarray) -> np.ndarray:
+        """The probability of each row's likeliest class, (N,)."""
+        return np.concatenate([self.probabilities(logits[block]).max(1) for block in blocks(logits)])
 
     def loss(self, settings: LossSettings, labels: list[int]) -> RowLosses | None:
         if not labels or not (settings.class_weights or settings.label_smoothing_factor):

@@ -7,7 +7,7 @@ one a run has; after that, the code asks the `Task` for whatever differs. N rows
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,6 +25,9 @@ from lstmpool.training.tasks.metrics import LOWER_IS_BETTER, TaskMetric
 
 BINS = 10  # splits of numbers are balanced over this many bins, each with equally many rows
 
+SCORED = 1000  # outputs: with more, there is no table of predictions with a column each, nor a linear baseline
+BLOCK = 2**22  # numbers that are computed at a time: with many labels, whole tables (N, C) would fill the memory
+
 RowLosses = Callable[[Tensor, Tensor], Tensor]  # from logits (B, C) and labels to the sum of the rows' losses
 
 
@@ -41,6 +44,13 @@ class LossSettings(NamedTuple):
     class_weights: str | None = None
     label_smoothing_factor: float = 0.0
     regression_loss: str = "mse"
+
+
+def blocks(table: np.ndarray) -> Iterator[slice]:
+    """Slices of the rows of `table` (N, C), of about `BLOCK` numbers each."""
+    rows = max(1, BLOCK // table.shape[1])
+    for start in range(0, len(table), rows):
+        yield slice(start, start + rows)
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,9 @@ class Task(ABC):
             InputError: for a missing value, a label that training does not have, or, in a regression, a value that is
                 no number. The message names `where`, the row and the value.
         """
+
+    def check_learnable(self, labels: list[Any], where: str) -> None:  # noqa: B027
+        """Raises InputError, which begins with `where`, if no model in float32 can give the training rows' labels."""
 
     @abstractmethod
     def describe_labels(self, labels: list[Any]) -> dict[str, Any]:
@@ -170,12 +183,14 @@ class Task(ABC):
 
     def score(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """All metrics of `answers` against `labels`, both as `decide` gives them."""
-        answers, labels = self._as_rows(answers), self._as_rows(labels)
-        return self.metric.compute(predictions=answers.tolist(), references=labels.tolist())
+        return self.metric.measure(self._as_rows(answers), self._as_rows(labels))
 
     @abstractmethod
-    def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-        """The bounds of a 95 % interval of the headline metric over such rows, see `intervals.py`."""
+    def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
+        """The bounds of a 95 % interval of the headline metric over such rows, see `intervals.py`.
+
+        None if the rows, all alike, tell nothing of others.
+        """
 
     @abstractmethod
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
@@ -227,6 +242,11 @@ class Classification(Task):
 
     def linear_title(self, strength: float) -> str:
         return f"logistic regression on the frozen backbone (C={strength:g})"
+
+    @property
+    def shows_all_scores(self) -> bool:
+        """Whether the table of predictions has a column for each label; else one, `score`, of the labels given."""
+        return len(self.names) <= SCORED
 
     def _score_columns(self, logits: np.ndarray) -> dict[str, Any]:
         probabilities = self.probabilities(logits)

@@ -52,6 +52,26 @@ def test_a_class_of_one_text_stays_in_training():
         assert 1 not in held.labels
 
 
+def test_every_class_of_two_texts_is_in_validation_where_there_is_room():
+    for seed in range(20):
+        labels = [0] * 90 + [1] * 2 + [2] * 2 + [3] * 1 + [4] * 5
+        train, held = hold_out(split(labels), task_of(SingleLabel, 5), 0.1, seed)
+        assert len(held) == 10 and Counter(held.labels) == {0: 7, 1: 1, 2: 1, 4: 1}
+        assert set(train.labels) == {0, 1, 2, 3, 4}
+
+
+def test_more_classes_than_validation_rows_change_nothing():
+    for seed in range(5):
+        train, held = hold_out(split([i // 2 for i in range(40)]), task_of(SingleLabel, 20), 0.1, seed)
+        assert len(held) == 4 and len(set(held.labels)) == 4 and set(train.labels) == set(range(20))
+
+
+def test_thousands_of_classes_are_held_out_in_seconds():
+    labels = [0] * 20_000 + [1 + i // 2 for i in range(8_000)]
+    _, held = hold_out(split(labels), task_of(SingleLabel), 0.2, seed=0)
+    assert len(held) == 5600 and len(set(held.labels)) == 4001
+
+
 def test_a_rare_label_is_spread_by_itself():
     labels = [[1.0, float(i % 10 == 0)] for i in range(200)]
     held = np.array(hold_out(split(labels), task_of(MultiLabel), 0.1, seed=0)[1].labels)

@@ -1,7 +1,7 @@
 from datasets import Dataset
 
 from lstmpool.training.data.rows import Split
-from lstmpool.training.data.summary import balance_words, data_lines, describe_data
+from lstmpool.training.data.summary import balance_words, data_lines, describe_data, remarks
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
@@ -52,3 +52,40 @@ def test_numbers_and_several_labels():
     assert numbers["train"]["labels"] == {"l0": 2} | {f"l{i}": 1 for i in range(1, 20)}
     assert data_lines(numbers, 8)[0].endswith("l11 1 and 8 more.")
     assert balance_words({f"l{i}": 1 for i in range(12)}).endswith("l11 1.")
+
+
+# ------------------------------------------------------------------------------------------------------------- remarks
+def remarks_on(train, validation=(0, 1, 2), weighted=False, task=None):
+    splits = {"train": split([""] * len(train), list(train))}
+    if validation is not None:
+        splits["validation"] = split([""] * len(validation), list(validation))
+    return remarks(splits, task or SingleLabel(["a", "b", "c"]), weighted)
+
+
+def test_classes_of_very_different_size_name_the_flag_that_helps():
+    line = (
+        "Warning: the classes are uneven, a 99 and c 9 training rows. --class_weights balanced lets each class count "
+        "the same."
+    )
+    assert remarks_on([0] * 99 + [1] * 20 + [2] * 9) == [line]
+    assert remarks_on([0] * 99 + [1] * 20 + [2] * 9, weighted=True) == []
+    assert remarks_on([0] * 99 + [1] * 20 + [2] * 10) == []  # less than ten times
+    assert len(remarks_on([0] * 12 + [1] * 8 + [2] * 4)) == 1  # few rows
+    assert remarks_on([0] * 12 + [1] * 8 + [2] * 5) == remarks_on([0, 0, 1, 2]) == []
+
+
+def test_a_class_that_validation_lacks_is_named():
+    (line,) = remarks_on([0] * 9 + [1] * 6 + [2] * 5, validation=[0, 0, 1])
+    assert line.startswith("Warning: validation has no row of c (5), with the rows of each in training: ")
+    assert remarks_on([0] * 9 + [1] * 6, validation=[0, 1]) == []  # nor does training have it
+    assert remarks_on([0] * 9 + [1] * 6, validation=None) == []
+    many = MultiLabel([f"l{i}" for i in range(20)])
+    (line,) = remarks_on([[1.0] * 20] * 3, validation=[[1.0] + [0.0] * 19], task=many)
+    assert "no row of l1 (3), l2 (3)" in line and "l12 (3) and 7 more, with" in line
+
+
+def test_a_target_that_is_the_same_in_every_row_is_named():
+    task = Regression(["x", "y"])
+    (line,) = remarks_on([[0.1, 1.0], [0.1, 2.0], [0.1, 3.0]], validation=[[0.0, 0.0]], task=task)
+    assert line == "Warning: every training row has x 0.1: of that, nothing can be learnt."
+    assert remarks_on([[0.1, 1.0], [0.2, 2.0]], validation=[[0.0, 0.0]], task=task) == []

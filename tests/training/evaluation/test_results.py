@@ -27,6 +27,13 @@ def test_every_split_with_labels_is_measured():
     assert set(evaluation(SingleLabel, {"validation": ONE["validation"]}).results) == {"validation"}
 
 
+def test_there_may_be_no_interval():
+    same = {"validation": np.ones((2, 3))}  # each row has the same error
+    found = evaluation(Regression, {"validation": same["validation"] + 1}, same)
+    assert found.results["validation"]["mse"] == 1 and found.intervals == {}
+    assert found.record()["intervals"] == {}
+
+
 def test_the_record_holds_results_intervals_and_what_was_learnt():
     record = evaluation(SingleLabel, ONE, temperature=2.0).record()
     low, high = SingleLabel(NAMES).interval(np.array([0, 2]), ONE["validation"])

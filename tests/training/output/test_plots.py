@@ -100,3 +100,11 @@ def test_reliability_by_hand(drawn):
     assert np.allclose(lines(upper)["before"], [[0.63, 0.5], [1.0, 1.0]])
     heights = [patch.get_height() for patch in lower.patches[:15]]
     assert heights == pytest.approx([0] * 9 + [2 / 3] + [0] * 4 + [1 / 3])
+
+
+def test_of_many_targets_the_first_are_drawn(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    numbers = np.random.default_rng(0).normal(size=(2, 40))
+    plots.predicted_against_true(numbers, numbers, [f"target {i}" for i in range(40)], tmp_path / "plot.png")
+    assert [axes.get_title() for axes in figures[0].axes] == [f"target {i}" for i in range(30)]

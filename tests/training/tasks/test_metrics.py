@@ -129,11 +129,16 @@ def test_ten_right_of_ten_may_be_chance():
     assert (low, high) == pytest.approx((0, 1.95996**2 / (10 + 1.95996**2)), abs=1e-4)
 
 
-def test_one_row_has_no_spread():
-    assert task_of(MultiLabel, 2).interval(np.array([[1, 0]]), np.array([[1, 0]])) == (1, 1)
-
-
-def test_the_interval_of_one_target_and_of_rows_without_labels():
+def test_rows_that_are_all_alike_do_not_make_an_interval_of_one_point():
+    """A draw of such rows is the same every time, and other rows need not be like them."""
+    seen = 10 / (10 + 1.95996**2)  # Wilson's lower bound for ten of ten, by hand
+    task, perfect = task_of(MultiLabel, 2), np.array([[1, 0]] * 6 + [[1, 1]] * 4)
+    assert task.interval(perfect, perfect) == pytest.approx((seen, 1), abs=1e-4)
+    assert task.interval(1 - perfect, perfect) == pytest.approx((0, 1 - seen), abs=1e-4)
+    both = np.ones((10, 2), dtype=int)  # one label of two, in every row: F1 2/3
+    assert task.interval(both, np.array([[1, 0]] * 10)) == pytest.approx((2 / 3 * seen, 1 - seen / 3), abs=1e-4)
+    assert task.interval(np.array([[1, 0]]), np.array([[1, 0]])) == pytest.approx((1 / (1 + 1.95996**2), 1), abs=1e-4)
+    assert task.interval(np.zeros((9, 2)), np.zeros((9, 2)))[0] == 0 < task.interval(np.zeros((9, 2)), perfect[1:])[1]
     labels = np.arange(9.0)
-    assert task_of(Regression, 1).interval(labels[:, None] + 1, labels) == (1, 1)  # always 1 off
-    assert task_of(MultiLabel, 2).interval(np.zeros((9, 2)), np.zeros((9, 2))) == (0, 0)
+    assert task_of(Regression, 1).interval(labels[:, None] + 1, labels) is None  # always 1 off
+    assert task_of(Regression, 1).interval(np.array([[2.0]]), np.array([1.0])) is None

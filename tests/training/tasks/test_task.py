@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from lstmpool.training.errors import InputError
 from lstmpool.training.tasks.inference import TASKS
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
@@ -38,6 +39,35 @@ def test_every_task_settles_its_fields_of_the_config(kind):
         "id2label": {0: "x", 1: "y"},
         "label2id": {"x": 0, "y": 1},
     }
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ([1.7e9 - 17, 1.7e9 + 17], r"x\.csv, column 'a': .*around 1700000000 and differ by 17 .*lie 1\.3e\+02 apart"),
+        ([1712345661.0, 1712345695.0], r"Subtract 1712345700 from them"),
+        ([-1e6, -1e6 + 1], r"differ by 0\.5 .*Subtract -1000000 from"),
+        ([0.1, 0.1 + 1e-9], r"differ by 5e-10"),
+        ([1e19, 0.0], r"up to 1e\+18, found 1e\+19.*Divide"),
+        ([-1e38, 1e38], r"found 1e\+38"),
+        ([1e300, 0.0], r"found 1e\+300"),
+        ([1e-20, 0.0], r"spread of 5e-21.*Multiply"),
+    ],
+)
+def test_numbers_that_float32_cannot_tell_apart_are_refused(numbers, message):
+    with pytest.raises(InputError, match=message):
+        task_of(Regression, 1).check_learnable(numbers, "x.csv")
+    with pytest.raises(InputError, match="column 'b'"):
+        task_of(Regression, 2).check_learnable([[1.0, numbers[0]], [2.0, numbers[1]]], "x.csv")
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[2015.0, 2025.0], [1e5, 1e5 + 2], [-1e17, 1e17], [1e-9, 0.0], [1.7e9] * 3, [0.1] * 3, [0.0, 0.0], [1e9, 1e6, 0]],
+)
+def test_other_numbers_are_not(numbers):
+    task_of(Regression, 1).check_learnable(numbers, "x.csv")
+    task_of(SingleLabel).check_learnable([0, 1], "x.csv")
 
 
 def test_a_text_has_one_answer_or_several():
