@@ -13,11 +13,11 @@ from transformers.integrations import get_available_reporting_integrations
 
 from lstmpool.training.data.sources import named_splits
 from lstmpool.training.errors import InputError
-from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.arguments import MAPS, DataArguments, ModelArguments
 from lstmpool.training.flags.defaults import worked_out
 from lstmpool.training.flags.documents import parse_document, typed
 from lstmpool.training.flags.help import exit_with_help_if_asked, make_parser
-from lstmpool.training.flags.recipe import MAPS, unknown, with_recipe
+from lstmpool.training.flags.recipe import unknown, with_recipe
 from lstmpool.training.flags.rules import AT_ONCE, WITH_PROCESSES, WITH_SPLITS, Flags, check
 from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.flags.arguments import OF_DATA_SETS, OF_FILES
+from lstmpool.training.flags.arguments import MAPS, OF_DATA_SETS, OF_FILES
 from lstmpool.training.flags.documents import NUMBER, parse_document, read_text, typed
+from lstmpool.training.flags.values import UTF8, unprintable
 
 
 RENAMED = {
@@ -20,15 +21,6 @@ RENAMED = {
     "warmup_ratio": "warmup_steps",
 }
 LISTS = ("label_column_name", "report_to", "text_column_names")  # flags of several values, separated by commas
-MAPS = (  # flags whose value may be a mapping, on a command line as JSON
-    "accelerator_config",
-    "activation_checkpointing_kwargs",
-    "deepspeed",
-    "fsdp_config",
-    "gradient_checkpointing_kwargs",
-    "hp_space",
-    "lr_scheduler_kwargs",
-)
 Actions = Mapping[str, argparse.Action]  # of the parser, by the flag's name
 
 
@@ -75,7 +67,11 @@ def _left_out(typed_words: list[str]) -> set[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    text = read_text(path, f"expected a recipe (.yaml, .json) as the first word, cannot read {path}")
+    what = f"expected a recipe (.yaml, .json) as the first word, cannot read {path}"
+    character = unprintable(str(path))
+    if character:  # the model card names the recipe
+        raise InputError(f"{what}: its name has the character {character}. {UTF8}")
+    text = read_text(path, what)
     return parse_document(text, f"recipe {path}", is_json=path.suffix.lower() == ".json")
 
 

@@ -43,6 +43,7 @@ from lstmpool.training.flags.conditions import (
 )
 from lstmpool.training.flags.defaults import DOING
 from lstmpool.training.flags.values import (
+    UTF8,
     blank_text,
     column_named_twice,
     endless_number,
@@ -157,8 +158,7 @@ SEARCH = (
 VALUES = (  # of any flag
     Rule(
         unprintable_character,
-        "--{name}: expected a text that can be printed, found the character {character}. If it is a letter of yours, "
-        "start the command with PYTHONUTF8=1.",
+        f"--{{name}}: expected a text that can be printed, found the character {{character}}. {UTF8}",
     ),
     Rule(blank_text, "--{name}: expected a value, found an empty one. Leave the flag out."),
     Rule(endless_number, "--{name}: expected a finite number of at most 64 bits, got {value}."),

@@ -9,9 +9,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-from lstmpool.training.flags.arguments import OF_FILES
+from lstmpool.training.flags.arguments import MAPS, OF_FILES
 from lstmpool.training.flags.conditions import Broken, Flags
-from lstmpool.training.flags.recipe import MAPS
 
 
 PATHS = ("output_dir", *OF_FILES, "dataset_name", "backbone", "init_from", "resume_from_checkpoint", "hp_space")
@@ -20,6 +19,15 @@ COLUMNS = ("text_column_names", "label_column_name")
 JOINS = "text_column_delimiter"  # the one flag whose value may be blank
 BREAKS = "\t\n\r"
 LARGEST_INTEGER = 2**63 - 1
+UTF8 = "If it is part of a letter, start the command with PYTHONUTF8=1."
+
+
+def unprintable(text: str, allowed: str = "") -> str:
+    """The first control character, line separator or byte that was not UTF-8, as an escape; empty if there is none."""
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character not in allowed:
+            return character.encode("unicode_escape").decode("ascii")
+    return ""
 
 
 def _texts(flags: Flags) -> Iterator[tuple[str, str]]:
@@ -31,12 +39,11 @@ def _texts(flags: Flags) -> Iterator[tuple[str, str]]:
 
 
 def unprintable_character(flags: Flags) -> Broken:
-    """A text has a control character, a line separator, or a byte that was not UTF-8."""
+    """A text has an `unprintable` character."""
     for name, text in _texts(flags):
-        allowed = BREAKS if name == JOINS or name in MAPS else ""
-        for character in text:
-            if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character not in allowed:
-                return {"name": name, "character": character.encode("unicode_escape").decode("ascii")}
+        character = unprintable(text, allowed=BREAKS if name == JOINS or name in MAPS else "")
+        if character:
+            return {"name": name, "character": character}
     return None
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import MAPS
 from lstmpool.training.flags.documents import LARGEST
-from lstmpool.training.flags.recipe import MAPS
 from lstmpool.training.flags.training_arguments import TrainingArguments
 
 
@@ -199,7 +199,7 @@ def test_billions_of_values_in_a_few_lines_are_refused_at_once(parse):
     refused(parse, r"found the alias \*a0", "\n".join(lines))
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", "x" * 300, ".", "/dev/zero", "missing.yaml"])
+@pytest.mark.parametrize("name", ["", "a\0b", "caf\udce9.yaml", "x" * 300, ".", "/dev/zero", "missing.yaml"])
 def test_what_is_no_recipe_file_is_told(name):
     with pytest.raises(InputError, match="expected a recipe .* as the first word, cannot read"):
         parse_arguments([name], description="")

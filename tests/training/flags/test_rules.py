@@ -88,7 +88,7 @@ CASES = [
         at_once({"lora_target_modules": ["a", "b\x1b[2J"]}),
         "--lora_target_modules: expected a text that can be printed",
     ),
-    (at_once(data={"train_file": "caf\udce9.csv"}), "found the character \\udce9. If it is a letter of yours, start"),
+    (at_once(data={"train_file": "caf\udce9.csv"}), "found the character \\udce9. If it is part of a letter, start"),
     (at_once(resume_from_checkpoint=""), "--resume_from_checkpoint: expected a value, found an empty one."),
     (at_once(data={"train_file": " "}), "--train_file: expected a value, found an empty one."),
     (at_once(seed=2**63), "--seed: expected a finite number of at most 64 bits, got 92233"),
