@@ -65,6 +65,9 @@ def _read_words(argv: list[str]) -> dict[str, Any]:
             raise InputError(f"expected --flags after the recipe, found {word!r}; a recipe is the first word.")
         raise unknown(word.lstrip("-").partition("=")[0], "flag", actions)
     given = {name: value for name, value in vars(namespace).items() if value is not unset}
+    for name, value in given.items():
+        if value == []:  # the parser drops the word --
+            raise InputError(f"--{name}: expected a value, found '--'.")
     for name in MAPS:
         _check_json(given.get(name), f"--{name}")
     return given

@@ -47,6 +47,7 @@ from lstmpool.training.flags.values import (
     blank_text,
     column_named_twice,
     endless_number,
+    no_mapping,
     odd_output_dir,
     unprintable_character,
     unusable_path,
@@ -163,6 +164,11 @@ VALUES = (  # of any flag
     Rule(blank_text, "--{name}: expected a value, found an empty one. Leave the flag out."),
     Rule(endless_number, "--{name}: expected a finite number of at most 64 bits, got {value}."),
     Rule(column_named_twice, "--{name}: expected names of columns, each once, got {value}."),
+    Rule(
+        lambda f: f.data.cv_folds is not None and not 0 <= f.data.shuffle_seed < 2**32,
+        "with --cv_folds, --shuffle_seed must lie in 0..4294967295, got {flags.data.shuffle_seed}.",
+    ),
+    Rule(no_mapping, "--{name}: expected a mapping of keywords, written as JSON, got {value}."),
     Rule(
         odd_output_dir,
         "--output_dir {flags.given[output_dir]} is no folder's name. Write the path of a folder, in full.",

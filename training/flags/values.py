@@ -79,6 +79,15 @@ def column_named_twice(flags: Flags) -> Broken:
     return None
 
 
+def no_mapping(flags: Flags) -> Broken:
+    """Keywords for the library are not a mapping. It would notice only where it uses them."""
+    for name in MAPS:
+        value = flags.given.get(name)
+        if name.endswith("_kwargs") and isinstance(value, str) and not value.lstrip().startswith("{"):
+            return {"name": name, "value": value}
+    return None
+
+
 def odd_output_dir(flags: Flags) -> Broken:
     """The output folder has the name of something else: an address, the standard output, a home folder."""
     name = str(flags.given.get("output_dir", ""))
@@ -89,7 +98,7 @@ def unusable_path(flags: Flags) -> Broken:
     """A path cannot be used, whatever lies there: a name is too long, a parent is a file, or we may not read it."""
     for name in PATHS:
         path = flags.given.get(name)
-        if path is None or path.lstrip().startswith("{"):  # a space of a search may be JSON
+        if path is None or (name == "hp_space" and path.lstrip().startswith("{")):  # JSON, and no path
             continue
         reason = _why_unusable(path, is_output=name == "output_dir")
         if reason:

@@ -98,6 +98,8 @@ CASES = [
         "--text_column_names: expected names of columns, each once, got a, a",
     ),
     (at_once(data={"label_column_name": "a,"}), "--label_column_name: expected names of columns, each once, got a,."),
+    (at_once(data=FOLDS | {"shuffle_seed": -1}), "--shuffle_seed must lie in 0..4294967295, got -1."),
+    (at_once(lr_scheduler_kwargs="a=1"), "--lr_scheduler_kwargs: expected a mapping of keywords, written as JSON"),
     (at_once(output_dir="s3://bucket/out"), "--output_dir s3://bucket/out is no folder's name."),
     (at_once(output_dir="~/out"), "--output_dir ~/out is no folder's name."),
     (at_once(output_dir="-"), "--output_dir - is no folder's name."),
