@@ -243,6 +243,17 @@ def test_words_are_read_as_strictly(parse, words, message):
         parse(NEEDED, *words)
 
 
+@pytest.mark.parametrize(
+    ("flag", "needed"), [("train_file", os.R_OK), ("dataset_name", os.R_OK | os.X_OK), ("output_dir", os.W_OK)]
+)
+def test_what_we_may_not_read_or_write_is_told(tmp_path, monkeypatch, flag, needed):
+    path = tmp_path / flag
+    path.write_text("") if flag == "train_file" else path.mkdir()
+    monkeypatch.setattr(os, "access", lambda asked, mode: str(asked) != str(path) or not mode & needed)
+    with pytest.raises(InputError, match=f"--{flag} .* cannot be used: permission denied"):
+        parse_arguments(["--output_dir=out", f"--{flag}={path}"], description="")
+
+
 def test_flags_that_take_a_mapping_are_those_of_the_library():
     assert set(MAPS) == {*TrainingArguments._VALID_DICT_FIELDS, "hp_space"}
 
