@@ -28,11 +28,14 @@ a push fails, the status is 3, and the folder is complete.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import select
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
@@ -43,14 +46,18 @@ if TYPE_CHECKING:  # takes seconds to import, and --help does not need it
     from lstmpool.training.flags.training_arguments import TrainingArguments
 
 
+READER_GONE = 141  # the status that a shell gives a command whose output nobody reads any more
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status. Of several processes, only the first prints its progress."""
     words = sys.argv[1:] if argv is None else argv
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_printing())
         rank = os.environ.get("RANK", "0")
         prefix = "error"
         if rank != "0":
-            silence = stack.enter_context(open(os.devnull, "w"))
+            silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(silence))
             prefix = f"error in process {rank}"
         exit_with_help_if_asked(words, description=__doc__)
@@ -158,6 +165,35 @@ def _run_alone(
             hub.wait()
     if hub:
         hub.check()
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """Escapes what the terminal cannot show. If the reader of a pipe is gone, as with `head`, ends quietly."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not closed:
+            raise  # a connection of another kind
+        for stream in closed:  # what is left in it would raise once more at the end of the process
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(READER_GONE)
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # a stream of a test or a notebook, which is no file
+        return False
+    return bool(poll.poll(0))
 
 
 def _leave_group() -> None:

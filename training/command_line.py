@@ -13,8 +13,9 @@ from transformers.integrations import get_available_reporting_integrations
 
 from lstmpool.training.data.sources import named_splits
 from lstmpool.training.errors import InputError
-from lstmpool.training.flags.arguments import DataArguments, ModelArguments
+from lstmpool.training.flags.arguments import MAPS, DataArguments, ModelArguments
 from lstmpool.training.flags.defaults import worked_out
+from lstmpool.training.flags.documents import parse_document, typed
 from lstmpool.training.flags.help import exit_with_help_if_asked, make_parser
 from lstmpool.training.flags.recipe import unknown, with_recipe
 from lstmpool.training.flags.rules import AT_ONCE, WITH_PROCESSES, WITH_SPLITS, Flags, check
@@ -63,7 +64,19 @@ def _read_words(argv: list[str]) -> dict[str, Any]:
         if not word.startswith("-"):
             raise InputError(f"expected --flags after the recipe, found {word!r}; a recipe is the first word.")
         raise unknown(word.lstrip("-").partition("=")[0], "flag", actions)
-    return {name: value for name, value in vars(namespace).items() if value is not unset}
+    given = {name: value for name, value in vars(namespace).items() if value is not unset}
+    for name, value in given.items():
+        if value == []:  # the parser drops the word --
+            raise InputError(f"--{name}: expected a value, found '--'.")
+    for name in MAPS:
+        _check_json(given.get(name), f"--{name}")
+    return given
+
+
+def _check_json(value: Any, place: str) -> None:
+    """Raises InputError for text that begins as JSON does and is not valid, or has a key twice."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        typed(parse_document(value, place, is_json=True), place)
 
 
 def _of_group(given: Mapping[str, Any], group: type) -> dict[str, Any]:

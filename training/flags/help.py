@@ -10,7 +10,7 @@ import importlib.util
 import shutil
 import textwrap
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,7 @@ def make_parser(description: str, training: type = ExplainedArguments) -> HfArgu
     return parser
 
 
+@cache
 def library_flags() -> list[str]:
     """Names of the fields of the library's `TrainingArguments`, read from its source: importing it takes seconds."""
     source = Path(importlib.util.find_spec(LIBRARY).origin).read_text(encoding="utf-8")

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lstmpool.training.errors import InputError, did_you_mean
-from lstmpool.training.flags.arguments import OF_DATA_SETS, OF_FILES
+from lstmpool.training.flags.arguments import MAPS, OF_DATA_SETS, OF_FILES
+from lstmpool.training.flags.documents import NUMBER, parse_document, read_text, typed
+from lstmpool.training.flags.values import UTF8, unprintable
 
 
 RENAMED = {
@@ -20,6 +20,7 @@ RENAMED = {
     "overwrite_output_dir": "overwrite",
     "warmup_ratio": "warmup_steps",
 }
+LISTS = ("label_column_name", "report_to", "text_column_names")  # flags of several values, separated by commas
 Actions = Mapping[str, argparse.Action]  # of the parser, by the flag's name
 
 
@@ -34,21 +35,20 @@ def with_recipe(words: list[str], actions: Actions) -> list[str]:
     """
     if not words or words[0].startswith("-"):
         return words
-    recipe, typed = Path(words[0]), words[1:]
-    names = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in typed if word.startswith("--")}
-    left_out = set()
-    if names & set(OF_FILES):
-        left_out = {"dataset_name", *OF_DATA_SETS}
-    elif "dataset_name" in names:
-        left_out = set(OF_FILES)
+    recipe, typed_words = Path(words[0]), words[1:]
+    left_out = _left_out(typed_words)
     flags = []
+    seen: dict[str, str] = {}
     for key, value in _read(recipe).items():
-        name = str(key).replace("-", "_")
+        name = key.replace("-", "_")
         if name not in actions:
-            raise unknown(str(key), f"key in the recipe {recipe}", actions)
+            raise unknown(key, f"key in the recipe {recipe}", actions)
+        if name in seen:
+            raise InputError(f"recipe {recipe}: {seen[name]!r} and {key!r} are the same flag. Leave one out.")
+        seen[name] = key
         if name not in left_out:
-            flags += _words(actions[name], value)
-    return flags + typed
+            flags += _words(actions[name], value, f"recipe {recipe}, {key}")
+    return flags + typed_words
 
 
 def unknown(name: str, what: str, actions: Actions) -> InputError:
@@ -58,30 +58,54 @@ def unknown(name: str, what: str, actions: Actions) -> InputError:
     return InputError(f"unknown {what}: {name!r}.{hint} --help lists all.")
 
 
-def _read(path: Path) -> dict[Any, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"expected a recipe (.yaml, .json) as the first word, cannot read {path}: {error}") from None
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise InputError(f"recipe {path} is not valid {path.suffix[1:].upper() or 'YAML'}: {error}") from None
-    if not isinstance(recipe, dict):
-        raise InputError(f"recipe {path} must hold lines 'flag: value', found a {type(recipe).__name__}.")
-    return recipe
+def _left_out(typed_words: list[str]) -> set[str]:
+    """The flags of a recipe that typed ones replace, since rows come from files or from a data set."""
+    names = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in typed_words if word.startswith("--")}
+    if names & set(OF_FILES):
+        return {"dataset_name", *OF_DATA_SETS}
+    return set(OF_FILES) if "dataset_name" in names else set()
 
 
-def _words(action: argparse.Action, value: Any) -> list[str]:
+def _read(path: Path) -> dict[str, Any]:
+    what = f"expected a recipe (.yaml, .json) as the first word, cannot read {path}"
+    character = unprintable(str(path))
+    if character:  # the model card names the recipe
+        raise InputError(f"{what}: its name has the character {character}. {UTF8}")
+    text = read_text(path, what)
+    return parse_document(text, f"recipe {path}", is_json=path.suffix.lower() == ".json")
+
+
+def _words(action: argparse.Action, value: Any, place: str) -> list[str]:
     """One entry of a recipe as words of a command line. `null` leaves the default."""
     flag = f"--{action.dest}"
     if value is None:
         return []
-    if value is False and action.choices and "no" in action.choices:
-        value = "no"  # YAML reads an unquoted no as False
     if isinstance(value, dict):
-        value = json.dumps(value)
-    if isinstance(value, list):
-        if action.nargs == "+":
-            return [flag, *map(str, value)]
-        value = ",".join(map(str, value))
-    return [f"{flag}={value}"]
+        if action.dest not in MAPS:
+            raise InputError(f"{place}: expected a value, found a mapping.")
+        return [f"{flag}={json.dumps(typed(value, place))}"]
+    if not isinstance(value, list):
+        return [f"{flag}={_word(action, value, place)}"]
+    items = [_word(action, item, place) for item in value]
+    if action.nargs == "+":
+        options = [item for item in items if item.startswith("-") and not NUMBER.fullmatch(item)]
+        if options:
+            raise InputError(f"{place}: expected values, found {options[0]!r}, which a command takes for a flag.")
+        return [flag, *items]
+    if action.dest not in LISTS:
+        raise InputError(f"{place}: expected one value, found a list.")
+    if any("," in item for item in items):
+        raise InputError(f"{place}: expected names without commas, which separate them, found {value!r}.")
+    return [f"{flag}={','.join(items)}"]
+
+
+def _word(action: argparse.Action, value: Any, place: str) -> str:
+    """A single value as it is typed on a command line."""
+    if isinstance(value, (list, dict)) or value is None:
+        raise InputError(f"{place}: expected a list of single values, found {value!r} in it.")
+    if value is False and action.choices and "no" in action.choices:
+        return "no"  # YAML reads an unquoted no as False
+    may_be_true = value is True and action.dest == "resume_from_checkpoint"
+    if isinstance(value, bool) and action.type is str and action.nargs != "?" and not may_be_true:
+        raise InputError(f"{place}: expected a text, found what YAML reads as {value}. Put it in quotes.")
+    return value if isinstance(value, str) else str(value)

@@ -42,6 +42,16 @@ from lstmpool.training.flags.conditions import (
     unknown_metric,
 )
 from lstmpool.training.flags.defaults import DOING
+from lstmpool.training.flags.values import (
+    UTF8,
+    blank_text,
+    column_named_twice,
+    endless_number,
+    no_mapping,
+    odd_output_dir,
+    unprintable_character,
+    unusable_path,
+)
 
 
 class Rule(NamedTuple):
@@ -146,6 +156,25 @@ SEARCH = (
         "--hp_search needs a metric of the task to judge by, got --metric_for_best_model loss.",
     ),
 )
+VALUES = (  # of any flag
+    Rule(
+        unprintable_character,
+        f"--{{name}}: expected a text that can be printed, found the character {{character}}. {UTF8}",
+    ),
+    Rule(blank_text, "--{name}: expected a value, found an empty one. Leave the flag out."),
+    Rule(endless_number, "--{name}: expected a finite number of at most 64 bits, got {value}."),
+    Rule(column_named_twice, "--{name}: expected names of columns, each once, got {value}."),
+    Rule(
+        lambda f: f.data.cv_folds is not None and not 0 <= f.data.shuffle_seed < 2**32,
+        "with --cv_folds, --shuffle_seed must lie in 0..4294967295, got {flags.data.shuffle_seed}.",
+    ),
+    Rule(no_mapping, "--{name}: expected a mapping of keywords, written as JSON, got {value}."),
+    Rule(
+        odd_output_dir,
+        "--output_dir {flags.given[output_dir]} is no folder's name. Write the path of a folder, in full.",
+    ),
+    Rule(unusable_path, "--{name} {path} cannot be used: {reason}. Name another path."),
+)
 AT_ONCE = (  # known from the command line and the recipe alone
     Rule(not_positive, "--{name} must be more than 0, got {value}."),
     Rule(negative_rate, "--{name} must be 0 or more, got {value}."),
@@ -168,6 +197,7 @@ AT_ONCE = (  # known from the command line and the recipe alone
         lambda f: "greater_is_better" in f.given,
         "--greater_is_better follows from the metric here. Leave it out.",
     ),
+    *VALUES,
     Rule(unfit_value, "--{name} cannot be {value} here: {reason}. Leave it out."),
     *FOLDS,
     *ADAPTERS,

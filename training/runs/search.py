@@ -224,7 +224,7 @@ class Search:
         if record is None or not record.finished or record.differs(job.settings):
             folder.mkdir(exist_ok=True)
             try:
-                with saving(folder), open(f"{folder}.log", "a") as log, redirect_stdout(log):
+                with saving(folder), open(f"{folder}.log", "a", encoding="utf-8") as log, redirect_stdout(log):
                     fit(job, args, choose_start(folder, job.settings), tokens)
             except Diverged:
                 return math.nan, DIVERGED

@@ -1,15 +1,13 @@
 """The space of a search of settings: for each setting, a range or a list of choices (`--hp_space`)."""
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lstmpool.training.errors import InputError, did_you_mean
 from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.documents import parse_document, read_text, typed
 from lstmpool.training.flags.training_arguments import TrainingArguments
 
 
@@ -110,17 +108,9 @@ def _read(given: str) -> dict[Any, Any]:
     place = "--hp_space"
     if not given.lstrip().startswith("{"):
         place = f"--hp_space {given}"
-        try:
-            text = Path(given).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f'{place}: expected JSON, {{"NAME": [...]}}, or a file, cannot read it: {error}'
-            ) from None
-    try:
-        space = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{place} is not valid JSON or YAML: {error}") from None
-    if not isinstance(space, dict) or not space:
+        text = read_text(Path(given), f'{place}: expected JSON, {{"NAME": [...]}}, or a file, cannot read it')
+    space = typed(parse_document(text, place, is_json=text.lstrip().startswith("{")), place)
+    if not space:
         raise InputError(f"{place} must hold lists by the names of settings, found {space!r}.")
     return space
 

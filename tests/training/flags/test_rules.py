@@ -82,6 +82,30 @@ CASES = [
     (at_once(output_dir=""), "expected --output_dir"),
     (at_once(greater_is_better=True), "--greater_is_better follows from the metric here"),
     (at_once(save_only_model=True), "--save_only_model cannot be True here: a run could not go on from such"),
+    # the value of any flag
+    (at_once(run_name="a\0b"), "--run_name: expected a text that can be printed, found the character \\x00"),
+    (
+        at_once({"lora_target_modules": ["a", "b\x1b[2J"]}),
+        "--lora_target_modules: expected a text that can be printed",
+    ),
+    (at_once(data={"train_file": "caf\udce9.csv"}), "found the character \\udce9. If it is part of a letter, start"),
+    (at_once(resume_from_checkpoint=""), "--resume_from_checkpoint: expected a value, found an empty one."),
+    (at_once(data={"train_file": " "}), "--train_file: expected a value, found an empty one."),
+    (at_once(seed=2**63), "--seed: expected a finite number of at most 64 bits, got 92233"),
+    (at_once(warmup_steps=float("inf")), "--warmup_steps: expected a finite number of at most 64 bits, got inf."),
+    (
+        at_once(data={"text_column_names": "a, a"}),
+        "--text_column_names: expected names of columns, each once, got a, a",
+    ),
+    (at_once(data={"label_column_name": "a,"}), "--label_column_name: expected names of columns, each once, got a,."),
+    (at_once(data=FOLDS | {"shuffle_seed": -1}), "--shuffle_seed must lie in 0..4294967295, got -1."),
+    (at_once(lr_scheduler_kwargs="a=1"), "--lr_scheduler_kwargs: expected a mapping of keywords, written as JSON"),
+    (at_once(output_dir="s3://bucket/out"), "--output_dir s3://bucket/out is no folder's name."),
+    (at_once(output_dir="~/out"), "--output_dir ~/out is no folder's name."),
+    (at_once(output_dir="-"), "--output_dir - is no folder's name."),
+    (at_once(output_dir="new/" + "é" * 128), "cannot be used: a name of 256 bytes, where at most 255 fit."),
+    (at_once(output_dir=f"{__file__}/out"), "/out cannot be used: Not a directory."),
+    (at_once({"backbone": "b/" * 3000}), "cannot be used: File name too long."),
     # the data set
     (at_once(data={"train_split_name": "train"}), "--train_split_name belongs to --dataset_name, which is not given"),
     (at_once(data={"dataset_name": "x/y", "test_file": "t.csv"}), "found both (--test_file). Leave one out."),
@@ -170,6 +194,11 @@ KEPT = [
     at_once({"init_from": "m", "freeze_layers": 2}, learning_rate=0.0, save_only_model=False),
     at_once(LORA | {"merge": True}, push_to_hub=True, hub_model_id="a/b", hub_strategy="end"),
     at_once(data=FOLDS | {"group_column": "essay"}),
+    at_once(
+        data={"text_column_delimiter": "\n", "text_column_names": "a, b"}, warmup_steps=2**63 - 1, output_dir="no"
+    ),
+    at_once(data={"text_column_delimiter": "", "train_file": "数据 1.csv"}, hp_search=1, hp_space="{\n}"),
+    at_once({"backbone": "é" * 127}, output_dir="é" * 127),
     at_once(hp_search=1, hp_space="{}", metric_for_best_model="f1_macro"),
     with_splits(TRAIN, data={"group_column": "essay"}, hp_search=1),
     with_splits(ALL, LORA, early_stopping_patience=1),

@@ -35,6 +35,25 @@ def test_a_file_of_yaml_whose_small_numbers_are_strings_there(tmp_path):
     assert space('{"learning_rate": ["1e-5", "1e-4", "log"]}') == {"learning_rate": rates}
 
 
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("learning_rate: [010, 1]", "found 010. A text needs quotes"),
+        ("learning_rate: [1:30]", "found 1:30"),
+        ("learning_rate: [.inf]", "found .inf"),
+        ("learning_rate: &a [*a]", r"found the alias \*a"),
+        ("learning_rate: [1]\nlearning_rate: [2]", "stands twice, in lines 1 and 2"),
+        ("- learning_rate", "found a list"),
+        ("", "found nothing"),
+    ],
+)
+def test_a_file_of_a_space_is_read_as_a_recipe_is(tmp_path, written, message):
+    path = tmp_path / "space.yaml"
+    path.write_text(written)
+    with pytest.raises(InputError, match=message):
+        space(str(path))
+
+
 def test_what_changes_nothing_is_not_searched():
     assert set(space(None)) == {"learning_rate", "head_learning_rate", "num_train_epochs"} <= BOUNDS.keys()
     assert set(space(None, {"freeze_backbone": True})) == {"head_learning_rate", "num_train_epochs"}
@@ -67,12 +86,18 @@ def test_what_the_command_has_set_is_in_the_space_that_is_searched_by_default():
         ('{"learning_rate": []}', {}, "found \\[\\]"),
         ('{"learning_rate": 1e-5}', {}, "found 1e-05"),
         ('{"learning_rate": [-1e-5]}', {}, "must be float of 0 to inf, got -1e-05"),
-        ('{"learning_rate": [NaN]}', {}, "got nan"),
+        ('{"learning_rate": [NaN]}', {}, "expected a finite number, found NaN"),
         ('{"learning_rate": [true]}', {}, "found \\[True\\]"),
         ('{"lstm_hidden_size": [8.5]}', {}, "must be int of 1 to inf, got 8.5"),
         ('{"layerwise_lr_decay": [0.5, 1.5, "linear"]}', {}, "must be float of 0.001 to 1, got 1.5"),
-        ('{"learning_rate": [1e-5,', {}, "not valid JSON or YAML"),
+        ('{"learning_rate": [1e-5,', {}, "--hp_space is not valid JSON"),
         ("no_such_file.yaml", {}, "expected JSON, .* or a file, cannot read it"),
+        ('{"learning_rate": [1e-5], "learning_rate": [1]}', {}, "the key 'learning_rate' stands twice"),
+        ('{"learning_rate": [1e999]}', {}, "expected a number such as 8 or 1e-5, found 1e999"),
+        ('{"learning_rate": ' + "[" * 9000, {}, "--hp_space is not valid JSON: maximum recursion"),
+        ('{"learning_rate": [' + "9" * 5000 + "]}", {}, "expected a number such as 8 or 1e-5, found 999"),
+        ("x" * 300, {}, "cannot read it: .* File name too long"),
+        ("a\0b", {}, "cannot read it: embedded null byte"),
         ("{}", {}, "must hold lists by the names of settings"),
     ],
 )
