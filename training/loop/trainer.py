@@ -10,11 +10,14 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
 
 from lstmpool.training.data.order import token_counts
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.checkpoints import Kept, find_best
+from lstmpool.training.loop.divergence import StopAtDivergence, check_weights
+from lstmpool.training.loop.measuring import in_float32, same_random_numbers
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.trainable_parts import learning_rates
 
@@ -80,6 +83,7 @@ class LstmPoolTrainer(Trainer):
         """`options` are those of the library's Trainer."""
         self.kept = Kept.of(args)
         super().__init__(model, changed(args, save_total_limit=None), **options)  # `kept` sees to the limit
+        self.add_callback(StopAtDivergence())
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Makes the library's optimizer, once, and splits its groups by rate."""
@@ -117,6 +121,9 @@ class LstmPoolTrainer(Trainer):
     def _train(self, checkpoint: str | None) -> None:
         try:
             self.train(resume_from_checkpoint=checkpoint)
+        except InputError:
+            self._end_line_of_progress()
+            raise
         except RuntimeError as error:
             if "Expected to have finished reduction in the prior iteration" not in str(error):
                 raise
@@ -124,6 +131,23 @@ class LstmPoolTrainer(Trainer):
                 "several processes expect a gradient of every parameter, and found some of this backbone that get "
                 "none. Add --ddp_find_unused_parameters True."
             ) from None
+
+    def _end_line_of_progress(self) -> None:
+        """Closes the progress bar, so that the error stands on a line of its own."""
+        for callback in self.callback_handler.callbacks:
+            bar = getattr(callback, "training_bar", None)
+            if bar is not None:
+                bar.close()
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> EvalLoopOutput:
+        """Evaluates as the library does, and leaves the random numbers of training as they would be without it."""
+        with same_random_numbers():
+            return super().evaluation_loop(*args, **options)
+
+    def prediction_step(self, *args: Any, **options: Any) -> tuple[torch.Tensor | None, ...]:
+        """Takes the library's arguments, and runs the model in float32, as it is saved and will be loaded."""
+        with in_float32(self):
+            return super().prediction_step(*args, **options)
 
     def _is_over(self, state: TrainerState) -> bool:
         """Whether no step is left. The library would train one more epoch after an early stop, and one more step
@@ -146,7 +170,12 @@ class LstmPoolTrainer(Trainer):
         return _LengthGroupedSampler(together, token_counts(dataset[:]), seed)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
-        """Saves as the library does, with `kept` at work before and after, while the other processes wait."""
+        """Saves as the library does, with `kept` at work before and after, while the other processes wait.
+
+        Raises:
+            Diverged: if a weight is no number. Nothing is then saved.
+        """
+        check_weights(self.model, self.state.global_step)
         if self.args.should_save:
             self.kept.before_save(self.state)
         self.accelerator.wait_for_everyone()

@@ -1,19 +1,26 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from lstmpool.training.errors import InputError
+from lstmpool.training.errors import Diverged, InputError
 from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.loop.checkpoints import damage
+from lstmpool.training.loop.measuring import TrainerMetrics, in_float32
 from lstmpool.training.loop.trainer import LstmPoolTrainer, check_settings, split_groups
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume
 from lstmpool.training.runs.fit import Extras, State, _prepare_folder
+from lstmpool.training.tasks.single_label import SingleLabel
 
 from ...conftest import tiny_model
+from ...training_fixtures import task_of
 
 
 def trainer_for(tmp_path, **arguments):
@@ -141,3 +148,97 @@ def test_rows_grouped_by_length_have_the_order_of_the_seed_for_data(tmp_path, da
     order = list(trainer._get_train_sampler())
     other = LengthGroupedSampler(8, lengths=[1 + i % 5 for i in range(60)], generator=torch.manual_seed(expected))
     assert order == list(other) and sorted(order) == list(range(60))
+
+
+# ---------------------------------------------------------------------------------------------- training that diverges
+ROWS = {"input_ids": [[2, 5 + i % 7, 3] for i in range(8)], "attention_mask": [[1, 1, 1]] * 8, "labels": [0, 1] * 4}
+
+
+def rows_trainer(tmp_path, model=None, compute_loss_func=None, callbacks=(), **options):
+    """A trainer on eight rows, two a batch. It saves at each step."""
+    options = {"learning_rate": 1e-3, "max_steps": 3, "save_strategy": "steps", "save_steps": 1} | options
+    args = TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, per_device_train_batch_size=2, **options
+    )
+    rows = Dataset.from_dict(ROWS).with_format("torch")
+    return LstmPoolTrainer(
+        model or tiny_model(),
+        args,
+        train_dataset=rows,
+        eval_dataset=rows,
+        compute_loss_func=compute_loss_func,
+        callbacks=list(callbacks),
+    )
+
+
+def test_training_that_diverges_stops_at_once_and_saves_nothing(tmp_path):
+    trainer = rows_trainer(tmp_path, learning_rate=1e30, max_steps=50)
+    with pytest.raises(Diverged, match="diverged by step [1-4]: .* lstmpool.* found NaN .* Lower --learning_rate"):
+        trainer.train_from(None)
+    saved = [load_file(path) for path in tmp_path.glob("checkpoint-*/model.safetensors")]
+    assert all(tensor.isfinite().all() for weights in saved for tensor in weights.values())
+
+
+def test_no_checkpoint_is_saved_of_weights_that_are_no_numbers_and_earlier_ones_stay(tmp_path):
+    class Poison(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    model.base_model.backbone.embeddings.word_embeddings.weight[9, 0] = float("inf")
+
+    with pytest.raises(Diverged, match="by step 2: .* lstmpool.backbone.embeddings.word_embeddings.weight, found"):
+        rows_trainer(tmp_path, callbacks=[Poison()]).train_from(None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert damage(tmp_path / "checkpoint-1") == ""
+
+
+@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+def test_a_loss_that_is_no_number_stops_training_when_it_is_logged(tmp_path, loss):
+    """Also where it has no gradient, so that the weights stay numbers."""
+
+    def broken(outputs, labels, num_items_in_batch=None):
+        return outputs["logits"].sum() * 0 + torch.tensor(loss)
+
+    options = {"logging_steps": 2, "logging_nan_inf_filter": False, "max_grad_norm": 0.0}
+    trainer = rows_trainer(tmp_path, compute_loss_func=broken, **options)
+    with pytest.raises(Diverged, match=rf"by step 2: expected a number as the training loss, found {loss}"):
+        trainer.train_from(None)
+
+
+def test_metrics_of_logits_that_are_no_numbers_are_not_computed():
+    metrics = TrainerMetrics(task_of(SingleLabel))
+    with pytest.raises(Diverged, match="found NaN or infinity"):
+        metrics(EvalPrediction(np.array([[0.0, np.nan, 1.0]]), np.array([0])))
+
+
+# --------------------------------------------------------------------------------------------- precision of evaluations
+@pytest.mark.parametrize("trained", [False, True])
+def test_evaluations_run_in_float32_whatever_the_training(tmp_path, trained):
+    """So that the tables are those of the saved model, which is in float32."""
+    model = tiny_model(problem_type="regression", num_labels=1)
+    trainer = rows_trainer(tmp_path, model, bf16=True, learning_rate=1e-5)
+    trainer.train_dataset = trainer.eval_dataset = trainer.train_dataset.remove_columns("labels").add_column(
+        "labels", [0.5] * 8
+    )
+    if trained:
+        trainer.train_from(None)
+        assert model.forward.__func__ is not type(model).forward  # accelerate's, with autocast
+    tokens = {name: torch.tensor(ROWS[name]) for name in ("input_ids", "attention_mask")}
+    logits = trainer.predict(trainer.eval_dataset).predictions
+    with torch.no_grad():
+        alone = type(model).forward(model.eval(), **tokens).logits.numpy()
+    assert np.array_equal(logits, alone) and logits.dtype == np.float32
+    assert len(np.unique(logits)) == 7  # in bfloat16, some would be the same
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_tf32_is_for_training_alone(tmp_path, monkeypatch):
+    set_to = []
+    monkeypatch.setattr("lstmpool.training.loop.measuring.enable_tf32", set_to.append)
+    trainer = rows_trainer(tmp_path)
+    with in_float32(trainer):
+        assert set_to == []
+    trainer.args.tf32 = True
+    with in_float32(trainer):
+        assert set_to == [False]
+    assert set_to == [False, True]
