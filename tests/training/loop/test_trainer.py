@@ -211,20 +211,19 @@ def test_metrics_of_logits_that_are_no_numbers_are_not_computed():
         metrics(EvalPrediction(np.array([[0.0, np.nan, 1.0]]), np.array([0])))
 
 
-# --------------------------------------------------------------------------------------------- precision of evaluations
+# -------------------------------------------------------------------------------------------- precision of evaluations
 @pytest.mark.parametrize("trained", [False, True])
 def test_evaluations_run_in_float32_whatever_the_training(tmp_path, trained):
     """So that the tables are those of the saved model, which is in float32."""
     model = tiny_model(problem_type="regression", num_labels=1)
     trainer = rows_trainer(tmp_path, model, bf16=True, learning_rate=1e-5)
-    trainer.train_dataset = trainer.eval_dataset = trainer.train_dataset.remove_columns("labels").add_column(
-        "labels", [0.5] * 8
-    )
+    rows = trainer.train_dataset.remove_columns("labels").add_column("labels", [0.5] * 8)
+    trainer.train_dataset = rows
     if trained:
         trainer.train_from(None)
         assert model.forward.__func__ is not type(model).forward  # accelerate's, with autocast
     tokens = {name: torch.tensor(ROWS[name]) for name in ("input_ids", "attention_mask")}
-    logits = trainer.predict(trainer.eval_dataset).predictions
+    logits = trainer.predict(rows).predictions
     with torch.no_grad():
         alone = type(model).forward(model.eval(), **tokens).logits.numpy()
     assert np.array_equal(logits, alone) and logits.dtype == np.float32
