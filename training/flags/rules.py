@@ -19,9 +19,12 @@ from lstmpool.training.flags.conditions import (
     adapter_flag_alone,
     adapter_out_of_range,
     best_without_its_checkpoint,
+    bf16_without_gpu,
+    empty_value,
     files_and_data_set,
     fitted_without_rows,
     folds_and_validation_rows,
+    fraction_of_a_step,
     frozen_and_fresh_layers,
     groups_without_use,
     half_of_folds,
@@ -31,8 +34,9 @@ from lstmpool.training.flags.conditions import (
     limit_without_rows,
     missing_logger,
     more_layers_than_there_are,
-    negative_rate,
-    not_positive,
+    no_steps,
+    not_an_object,
+    out_of_bounds,
     part_of_no_data_set,
     push_of_adapter,
     settled_by_init_from,
@@ -40,6 +44,7 @@ from lstmpool.training.flags.conditions import (
     unfit_for_folds,
     unfit_value,
     unknown_metric,
+    without_its_switch,
 )
 from lstmpool.training.flags.defaults import DOING
 
@@ -146,9 +151,21 @@ SEARCH = (
         "--hp_search needs a metric of the task to judge by, got --metric_for_best_model loss.",
     ),
 )
+VALUES = (
+    Rule(empty_value, "--{name} has an empty value. Give it one, or leave it out."),
+    Rule(out_of_bounds, "--{name} must be {expected}, got {value}."),
+    Rule(fraction_of_a_step, "--{name} must be a whole number of steps, or a share of them below 1, got {value}."),
+    Rule(no_steps, "--max_steps must be 1 or more, or -1 for no limit, got {flags.given[max_steps]}."),
+    Rule(not_an_object, '--{name} must be a JSON object, such as {{"key": 1}}, got {value}'),
+    Rule(without_its_switch, "--{name} belongs to --{switch}, which is not given. Add it, or leave this out."),
+    Rule(
+        bf16_without_gpu,
+        "--bf16 needs a GPU that computes in bfloat16, found none. Add --use_cpu to train on the CPU, or leave --bf16 "
+        "out.",
+    ),
+)
 AT_ONCE = (  # known from the command line and the recipe alone
-    Rule(not_positive, "--{name} must be more than 0, got {value}."),
-    Rule(negative_rate, "--{name} must be 0 or more, got {value}."),
+    *VALUES,
     Rule(limit_without_rows, "--{name} must be 1 or more, got {value}."),
     Rule(
         lambda f: not 0 <= f.data.validation_size < 1,
@@ -223,6 +240,10 @@ WITH_SPLITS = (  # known once the splits are found
     ),
 )
 WITH_PROCESSES = (  # known once the library has read its arguments
+    Rule(
+        lambda f: f.training["mixed_precision"] == "fp16" and f.device == "cpu",
+        "--fp16 needs a GPU, found none: the library would train in float32. Leave it out, or give --bf16 --use_cpu.",
+    ),
     Rule(
         missing_logger,
         "--report_to {name}: no such logger is installed, found {found}. Install it, or leave it out.",

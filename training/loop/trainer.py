@@ -1,11 +1,14 @@
 """The Trainer, which has a learning rate for each part of the model, and whose runs can be cut off anywhere."""
 
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
+from torch.utils.checkpoint import checkpoint as recompute
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -14,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from lstmpool.training.data.order import token_counts
 from lstmpool.training.errors import InputError
-from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments, refused
 from lstmpool.training.loop.checkpoints import Kept, find_best
 from lstmpool.training.loop.divergence import StopAtDivergence, check_weights
 from lstmpool.training.loop.measuring import in_float32, same_random_numbers
@@ -38,23 +41,47 @@ def split_groups(optimizer: torch.optim.Optimizer, rates: dict[int, float]) -> N
 def check_settings(args: TrainingArguments) -> None:
     """Has the library check the settings, before any weights are read.
 
-    The library checks them only where it uses them. So this makes a trainer of one weight, its optimizer and schedule.
+    The library checks them only where it uses them. So this sets up the training of one weight.
 
     Raises:
-        InputError: for settings that the library refuses, such as an optimizer or a log whose package is missing.
+        InputError: for settings that the library refuses, such as an optimizer or a log whose package is missing. It
+            names the flag.
     """
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            own = changed(
-                args,
-                output_dir=folder,
-                push_to_hub=False,  # with it, a trainer makes a repository and a folder at once
-                label_smoothing_factor=0.0,  # with it, a trainer reads the config of its model, and this one has none
-            )
-            trainer = Trainer(torch.nn.Linear(1, 1), own, eval_dataset=[0])
-        trainer.create_optimizer_and_scheduler(num_training_steps=10)
+        _set_up(args)
     except Exception as error:  # each setting raises errors of its own kind
-        raise InputError(f"these settings cannot be trained with: {error}") from None
+        plain = TrainingArguments(args.output_dir, use_cpu=args.use_cpu, **DEFAULTS)
+        names = [entry.name for entry in fields(args)]
+        values = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(plain, name)}
+
+        def without(name: str) -> None:
+            AcceleratorState._reset_state()  # it keeps the settings of the first trainer
+            _set_up(changed(args, **{name: getattr(plain, name)}))
+
+        raise refused(error, values, without) from None
+
+
+def _set_up(args: TrainingArguments) -> None:
+    """Makes all that the library makes before the first step, for a model of one weight."""
+    with tempfile.TemporaryDirectory() as folder:
+        own = changed(
+            args,
+            output_dir=folder,
+            push_to_hub=False,  # with it, a trainer makes a repository and a folder at once
+            label_smoothing_factor=0.0,  # with it, a trainer reads the config of its model, and this one has none
+            train_sampling_strategy="random",  # the others look at tokens
+        )
+        trainer = Trainer(torch.nn.Linear(1, 1), own, train_dataset=[0], eval_dataset=[0])
+    trainer.create_optimizer_and_scheduler(num_training_steps=10)
+    trainer.get_train_dataloader()
+    trainer.get_eval_dataloader()
+    if args.torch_compile:
+        trainer.accelerator.prepare_model(trainer.model)
+    if args.activation_checkpointing:
+        options = dict(args.activation_checkpointing_kwargs or {})
+        for name in ("every_n_layers", "offload"):  # the library's own
+            options.pop(name, None)
+        recompute(torch.nn.Identity(), torch.zeros(1), **({"use_reentrant": False} | options))
 
 
 class _LengthGroupedSampler(LengthGroupedSampler):

@@ -38,6 +38,7 @@ PLAIN = {
     "do_eval": True,
     "hp_search": None,
     "report_to": [],
+    "mixed_precision": "no",
 }
 
 
@@ -52,9 +53,9 @@ def with_splits(places, model=None, data=None, **given):
     return WITH_SPLITS, Flags(ModelArguments(**(model or {})), data_args, given, values, places)
 
 
-def with_processes(data=None, processes=1, loggers=(), **training):
-    flags = Flags(data=DataArguments(**(data or {})), training=PLAIN | training, processes=processes, loggers=loggers)
-    return WITH_PROCESSES, flags
+def with_processes(data=None, processes=1, loggers=(), device="cpu", **training):
+    known = {"processes": processes, "loggers": loggers, "device": device}
+    return WITH_PROCESSES, Flags(data=DataArguments(**(data or {})), training=PLAIN | training, **known)
 
 
 def with_task(task, **training):
@@ -82,6 +83,38 @@ CASES = [
     (at_once(output_dir=""), "expected --output_dir"),
     (at_once(greater_is_better=True), "--greater_is_better follows from the metric here"),
     (at_once(save_only_model=True), "--save_only_model cannot be True here: a run could not go on from such"),
+    # values that the library would take for something else, or fail on later
+    (at_once(resume_from_checkpoint=""), "--resume_from_checkpoint has an empty value. Give it one, or leave it out."),
+    (at_once(num_train_epochs=float("inf")), "--num_train_epochs must be below 1000000, got inf"),
+    (at_once(weight_decay=-0.1), "--weight_decay must be 0 or more, got -0.1"),
+    (at_once(max_grad_norm=-1.0), "--max_grad_norm must be 0 or more, got -1.0"),
+    (at_once(warmup_steps=-1), "--warmup_steps must be 0 or more, got -1"),
+    (at_once(warmup_steps=1.5), "--warmup_steps must be a whole number of steps, or a share of them below 1, got 1.5"),
+    (at_once(eval_steps=0), "--eval_steps must be more than 0, got 0"),
+    (at_once(save_steps=-5), "--save_steps must be more than 0, got -5"),
+    (at_once(logging_steps=float("nan")), "--logging_steps must be more than 0, got nan"),
+    (at_once(max_steps=0), "--max_steps must be 1 or more, or -1 for no limit, got 0."),
+    (at_once(max_steps=-2), "--max_steps must be 1 or more, or -1 for no limit, got -2."),
+    (at_once(save_total_limit=0), "--save_total_limit must be more than 0, got 0"),
+    (at_once(seed=-1), "--seed must be 0 or more, got -1"),
+    (at_once(data_seed=2**32), "--data_seed must be below 4294967296, got 4294967296"),
+    (at_once(data={"shuffle_seed": -1}), "--shuffle_seed must be 0 or more, got -1"),
+    (at_once(adam_beta1=1.0), "--adam_beta1 must be below 1, got 1.0"),
+    (at_once(adam_epsilon=0.0), "--adam_epsilon must be more than 0, got 0.0"),
+    (at_once(dataloader_num_workers=-1), "--dataloader_num_workers must be 0 or more, got -1"),
+    (at_once(dataloader_num_workers=10**6), "--dataloader_num_workers must be below 1024, got 1000000"),
+    (at_once(neftune_noise_alpha=-1.0), "--neftune_noise_alpha must be 0 or more, got -1.0"),
+    (at_once(eval_accumulation_steps=0), "--eval_accumulation_steps must be more than 0, got 0"),
+    (at_once(lr_scheduler_kwargs="{bad"), '--lr_scheduler_kwargs must be a JSON object, such as {"key": 1}, got {bad'),
+    (at_once(lr_scheduler_kwargs="3"), '--lr_scheduler_kwargs must be a JSON object, such as {"key": 1}, got 3'),
+    (at_once(accelerator_config="{bad"), "--accelerator_config must be a JSON object, such as"),
+    (at_once(activation_checkpointing_kwargs="{}"), "belongs to --activation_checkpointing, which is not given. Add"),
+    (
+        at_once(bf16=True),
+        "--bf16 needs a GPU that computes in bfloat16, found none. Add --use_cpu to train on the CPU",
+    ),
+    (at_once(bf16_full_eval=True), "--bf16_full_eval cannot be True here: the library would round the weights that"),
+    (at_once(fp16_full_eval=True), "--fp16_full_eval cannot be True here: the library would round the weights that"),
     # the data set
     (at_once(data={"train_split_name": "train"}), "--train_split_name belongs to --dataset_name, which is not given"),
     (at_once(data={"dataset_name": "x/y", "test_file": "t.csv"}), "found both (--test_file). Leave one out."),
@@ -145,6 +178,7 @@ CASES = [
         with_processes(report_to=["none_such"], loggers=("tensorboard",)),
         "--report_to none_such: no such logger is installed, found tensorboard. Install it",
     ),
+    (with_processes(mixed_precision="fp16"), "--fp16 needs a GPU, found none: the library would train in float32."),
     (with_processes(data=FOLDS, processes=2), "--cv_folds runs in one process, found 2. Start it with python alone."),
     (with_processes(hp_search=1, processes=2), "--hp_search runs in one process, found 2. Start it with python"),
     # with the task
@@ -177,6 +211,11 @@ KEPT = [
     with_splits({"test": "t.csv"}, {"init_from": "m"}),
     with_splits(ALL, eval_steps=50, save_steps=100, load_best_model_at_end=False, **STEPS),
     with_processes(data=FOLDS, hp_search=None, report_to=["tensorboard", "flyte"], loggers=("tensorboard",)),
+    with_processes(mixed_precision="fp16", device="cuda"),
+    with_processes(mixed_precision="bf16"),
+    at_once(bf16=True, use_cpu=True, max_steps=-1, warmup_steps=0.1, eval_steps=1.0, max_grad_norm=0.0),
+    at_once(activation_checkpointing=True, activation_checkpointing_kwargs="{}", accelerator_config="file.json"),
+    at_once(lr_scheduler_kwargs={"num_cycles": 2}, include_for_metrics=[], label_names=None, seed=0, adam_beta1=0.0),
     with_task(SINGLE, class_weights="balanced", label_smoothing_factor=0.1, calibrate="temperature", baselines=True),
     with_task(MULTI, tune_thresholds=True, layerwise_lr_decay=0.5),
     with_task(REGRESSION, regression_loss="smooth_l1"),
@@ -185,12 +224,17 @@ KEPT = [
 PACKAGES = ("peft", "optuna")
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr("lstmpool.training.flags.conditions.is_torch_bf16_gpu_available", lambda: False)
+
+
 @pytest.mark.parametrize(("broken", "message"), CASES, ids=[message for _, message in CASES])
 def test_what_breaks_a_rule_is_told(broken, message):
     with pytest.raises(InputError) as error:
         check(*broken)
     assert message in str(error.value)
-    assert "\n" not in str(error.value) and "{" not in str(error.value)
+    assert "\n" not in str(error.value) and "{flags" not in str(error.value) and "{name" not in str(error.value)
 
 
 @pytest.mark.parametrize("kept", KEPT)

@@ -80,9 +80,22 @@ def test_groups_keep_their_other_settings():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optim": "lomo"}, "cannot be trained with: You need to install `lomo_optim`"),
+        ({"optim": "lomo"}, "^--optim lomo cannot be trained with: You need to install `lomo_optim`"),
         ({"report_to": ["wandb"]}, "WandbCallback requires wandb"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps"),
+        ({"lr_scheduler_kwargs": {"nokey": 1}}, "--lr_scheduler_kwargs .* cannot .* keyword argument 'nokey'"),
+        ({"optim_args": "nothere"}, "^--optim_args nothere cannot be trained with: "),
+        ({"dataloader_num_workers": -1}, "^--dataloader_num_workers -1 cannot be trained with: num_workers"),
+        ({"dataloader_multiprocessing_context": "no", "dataloader_num_workers": 1}, "--dataloader_multiprocessing_c"),
+        (
+            {"torch_compile_mode": "nothere"},
+            "--torch_compile_mode nothere cannot .* Unrecognized mode=nothere",
+        ),
+        (
+            {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"nokey": 1}},
+            "^--activation_checkpointing True, --activation_checkpointing_kwargs .* keyword argument 'nokey'",
+        ),
+        ({"accelerator_config": {"gradient_accumulation_kwargs": {"nokey": 1}}}, "^--accelerator_config .* 'nokey'"),
         ({"optim": "grokadamw", "eval_strategy": "epoch"}, "Please install grokadamw"),
     ],
 )
@@ -105,6 +118,15 @@ def test_settings_that_can_be_trained_with_pass(tmp_path, options):
     check_settings(args)
     assert not (tmp_path / "new").exists()
     assert all(getattr(args, name) == value for name, value in options.items())  # it works on a copy
+
+
+def test_a_trainer_leaves_the_arguments_that_it_is_given_as_they_are(tmp_path):
+    """In a search and with folds, several trainers share them."""
+    config = {"gradient_accumulation_kwargs": {"num_steps": 4}}
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], accelerator_config=config)
+    check_settings(args)
+    assert [LstmPoolTrainer(tiny_model(), args).args.gradient_accumulation_steps for _ in range(2)] == [4, 4]
+    assert args.accelerator_config.gradient_accumulation_kwargs == {"num_steps": 4}
 
 
 def test_a_damaged_best_checkpoint_is_told_before_a_run_goes_on(tmp_path):
