@@ -225,6 +225,10 @@ WITH_SPLITS = (  # known once the splits are found
         "eval_strategy needs validation rows, found none. Name them with --validation_file.",
     ),
     Rule(
+        lambda f: f.given.get("eval_on_start") and not f.training.get("do_eval"),
+        "--eval_on_start needs validation rows, found none. Name them with --validation_file, or leave it out.",
+    ),
+    Rule(
         lambda f: "early_stopping_patience" in f.given and not f.training.get("load_best_model_at_end"),
         "--early_stopping_patience needs a best checkpoint to go back to. Give it validation rows, the same "
         "--eval_strategy and --save_strategy, and --load_best_model_at_end.",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint as recompute
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
@@ -77,11 +78,22 @@ def _set_up(args: TrainingArguments) -> None:
     trainer.get_eval_dataloader()
     if args.torch_compile:
         trainer.accelerator.prepare_model(trainer.model)
+    if isinstance(trainer.lr_scheduler, LambdaLR):
+        for share in trainer.lr_scheduler.lr_lambdas:
+            float(share(9))  # of the peak rate, at the last step
     if args.activation_checkpointing:
-        options = dict(args.activation_checkpointing_kwargs or {})
-        for name in ("every_n_layers", "offload"):  # the library's own
-            options.pop(name, None)
-        recompute(torch.nn.Identity(), torch.zeros(1), **({"use_reentrant": False} | options))
+        _recompute(args)
+
+
+def _recompute(args: TrainingArguments) -> None:
+    """Computes something again as --activation_checkpointing would."""
+    options = dict(args.activation_checkpointing_kwargs or {})
+    every, offload = options.pop("every_n_layers", 1), options.pop("offload", False)  # the library's own
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"every_n_layers must be 1 or more, got {every}")
+    if offload and args.device.type == "cpu":
+        raise ValueError("offload needs a GPU")
+    recompute(torch.nn.Identity(), torch.zeros(1), **({"use_reentrant": False} | options))
 
 
 class _LengthGroupedSampler(LengthGroupedSampler):
@@ -127,8 +139,11 @@ class LstmPoolTrainer(Trainer):
         """Trains to the end, from `checkpoint` if there is one. If training was over there, it only loads the weights.
 
         Raises:
-            InputError: if the best checkpoint so far is not whole, or several processes wait for gradients in vain.
+            InputError: if the best checkpoint so far is not whole, several processes wait for gradients in vain, or
+                the backbone cannot recompute activations.
         """
+        if self.args.activation_checkpointing and not self.model.supports_gradient_checkpointing:
+            raise InputError("this kind of backbone cannot do --activation_checkpointing. Leave it out.")
         if not checkpoint:
             self._train(None)
             return

@@ -170,6 +170,7 @@ CASES = [
         "expected --eval_steps and --save_steps to be the same, found 50 and 100. Give both the same number",
     ),
     (with_splits(TRAIN, data={"validation_size": 0.0}, eval_strategy="epoch"), "eval_strategy needs validation rows"),
+    (with_splits(TRAIN, data={"validation_size": 0.0}, eval_on_start=True), "--eval_on_start needs validation rows"),
     (with_splits(TRAIN, data={"validation_size": 0.0}, early_stopping_patience=2), "needs a best checkpoint to go"),
     (with_splits({"test": "t.csv"}, LORA | {"init_from": "m"}), "--peft lora is for training, found no training rows"),
     (with_splits(ALL, hp_search=1, do_eval=False), "--hp_search needs training and validation rows"),

@@ -95,6 +95,14 @@ def test_groups_keep_their_other_settings():
             {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"nokey": 1}},
             "^--activation_checkpointing True, --activation_checkpointing_kwargs .* keyword argument 'nokey'",
         ),
+        (
+            {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": 0}},
+            "--activation_checkpointing_kwargs .* every_n_layers must be 1 or more, got 0",
+        ),
+        (
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "x"}},
+            "^--lr_scheduler_kwargs {'power': 'x'} cannot be trained with",
+        ),
         ({"accelerator_config": {"gradient_accumulation_kwargs": {"nokey": 1}}}, "^--accelerator_config .* 'nokey'"),
         ({"optim": "grokadamw", "eval_strategy": "epoch"}, "Please install grokadamw"),
     ],
@@ -118,6 +126,13 @@ def test_settings_that_can_be_trained_with_pass(tmp_path, options):
     check_settings(args)
     assert not (tmp_path / "new").exists()
     assert all(getattr(args, name) == value for name, value in options.items())  # it works on a copy
+
+
+def test_a_backbone_that_cannot_recompute_is_told(tmp_path):
+    trainer = trainer_for(tmp_path, activation_checkpointing=True)
+    trainer.model.supports_gradient_checkpointing = False
+    with pytest.raises(InputError, match="this kind of backbone cannot do --activation_checkpointing"):
+        trainer.train_from(None)
 
 
 def test_a_trainer_leaves_the_arguments_that_it_is_given_as_they_are(tmp_path):
