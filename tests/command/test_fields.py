@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
+from lstmpool.train_trainer import main
 from lstmpool.training.errors import InputError
 from lstmpool.training.evaluation.baselines import top_states
 from lstmpool.training.flags.conditions import UNFIT, Flags
@@ -21,7 +22,7 @@ from lstmpool.training.loop.trainer_arguments import trainer_arguments
 from lstmpool.training.tasks.single_label import SingleLabel
 
 from ..conftest import tiny_model, word_tokenizer
-from ..training_fixtures import task_of
+from ..training_fixtures import save_backbone, sentences, task_of, write_csv
 
 
 # Evaluation, logging, saving, the Hub, the device: field -> a value that is not the default. Weights stay as they are.
@@ -202,3 +203,21 @@ def test_bf16_leaves_the_weights_in_float32(tmp_path, plain):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert not torch.equal(weights["classifier.weight"], plain[0]["classifier.weight"])
     assert not np.array_equal(logits, torch.tensor(logits).bfloat16().double().numpy())
+
+
+def test_weights_that_are_no_numbers_are_never_a_result(tmp_path, monkeypatch, capsys):
+    """Also where nothing is evaluated, and nothing was saved before: here the last step breaks the weights."""
+    save_backbone(tmp_path / "backbone")
+    write_csv(tmp_path / "train.csv", {"text": sentences(8), "label": ["a", "b"] * 4})
+    monkeypatch.chdir(tmp_path)
+
+    def broken(trainer, checkpoint):
+        with torch.no_grad():
+            trainer.model.lstmpool.backbone.embeddings.word_embeddings.weight[0, 0] = float("nan")
+
+    monkeypatch.setattr(LstmPoolTrainer, "train_from", broken)
+    words = ["--backbone=backbone", "--train_file=train.csv", "--validation_size=0", "--output_dir=out", "--use_cpu"]
+    assert main([*words, "--report_to=none"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: training has diverged") and "word_embeddings.weight, found NaN" in said
+    assert not list((tmp_path / "out").glob("**/*.safetensors"))
