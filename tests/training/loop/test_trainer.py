@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -209,11 +208,11 @@ def rows_trainer(tmp_path, model=None, compute_loss_func=None, callbacks=(), **o
 
 
 def test_training_that_diverges_stops_at_once_and_saves_nothing(tmp_path):
-    trainer = rows_trainer(tmp_path, learning_rate=1e30, max_steps=50)
+    seldom = {"save_strategy": "no", "logging_strategy": "no"}  # so it is not these that stop it
+    trainer = rows_trainer(tmp_path, learning_rate=1e30, max_steps=50, **seldom)
     with pytest.raises(Diverged, match="diverged by step [1-4]: .* lstmpool.* found NaN .* Lower --learning_rate"):
         trainer.train_from(None)
-    saved = [load_file(path) for path in tmp_path.glob("checkpoint-*/model.safetensors")]
-    assert all(tensor.isfinite().all() for weights in saved for tensor in weights.values())
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_checkpoint_is_saved_of_weights_that_are_no_numbers_and_earlier_ones_stay(tmp_path):
