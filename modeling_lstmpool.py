@@ -17,7 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from .capture_lstmpool import LayerCapture, find_stack
@@ -100,6 +106,27 @@ def _one_of_padding(values: Any) -> Any:
     return zeros if values.dim() > 2 else zeros.long()
 
 
+QUANTISE_LATER = (
+    "A model of quantised parts could be saved, but not used. Train from the weights in full precision, save, then "
+    "quantise the finished folder: from_pretrained(folder, quantization_config=...)."
+)
+
+
+def quantisation_of(config: PretrainedConfig, loading: dict[str, Any] | None = None) -> str:
+    """The method by which weights are quantised, as their `config` or keywords for `loading` say; empty if none is."""
+    loading = loading or {}
+    if loading.get("load_in_4bit") or loading.get("load_in_8bit"):
+        return "bitsandbytes"
+    found = [loading.get("quantization_config")]
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        found += [getattr(part, name, None) for name in ("quantization_config", "compression_config")]
+    for settings in filter(None, found):
+        named = settings if isinstance(settings, dict) else vars(settings)
+        method = named.get("quant_method", "some")
+        return str(getattr(method, "value", method))
+    return ""
+
+
 # ---------------------------------------------------------------------------------------------------------- the models
 class LstmPoolPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation, shared by the two models."""
@@ -130,13 +157,15 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
         Fields of [`LstmPoolConfig`], `num_labels`, `id2label`, `label2id` and `problem_type` go to the config. Other
         keywords go to the loading of the backbone (`revision`, `dtype`, `trust_remote_code`, `attn_implementation`
         ...). With `output_loading_info=True` it returns (model, report), and the report's `missing_keys` include those
-        of the new modules. Raises ValueError for a field that no model can be built from, or a checkpoint that is an
-        LstmPool already.
+        of the new modules. Raises ValueError for a field that no model can be built from, a checkpoint that is an
+        LstmPool already, or quantised weights.
         """
         fields = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
         report = kwargs.pop("output_loading_info", False)
         hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
         found = kwargs.get("config") or read_config(name_or_path, **hub)
+        if method := quantisation_of(found, kwargs):
+            raise ValueError(f"the backbone must be in full precision, got {method} quantisation. {QUANTISE_LATER}")
         LstmPoolConfig(backbone_config=found, **fields)  # a wrong field is refused before any weights are read
         if found.model_type == "funnel":  # with the class that the config above has chosen
             kwargs["config"] = found

@@ -19,7 +19,7 @@ from lstmpool.training.flags.documents import parse_document, typed
 from lstmpool.training.flags.help import exit_with_help_if_asked, make_parser
 from lstmpool.training.flags.recipe import unknown, with_recipe
 from lstmpool.training.flags.rules import AT_ONCE, WITH_PROCESSES, WITH_SPLITS, Flags, check
-from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments
+from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments, build
 
 
 def parse_arguments(
@@ -45,9 +45,10 @@ def parse_arguments(
     values = worked_out(_of_group(given, TrainingArguments), DEFAULTS, data_args, places)
     check(WITH_SPLITS, Flags(model_args, data_args, given, values, places))
 
-    args = _build(values)
+    args = build(values)
     loggers = tuple(get_available_reporting_integrations())
-    flags = Flags(model_args, data_args, given, vars(args), places, processes=args.world_size, loggers=loggers)
+    found = {"processes": args.world_size, "device": args.device.type, "loggers": loggers}
+    flags = Flags(model_args, data_args, given, vars(args), places, **found)
     check(WITH_PROCESSES, flags)
     return model_args, data_args, args, _places_read(data_args, places)
 
@@ -81,13 +82,6 @@ def _check_json(value: Any, place: str) -> None:
 
 def _of_group(given: Mapping[str, Any], group: type) -> dict[str, Any]:
     return {entry.name: given[entry.name] for entry in fields(group) if entry.name in given}
-
-
-def _build(values: Mapping[str, Any]) -> TrainingArguments:
-    try:
-        return TrainingArguments(**values)
-    except (ValueError, ImportError, RuntimeError, OSError) as error:
-        raise InputError(error) from None
 
 
 def _places_read(data_args: DataArguments, places: dict[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from sklearn.base import BaseEstimator
 from transformers import Trainer
 
 from lstmpool.training.loop.logits import in_given_order
+from lstmpool.training.loop.measuring import same_random_numbers
 from lstmpool.training.tasks.metrics import LOWER_IS_BETTER
 from lstmpool.training.tasks.task import Task
 
@@ -22,7 +23,8 @@ def top_states(trainer: Trainer, dataset: Dataset) -> np.ndarray:
     model = trainer.model.eval()
     with in_given_order(trainer):
         batches = trainer.get_test_dataloader(dataset.remove_columns("labels"))
-    states = [model.base_model(**batch).layer_states[:, -1].float().cpu() for batch in batches]  # (B, H) each
+    with same_random_numbers():
+        states = [model.base_model(**batch).layer_states[:, -1].float().cpu() for batch in batches]  # (B, H) each
     return torch.cat(states).numpy()
 
 

@@ -5,25 +5,78 @@ rule's message, or True if there are none.
 """
 
 import importlib.util
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from transformers.utils import is_torch_bf16_gpu_available
 
 from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
 from lstmpool.training.flags.arguments import LIMITS, OF_DATA_SETS, OF_FILES, DataArguments, ModelArguments
 from lstmpool.training.flags.defaults import DOING, splits_of
 
 
-POSITIVE = (
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "num_train_epochs",
-    "gradient_accumulation_steps",
-    "early_stopping_patience",
-    "hp_search",
-    "preprocessing_num_workers",
-)
+class Bounds(NamedTuple):
+    """A number must be `least` or more, or above it where `above` is set, and below `end`. NaN never is."""
+
+    least: float
+    end: float = math.inf
+    above: bool = False
+
+    def broken_by(self, value: float) -> str:
+        """Says what the value must be, if it is not."""
+        high_enough = value > self.least if self.above else value >= self.least
+        if high_enough and value < self.end:
+            return ""
+        if high_enough and self.end < math.inf:
+            return f"below {self.end:.0f}"
+        if self.above:
+            return f"more than {self.least:g}"
+        return f"{self.least:g} or more"
+
+
+COUNT = Bounds(0, 2**31, above=True)
+STEPS = Bounds(0, above=True)
+RATE = Bounds(0)
+SEED = Bounds(0, 2**32)
+PROCESSES = 1024  # more of them would bring down the machine
+BOUNDS = {
+    "per_device_train_batch_size": COUNT,
+    "per_device_eval_batch_size": COUNT,
+    "num_train_epochs": Bounds(0, 10**6, above=True),
+    "gradient_accumulation_steps": COUNT,
+    "early_stopping_patience": COUNT,
+    "hp_search": COUNT,
+    "eval_accumulation_steps": COUNT,
+    "save_total_limit": COUNT,  # the library takes 0 for no limit
+    "torch_empty_cache_steps": COUNT,
+    "ddp_bucket_cap_mb": COUNT,
+    "ddp_timeout": COUNT,
+    "dataloader_prefetch_factor": COUNT,
+    "preprocessing_num_workers": Bounds(0, PROCESSES, above=True),
+    "dataloader_num_workers": Bounds(0, PROCESSES),
+    "learning_rate": RATE,
+    "head_learning_rate": RATE,
+    "weight_decay": RATE,
+    "max_grad_norm": RATE,  # the library takes what is negative for no limit, as 0
+    "neftune_noise_alpha": RATE,
+    "eval_delay": RATE,
+    "warmup_steps": RATE,
+    "logging_steps": STEPS,
+    "eval_steps": STEPS,
+    "save_steps": STEPS,
+    "adam_beta1": Bounds(0, 1),
+    "adam_beta2": Bounds(0, 1),
+    "adam_epsilon": Bounds(0, above=True),
+    "seed": SEED,
+    "data_seed": SEED,
+    "shuffle_seed": SEED,
+}
+SHARES_OF_STEPS = ("warmup_steps", "logging_steps", "eval_steps", "save_steps")  # below 1; else numbers of steps
+OBJECTS = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+OBJECTS_OR_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 UNFIT = {  # flag -> the value that the command cannot do without, and why
     "batch_eval_metrics": (False, "metrics such as F1 and correlations are computed over all rows at once"),
     "eval_do_concat_batches": (True, "metrics are computed over all rows at once"),
@@ -36,6 +89,10 @@ UNFIT = {  # flag -> the value that the command cannot do without, and why
     "ignore_data_skip": (False, "a resumed run would see rows twice"),
     "save_only_model": (False, "a run could not go on from such a checkpoint"),
     "enable_jit_checkpoint": (False, "this command itself saves at the end of the step after a SIGTERM"),
+    "bf16_full_eval": (False, "the library would round the weights that are saved; evaluations run in float32"),
+    "fp16_full_eval": (False, "the library would round the weights that are saved; evaluations run in float32"),
+    "debug": ("", "the library's hooks fail on the masks of this kind of model"),
+    "include_for_metrics": ([], "metrics need the predictions and the labels alone"),
     "hub_always_push": (False, "a save is not pushed while the push before it is still under way"),
 }
 UNFIT_FOR_FOLDS = {  # flag -> why it does not go with folds
@@ -59,6 +116,7 @@ class Flags:
     training: Mapping[str, Any] = field(default_factory=dict)  # the training arguments, named or worked out
     places: Mapping[str, str] = field(default_factory=dict)  # where the rows of each split are, see `named_splits`
     processes: int = 1
+    device: str = "cpu"  # the kind of device that is trained on
     loggers: tuple[str, ...] = ()  # installed ones
     task: str = ""  # its problem_type
     metrics: tuple[str, ...] = ()  # names of the task's metrics
@@ -77,20 +135,56 @@ def _first(names: list[str]) -> Broken:
     return {"name": names[0]} if names else None
 
 
-def not_positive(flags: Flags) -> Broken:
-    """A number that must be above 0 is not."""
-    for name in POSITIVE:
-        if name in flags.given and not flags.given[name] > 0:
-            return {"name": name, "value": flags.given[name]}
+def out_of_bounds(flags: Flags) -> Broken:
+    """A number is not what `BOUNDS` asks for."""
+    for name, bounds in BOUNDS.items():
+        value = flags.given.get(name)
+        if value is not None and (expected := bounds.broken_by(value)):
+            return {"name": name, "expected": expected, "value": value}
     return None
 
 
-def negative_rate(flags: Flags) -> Broken:
-    """A learning rate is negative, infinite or NaN."""
-    for name in ("learning_rate", "head_learning_rate"):
-        if name in flags.given and not 0 <= flags.given[name] < math.inf:
-            return {"name": name, "value": flags.given[name]}
+def fraction_of_a_step(flags: Flags) -> Broken:
+    """A number of steps is 1 or more, and not whole. The library would cut it."""
+    for name in SHARES_OF_STEPS:
+        value = flags.given.get(name, 0)
+        if value > 1 and value != int(value):
+            return {"name": name, "value": value}
     return None
+
+
+def no_steps(flags: Flags) -> Broken:
+    """--max_steps allows none. The library would train one step, or take it for no limit."""
+    return flags.given.get("max_steps", -1) < 1 and flags.given.get("max_steps", -1) != -1
+
+
+def not_an_object(flags: Flags) -> Broken:
+    """A flag needs a JSON object, and has something else."""
+    for name in (*OBJECTS, *OBJECTS_OR_FILES):
+        value = flags.given.get(name)
+        if not isinstance(value, str) or (name in OBJECTS_OR_FILES and not value.startswith("{")):
+            continue
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            return {"name": name, "value": value}
+    return None
+
+
+def without_its_switch(flags: Flags) -> Broken:
+    """A flag says how to do what is not done."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        switched_on = flags.given.get("activation_checkpointing") or flags.given.get("gradient_checkpointing")
+        if f"{name}_kwargs" in flags.given and not switched_on:
+            return {"name": f"{name}_kwargs", "switch": name}
+    return None
+
+
+def bf16_without_gpu(flags: Flags) -> Broken:
+    """--bf16 is named, there is no GPU for it, and the CPU is not asked for."""
+    return bool(flags.given.get("bf16")) and not flags.given.get("use_cpu") and not is_torch_bf16_gpu_available()
 
 
 def limit_without_rows(flags: Flags) -> Broken:

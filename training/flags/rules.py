@@ -19,9 +19,11 @@ from lstmpool.training.flags.conditions import (
     adapter_flag_alone,
     adapter_out_of_range,
     best_without_its_checkpoint,
+    bf16_without_gpu,
     files_and_data_set,
     fitted_without_rows,
     folds_and_validation_rows,
+    fraction_of_a_step,
     frozen_and_fresh_layers,
     groups_without_use,
     half_of_folds,
@@ -31,8 +33,9 @@ from lstmpool.training.flags.conditions import (
     limit_without_rows,
     missing_logger,
     more_layers_than_there_are,
-    negative_rate,
-    not_positive,
+    no_steps,
+    not_an_object,
+    out_of_bounds,
     part_of_no_data_set,
     push_of_adapter,
     settled_by_init_from,
@@ -40,6 +43,7 @@ from lstmpool.training.flags.conditions import (
     unfit_for_folds,
     unfit_value,
     unknown_metric,
+    without_its_switch,
 )
 from lstmpool.training.flags.defaults import DOING
 from lstmpool.training.flags.values import (
@@ -47,7 +51,6 @@ from lstmpool.training.flags.values import (
     blank_text,
     column_named_twice,
     endless_number,
-    no_mapping,
     odd_output_dir,
     unprintable_character,
     unusable_path,
@@ -165,19 +168,24 @@ VALUES = (  # of any flag
     Rule(endless_number, "--{name}: expected a finite number of at most 64 bits, got {value}."),
     Rule(column_named_twice, "--{name}: expected names of columns, each once, got {value}."),
     Rule(
-        lambda f: f.data.cv_folds is not None and not 0 <= f.data.shuffle_seed < 2**32,
-        "with --cv_folds, --shuffle_seed must lie in 0..4294967295, got {flags.data.shuffle_seed}.",
-    ),
-    Rule(no_mapping, "--{name}: expected a mapping of keywords, written as JSON, got {value}."),
-    Rule(
         odd_output_dir,
         "--output_dir {flags.given[output_dir]} is no folder's name. Write the path of a folder, in full.",
     ),
     Rule(unusable_path, "--{name} {path} cannot be used: {reason}. Name another path."),
 )
+SETTINGS = (  # that the library would take for something else, or fail on late
+    Rule(out_of_bounds, "--{name} must be {expected}, got {value}."),
+    Rule(fraction_of_a_step, "--{name} must be a whole number of steps, or a share of them below 1, got {value}."),
+    Rule(no_steps, "--max_steps must be 1 or more, or -1 for no limit, got {flags.given[max_steps]}."),
+    Rule(not_an_object, '--{name} must be a JSON object, such as {{"key": 1}}, got {value}'),
+    Rule(without_its_switch, "--{name} belongs to --{switch}, which is not given. Add it, or leave this out."),
+    Rule(
+        bf16_without_gpu,
+        "--bf16 needs a GPU that computes in bfloat16, found none. Add --use_cpu to train on the CPU, or leave --bf16 "
+        "out.",
+    ),
+)
 AT_ONCE = (  # known from the command line and the recipe alone
-    Rule(not_positive, "--{name} must be more than 0, got {value}."),
-    Rule(negative_rate, "--{name} must be 0 or more, got {value}."),
     Rule(limit_without_rows, "--{name} must be 1 or more, got {value}."),
     Rule(
         lambda f: not 0 <= f.data.validation_size < 1,
@@ -198,6 +206,7 @@ AT_ONCE = (  # known from the command line and the recipe alone
         "--greater_is_better follows from the metric here. Leave it out.",
     ),
     *VALUES,
+    *SETTINGS,
     Rule(unfit_value, "--{name} cannot be {value} here: {reason}. Leave it out."),
     *FOLDS,
     *ADAPTERS,
@@ -238,6 +247,10 @@ WITH_SPLITS = (  # known once the splits are found
         "eval_strategy needs validation rows, found none. Name them with --validation_file.",
     ),
     Rule(
+        lambda f: f.given.get("eval_on_start") and not f.training.get("do_eval"),
+        "--eval_on_start needs validation rows, found none. Name them with --validation_file, or leave it out.",
+    ),
+    Rule(
         lambda f: "early_stopping_patience" in f.given and not f.training.get("load_best_model_at_end"),
         "--early_stopping_patience needs a best checkpoint to go back to. Give it validation rows, the same "
         "--eval_strategy and --save_strategy, and --load_best_model_at_end.",
@@ -253,6 +266,10 @@ WITH_SPLITS = (  # known once the splits are found
     ),
 )
 WITH_PROCESSES = (  # known once the library has read its arguments
+    Rule(
+        lambda f: f.training["mixed_precision"] == "fp16" and f.device == "cpu",
+        "--fp16 needs a GPU, found none: the library would train in float32. Leave it out, or give --bf16 --use_cpu.",
+    ),
     Rule(
         missing_logger,
         "--report_to {name}: no such logger is installed, found {found}. Install it, or leave it out.",

@@ -1,11 +1,14 @@
 """The library's training arguments and ours in one class; imported only where a command really runs."""
 
 import importlib.util
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
 
+from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.flags.defaults import FINE_TUNING
 
@@ -24,3 +27,41 @@ class TrainingArguments(TrainingFields, transformers.TrainingArguments):
     _argument_group_name = "training"
 
     hub_private_repo: bool = False  # a field of the library's, here as a flag that needs no value
+
+
+def build(values: Mapping[str, Any]) -> TrainingArguments:
+    """The training arguments with these values.
+
+    Raises:
+        InputError: for a value that the library refuses. It names the flag.
+    """
+
+    def without(name: str) -> None:
+        TrainingArguments(**{other: value for other, value in values.items() if other != name})
+
+    try:
+        return TrainingArguments(**values)
+    except Exception as error:  # each field raises errors of its own kind
+        raise refused(error, values, without) from None
+
+
+def refused(error: Exception, values: Mapping[str, Any], without: Callable[[str], Any]) -> InputError:
+    """The error for flags that the library has refused. It names those without which all would be well.
+
+    Args:
+        error: what the library said.
+        values: the flags that may be the cause, and their values.
+        without: repeats what failed, but with the default of the flag that it is given.
+    """
+    causes = [name for name in values if _passes(without, name)]
+    named = ", ".join(f"--{name} {getattr(values[name], 'value', values[name])}" for name in causes)
+    reason = str(error).strip().rstrip(".") or type(error).__name__
+    return InputError(f"{named or 'these settings'} cannot be trained with: {reason}. Change it, or leave it out.")
+
+
+def _passes(without: Callable[[str], Any], name: str) -> bool:
+    try:
+        without(name)
+    except Exception:
+        return False
+    return True

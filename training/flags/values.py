@@ -79,15 +79,6 @@ def column_named_twice(flags: Flags) -> Broken:
     return None
 
 
-def no_mapping(flags: Flags) -> Broken:
-    """Keywords for the library are not a mapping. It would notice only where it uses them."""
-    for name in MAPS:
-        value = flags.given.get(name)
-        if name.endswith("_kwargs") and isinstance(value, str) and not value.lstrip().startswith("{"):
-            return {"name": name, "value": value}
-    return None
-
-
 def odd_output_dir(flags: Flags) -> Broken:
     """The output folder has the name of something else: an address, the standard output, a home folder."""
     name = str(flags.given.get("output_dir", ""))

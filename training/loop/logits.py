@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import Trainer
 
 from lstmpool.training.data.order import by_length
-from lstmpool.training.errors import Diverged
+from lstmpool.training.loop.divergence import check_logits
 from lstmpool.training.tasks.task import SCORED
 
 
@@ -37,11 +37,7 @@ def predict_logits(trainer: Trainer, dataset: Dataset) -> np.ndarray:
     ordered, order = by_length(dataset)
     with in_given_order(trainer):
         found = trainer.predict(ordered).predictions
-    if not np.isfinite(found).all():
-        raise Diverged(
-            "expected numbers from the model, found NaN or infinity: it has diverged, and was not saved. Lower "
-            "--learning_rate and --head_learning_rate, or leave out --fp16."
-        )
+    check_logits(found)
     # of many labels, they stay as narrow as the model gives them
     logits = np.empty_like(found, dtype=np.float64 if found.shape[1] <= SCORED else None)
     logits[order] = found

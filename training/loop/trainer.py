@@ -1,19 +1,26 @@
 """The Trainer, which has a learning rate for each part of the model, and whose runs can be cut off anywhere."""
 
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint as recompute
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
 
 from lstmpool.training.data.order import lengths_of
 from lstmpool.training.errors import InputError
-from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments, refused
 from lstmpool.training.loop.checkpoints import Kept, find_best, read_state
+from lstmpool.training.loop.divergence import StopAtDivergence, check_weights
+from lstmpool.training.loop.measuring import in_float32, same_random_numbers
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.trainable_parts import learning_rates
 from lstmpool.training.writing import bytes_free, saving
@@ -35,23 +42,58 @@ def split_groups(optimizer: torch.optim.Optimizer, rates: dict[int, float]) -> N
 def check_settings(args: TrainingArguments) -> None:
     """Has the library check the settings, before any weights are read.
 
-    The library checks them only where it uses them. So this makes a trainer of one weight, its optimizer and schedule.
+    The library checks them only where it uses them. So this sets up the training of one weight.
 
     Raises:
-        InputError: for settings that the library refuses, such as an optimizer or a log whose package is missing.
+        InputError: for settings that the library refuses, such as an optimizer or a log whose package is missing. It
+            names the flag.
     """
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            own = changed(
-                args,
-                output_dir=folder,
-                push_to_hub=False,  # with it, a trainer makes a repository and a folder at once
-                label_smoothing_factor=0.0,  # with it, a trainer reads the config of its model, and this one has none
-            )
-            trainer = Trainer(torch.nn.Linear(1, 1), own, eval_dataset=[0])
-        trainer.create_optimizer_and_scheduler(num_training_steps=10)
+        _set_up(args)
     except Exception as error:  # each setting raises errors of its own kind
-        raise InputError(f"these settings cannot be trained with: {error}") from None
+        plain = TrainingArguments(args.output_dir, use_cpu=args.use_cpu, **DEFAULTS)
+        names = [entry.name for entry in fields(args)]
+        values = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(plain, name)}
+
+        def without(name: str) -> None:
+            AcceleratorState._reset_state()  # it keeps the settings of the first trainer
+            _set_up(changed(args, **{name: getattr(plain, name)}))
+
+        raise refused(error, values, without) from None
+
+
+def _set_up(args: TrainingArguments) -> None:
+    """Makes all that the library makes before the first step, for a model of one weight."""
+    with tempfile.TemporaryDirectory() as folder:
+        own = changed(
+            args,
+            output_dir=folder,
+            push_to_hub=False,  # with it, a trainer makes a repository and a folder at once
+            label_smoothing_factor=0.0,  # with it, a trainer reads the config of its model, and this one has none
+            train_sampling_strategy="random",  # the others look at tokens
+        )
+        trainer = Trainer(torch.nn.Linear(1, 1), own, train_dataset=[0], eval_dataset=[0])
+    trainer.create_optimizer_and_scheduler(num_training_steps=10)
+    trainer.get_train_dataloader()
+    trainer.get_eval_dataloader()
+    if args.torch_compile:
+        trainer.accelerator.prepare_model(trainer.model)
+    if isinstance(trainer.lr_scheduler, LambdaLR):
+        for share in trainer.lr_scheduler.lr_lambdas:
+            float(share(9))  # of the peak rate, at the last step
+    if args.activation_checkpointing:
+        _recompute(args)
+
+
+def _recompute(args: TrainingArguments) -> None:
+    """Computes something again as --activation_checkpointing would."""
+    options = dict(args.activation_checkpointing_kwargs or {})
+    every, offload = options.pop("every_n_layers", 1), options.pop("offload", False)  # the library's own
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"every_n_layers must be 1 or more, got {every}")
+    if offload and args.device.type == "cpu":
+        raise ValueError("offload needs a GPU")
+    recompute(torch.nn.Identity(), torch.zeros(1), **({"use_reentrant": False} | options))
 
 
 def check_room(model: torch.nn.Module, args: TrainingArguments) -> None:
@@ -100,6 +142,7 @@ class LstmPoolTrainer(Trainer):
         """`options` are those of the library's Trainer."""
         self.kept = Kept.of(args)
         super().__init__(model, changed(args, save_total_limit=None), **options)  # `kept` sees to the limit
+        self.add_callback(StopAtDivergence())
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Makes the library's optimizer, once, and splits its groups by rate."""
@@ -116,9 +159,11 @@ class LstmPoolTrainer(Trainer):
         """Trains to the end, from `checkpoint` if there is one. If training was over there, it only loads the weights.
 
         Raises:
-            InputError: if the best checkpoint so far is not whole, the disk is full, or several processes wait for
-                gradients in vain.
+            InputError: if the best checkpoint so far is not whole, the disk is full, several processes wait for
+                gradients in vain, or the backbone cannot recompute activations.
         """
+        if self.args.activation_checkpointing and not self.model.supports_gradient_checkpointing:
+            raise InputError("this kind of backbone cannot do --activation_checkpointing. Leave it out.")
         if not checkpoint:
             self._train(None)
             return
@@ -140,6 +185,9 @@ class LstmPoolTrainer(Trainer):
             check_room(self.model, self.args)
         try:
             self.train(resume_from_checkpoint=checkpoint)
+        except InputError:
+            self._end_line_of_progress()
+            raise
         except RuntimeError as error:
             if "Expected to have finished reduction in the prior iteration" not in str(error):
                 raise
@@ -147,6 +195,23 @@ class LstmPoolTrainer(Trainer):
                 "several processes expect a gradient of every parameter, and found some of this backbone that get "
                 "none. Add --ddp_find_unused_parameters True."
             ) from None
+
+    def _end_line_of_progress(self) -> None:
+        """Closes the progress bar, so that the error stands on a line of its own."""
+        for callback in self.callback_handler.callbacks:
+            bar = getattr(callback, "training_bar", None)
+            if bar is not None:
+                bar.close()
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> EvalLoopOutput:
+        """Evaluates as the library does, and leaves the random numbers of training as they would be without it."""
+        with same_random_numbers():
+            return super().evaluation_loop(*args, **options)
+
+    def prediction_step(self, *args: Any, **options: Any) -> tuple[torch.Tensor | None, ...]:
+        """Takes the library's arguments, and runs the model in float32, as it is saved and will be loaded."""
+        with in_float32(self):
+            return super().prediction_step(*args, **options)
 
     def _is_over(self, state: TrainerState) -> bool:
         """Whether no step is left. The library would train one more epoch after an early stop, and one more step
@@ -172,8 +237,10 @@ class LstmPoolTrainer(Trainer):
         """Saves as the library does, with `kept` at work before and after, while the other processes wait.
 
         Raises:
+            Diverged: if a weight is no number. Nothing is then saved.
             InputError: if the disk is full. Older checkpoints stay.
         """
+        check_weights(self.model, self.state.global_step)
         checkpoint = self.kept.of_step(self.state)
         with saving(checkpoint, half_made=checkpoint if self.args.should_save else None):
             if self.args.should_save:

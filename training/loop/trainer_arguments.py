@@ -10,6 +10,7 @@ from lstmpool.training.tasks.task import BestBy
 def changed(args: TrainingArguments, **values: Any) -> TrainingArguments:
     """A copy of the arguments with other values. It repeats none of their checks, and sets up nothing again."""
     copied = copy.copy(args)
+    copied.accelerator_config = copy.deepcopy(args.accelerator_config)  # Trainer writes to what it holds, too
     for name, value in values.items():
         setattr(copied, name, value)
     return copied

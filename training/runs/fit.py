@@ -13,6 +13,7 @@ from lstmpool.training.evaluation.learned_head import Arrays, Learned, calibrate
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.checkpoints import find_best
+from lstmpool.training.loop.divergence import check_weights
 from lstmpool.training.loop.interruption import stop_at_step
 from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.measuring import TrainerMetrics
@@ -231,6 +232,7 @@ def _learn_from_validation(state: State, logits: Arrays, targets: Arrays) -> Lea
 # --------------------------------------------------------------------------------------------------------------- write
 def write(state: State) -> None:
     """Fills the output folder and says what is in it. The run then counts as finished."""
+    check_weights(state.model, state.trainer.state.global_step)
     if state.is_first_process:
         write_files(state)
     state.args.distributed_state.wait_for_everyone()

@@ -38,6 +38,7 @@ PLAIN = {
     "do_eval": True,
     "hp_search": None,
     "report_to": [],
+    "mixed_precision": "no",
 }
 
 
@@ -52,9 +53,9 @@ def with_splits(places, model=None, data=None, **given):
     return WITH_SPLITS, Flags(ModelArguments(**(model or {})), data_args, given, values, places)
 
 
-def with_processes(data=None, processes=1, loggers=(), **training):
-    flags = Flags(data=DataArguments(**(data or {})), training=PLAIN | training, processes=processes, loggers=loggers)
-    return WITH_PROCESSES, flags
+def with_processes(data=None, processes=1, loggers=(), device="cpu", **training):
+    known = {"processes": processes, "loggers": loggers, "device": device}
+    return WITH_PROCESSES, Flags(data=DataArguments(**(data or {})), training=PLAIN | training, **known)
 
 
 def with_task(task, **training):
@@ -98,14 +99,43 @@ CASES = [
         "--text_column_names: expected names of columns, each once, got a, a",
     ),
     (at_once(data={"label_column_name": "a,"}), "--label_column_name: expected names of columns, each once, got a,."),
-    (at_once(data=FOLDS | {"shuffle_seed": -1}), "--shuffle_seed must lie in 0..4294967295, got -1."),
-    (at_once(lr_scheduler_kwargs="a=1"), "--lr_scheduler_kwargs: expected a mapping of keywords, written as JSON"),
     (at_once(output_dir="s3://bucket/out"), "--output_dir s3://bucket/out is no folder's name."),
     (at_once(output_dir="~/out"), "--output_dir ~/out is no folder's name."),
     (at_once(output_dir="-"), "--output_dir - is no folder's name."),
     (at_once(output_dir="new/" + "é" * 128), "cannot be used: a name of 256 bytes, where at most 255 fit."),
     (at_once(output_dir=f"{__file__}/out"), "/out cannot be used: Not a directory."),
     (at_once({"backbone": "b/" * 3000}), "cannot be used: File name too long."),
+    # values that the library would take for something else, or fail on later
+    (at_once(num_train_epochs=1e6), "--num_train_epochs must be below 1000000, got 1000000.0"),
+    (at_once(weight_decay=-0.1), "--weight_decay must be 0 or more, got -0.1"),
+    (at_once(max_grad_norm=-1.0), "--max_grad_norm must be 0 or more, got -1.0"),
+    (at_once(warmup_steps=-1), "--warmup_steps must be 0 or more, got -1"),
+    (at_once(warmup_steps=1.5), "--warmup_steps must be a whole number of steps, or a share of them below 1, got 1.5"),
+    (at_once(eval_steps=0), "--eval_steps must be more than 0, got 0"),
+    (at_once(save_steps=-5), "--save_steps must be more than 0, got -5"),
+    (at_once(logging_steps=0), "--logging_steps must be more than 0, got 0"),
+    (at_once(max_steps=0), "--max_steps must be 1 or more, or -1 for no limit, got 0."),
+    (at_once(max_steps=-2), "--max_steps must be 1 or more, or -1 for no limit, got -2."),
+    (at_once(save_total_limit=0), "--save_total_limit must be more than 0, got 0"),
+    (at_once(seed=-1), "--seed must be 0 or more, got -1"),
+    (at_once(data_seed=2**32), "--data_seed must be below 4294967296, got 4294967296"),
+    (at_once(data={"shuffle_seed": -1}), "--shuffle_seed must be 0 or more, got -1"),
+    (at_once(adam_beta1=1.0), "--adam_beta1 must be below 1, got 1.0"),
+    (at_once(adam_epsilon=0.0), "--adam_epsilon must be more than 0, got 0.0"),
+    (at_once(dataloader_num_workers=-1), "--dataloader_num_workers must be 0 or more, got -1"),
+    (at_once(dataloader_num_workers=10**6), "--dataloader_num_workers must be below 1024, got 1000000"),
+    (at_once(neftune_noise_alpha=-1.0), "--neftune_noise_alpha must be 0 or more, got -1.0"),
+    (at_once(eval_accumulation_steps=0), "--eval_accumulation_steps must be more than 0, got 0"),
+    (at_once(lr_scheduler_kwargs="{bad"), '--lr_scheduler_kwargs must be a JSON object, such as {"key": 1}, got {bad'),
+    (at_once(lr_scheduler_kwargs="3"), '--lr_scheduler_kwargs must be a JSON object, such as {"key": 1}, got 3'),
+    (at_once(accelerator_config="{bad"), "--accelerator_config must be a JSON object, such as"),
+    (at_once(activation_checkpointing_kwargs="{}"), "belongs to --activation_checkpointing, which is not given. Add"),
+    (
+        at_once(bf16=True),
+        "--bf16 needs a GPU that computes in bfloat16, found none. Add --use_cpu to train on the CPU",
+    ),
+    (at_once(bf16_full_eval=True), "--bf16_full_eval cannot be True here: the library would round the weights that"),
+    (at_once(fp16_full_eval=True), "--fp16_full_eval cannot be True here: the library would round the weights that"),
     # the data set
     (at_once(data={"train_split_name": "train"}), "--train_split_name belongs to --dataset_name, which is not given"),
     (at_once(data={"dataset_name": "x/y", "test_file": "t.csv"}), "found both (--test_file). Leave one out."),
@@ -161,6 +191,7 @@ CASES = [
         "expected --eval_steps and --save_steps to be the same, found 50 and 100. Give both the same number",
     ),
     (with_splits(TRAIN, data={"validation_size": 0.0}, eval_strategy="epoch"), "eval_strategy needs validation rows"),
+    (with_splits(TRAIN, data={"validation_size": 0.0}, eval_on_start=True), "--eval_on_start needs validation rows"),
     (with_splits(TRAIN, data={"validation_size": 0.0}, early_stopping_patience=2), "needs a best checkpoint to go"),
     (with_splits({"test": "t.csv"}, LORA | {"init_from": "m"}), "--peft lora is for training, found no training rows"),
     (with_splits(ALL, hp_search=1, do_eval=False), "--hp_search needs training and validation rows"),
@@ -169,6 +200,7 @@ CASES = [
         with_processes(report_to=["none_such"], loggers=("tensorboard",)),
         "--report_to none_such: no such logger is installed, found tensorboard. Install it",
     ),
+    (with_processes(mixed_precision="fp16"), "--fp16 needs a GPU, found none: the library would train in float32."),
     (with_processes(data=FOLDS, processes=2), "--cv_folds runs in one process, found 2. Start it with python alone."),
     (with_processes(hp_search=1, processes=2), "--hp_search runs in one process, found 2. Start it with python"),
     # with the task
@@ -206,6 +238,11 @@ KEPT = [
     with_splits({"test": "t.csv"}, {"init_from": "m"}),
     with_splits(ALL, eval_steps=50, save_steps=100, load_best_model_at_end=False, **STEPS),
     with_processes(data=FOLDS, hp_search=None, report_to=["tensorboard", "flyte"], loggers=("tensorboard",)),
+    with_processes(mixed_precision="fp16", device="cuda"),
+    with_processes(mixed_precision="bf16"),
+    at_once(bf16=True, use_cpu=True, max_steps=-1, warmup_steps=0.1, eval_steps=1.0, max_grad_norm=0.0),
+    at_once(activation_checkpointing=True, activation_checkpointing_kwargs="{}", accelerator_config="file.json"),
+    at_once(lr_scheduler_kwargs={"num_cycles": 2}, include_for_metrics=[], label_names=None, seed=0, adam_beta1=0.0),
     with_task(SINGLE, class_weights="balanced", label_smoothing_factor=0.1, calibrate="temperature", baselines=True),
     with_task(MULTI, tune_thresholds=True, layerwise_lr_decay=0.5),
     with_task(REGRESSION, regression_loss="smooth_l1"),
@@ -214,12 +251,17 @@ KEPT = [
 PACKAGES = ("peft", "optuna")
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr("lstmpool.training.flags.conditions.is_torch_bf16_gpu_available", lambda: False)
+
+
 @pytest.mark.parametrize(("broken", "message"), CASES, ids=[message for _, message in CASES])
 def test_what_breaks_a_rule_is_told(broken, message):
     with pytest.raises(InputError) as error:
         check(*broken)
     assert message in str(error.value)
-    assert "\n" not in str(error.value) and "{" not in str(error.value)
+    assert "\n" not in str(error.value) and "{flags" not in str(error.value) and "{name" not in str(error.value)
 
 
 @pytest.mark.parametrize("kept", KEPT)

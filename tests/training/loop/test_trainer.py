@@ -1,21 +1,26 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from lstmpool.training.errors import InputError
+from lstmpool.training.errors import Diverged, InputError
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.checkpoints import checkpoints_in, damage
+from lstmpool.training.loop.measuring import TrainerMetrics, in_float32
 from lstmpool.training.loop.trainer import LstmPoolTrainer, check_room, check_settings, split_groups
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume
 from lstmpool.training.runs.fit import Extras, State, _prepare_folder
+from lstmpool.training.tasks.single_label import SingleLabel
 
 from ...conftest import tiny_model
 from ...damage import full_disk
+from ...training_fixtures import task_of
 
 
 def trainer_for(tmp_path, **arguments):
@@ -75,9 +80,30 @@ def test_groups_keep_their_other_settings():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optim": "lomo"}, "cannot be trained with: You need to install `lomo_optim`"),
+        ({"optim": "lomo"}, "^--optim lomo cannot be trained with: You need to install `lomo_optim`"),
         ({"report_to": ["wandb"]}, "WandbCallback requires wandb"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps"),
+        ({"lr_scheduler_kwargs": {"nokey": 1}}, "--lr_scheduler_kwargs .* cannot .* keyword argument 'nokey'"),
+        ({"optim_args": "nothere"}, "^--optim_args nothere cannot be trained with: "),
+        ({"dataloader_num_workers": -1}, "^--dataloader_num_workers -1 cannot be trained with: num_workers"),
+        ({"dataloader_multiprocessing_context": "no", "dataloader_num_workers": 1}, "--dataloader_multiprocessing_c"),
+        (
+            {"torch_compile_mode": "nothere"},
+            "--torch_compile_mode nothere cannot .* Unrecognized mode=nothere",
+        ),
+        (
+            {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"nokey": 1}},
+            "^--activation_checkpointing True, --activation_checkpointing_kwargs .* keyword argument 'nokey'",
+        ),
+        (
+            {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": 0}},
+            "--activation_checkpointing_kwargs .* every_n_layers must be 1 or more, got 0",
+        ),
+        (
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "x"}},
+            "^--lr_scheduler_kwargs {'power': 'x'} cannot be trained with",
+        ),
+        ({"accelerator_config": {"gradient_accumulation_kwargs": {"nokey": 1}}}, "^--accelerator_config .* 'nokey'"),
         ({"optim": "grokadamw", "eval_strategy": "epoch"}, "Please install grokadamw"),
     ],
 )
@@ -100,6 +126,22 @@ def test_settings_that_can_be_trained_with_pass(tmp_path, options):
     check_settings(args)
     assert not (tmp_path / "new").exists()
     assert all(getattr(args, name) == value for name, value in options.items())  # it works on a copy
+
+
+def test_a_backbone_that_cannot_recompute_is_told(tmp_path):
+    trainer = trainer_for(tmp_path, activation_checkpointing=True)
+    trainer.model.supports_gradient_checkpointing = False
+    with pytest.raises(InputError, match="this kind of backbone cannot do --activation_checkpointing"):
+        trainer.train_from(None)
+
+
+def test_a_trainer_leaves_the_arguments_that_it_is_given_as_they_are(tmp_path):
+    """In a search and with folds, several trainers share them."""
+    config = {"gradient_accumulation_kwargs": {"num_steps": 4}}
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], accelerator_config=config)
+    check_settings(args)
+    assert [LstmPoolTrainer(tiny_model(), args).args.gradient_accumulation_steps for _ in range(2)] == [4, 4]
+    assert args.accelerator_config.gradient_accumulation_kwargs == {"num_steps": 4}
 
 
 def test_a_damaged_best_checkpoint_is_told_before_a_run_goes_on(tmp_path):
@@ -187,3 +229,96 @@ def test_a_disk_that_cannot_hold_a_checkpoint_is_told_before_training(tmp_path, 
     with pytest.raises(InputError, match=f"takes at least {3 * size / 1e9:.3f} GB in {tmp_path}, found"):
         trainer.train_from(None)
     assert trainer.state.global_step == 0
+
+
+# ---------------------------------------------------------------------------------------------- training that diverges
+ROWS = {"input_ids": [[2, 5 + i % 7, 3] for i in range(8)], "attention_mask": [[1, 1, 1]] * 8, "labels": [0, 1] * 4}
+
+
+def rows_trainer(tmp_path, model=None, compute_loss_func=None, callbacks=(), **options):
+    """A trainer on eight rows, two a batch. It saves at each step."""
+    options = {"learning_rate": 1e-3, "max_steps": 3, "save_strategy": "steps", "save_steps": 1} | options
+    args = TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, per_device_train_batch_size=2, **options
+    )
+    rows = Dataset.from_dict(ROWS).with_format("torch")
+    return LstmPoolTrainer(
+        model or tiny_model(),
+        args,
+        train_dataset=rows,
+        eval_dataset=rows,
+        compute_loss_func=compute_loss_func,
+        callbacks=list(callbacks),
+    )
+
+
+def test_training_that_diverges_stops_at_once_and_saves_nothing(tmp_path):
+    seldom = {"save_strategy": "no", "logging_strategy": "no"}  # so it is not these that stop it
+    trainer = rows_trainer(tmp_path, learning_rate=1e30, max_steps=50, **seldom)
+    with pytest.raises(Diverged, match="diverged by step [1-4]: .* lstmpool.* found NaN .* Lower --learning_rate"):
+        trainer.train_from(None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_checkpoint_is_saved_of_weights_that_are_no_numbers_and_earlier_ones_stay(tmp_path):
+    class Poison(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    model.base_model.backbone.embeddings.word_embeddings.weight[9, 0] = float("inf")
+
+    with pytest.raises(Diverged, match="by step 2: .* lstmpool.backbone.embeddings.word_embeddings.weight, found"):
+        rows_trainer(tmp_path, callbacks=[Poison()]).train_from(None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert damage(tmp_path / "checkpoint-1") == ""
+
+
+@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+def test_a_loss_that_is_no_number_stops_training_when_it_is_logged(tmp_path, loss):
+    """Also where it has no gradient, so that the weights stay numbers."""
+
+    def broken(outputs, labels, num_items_in_batch=None):
+        return outputs["logits"].sum() * 0 + torch.tensor(loss)
+
+    options = {"logging_steps": 2, "logging_nan_inf_filter": False, "max_grad_norm": 0.0}
+    trainer = rows_trainer(tmp_path, compute_loss_func=broken, **options)
+    with pytest.raises(Diverged, match=rf"by step 2: expected a number as the training loss, found {loss}"):
+        trainer.train_from(None)
+
+
+def test_metrics_of_logits_that_are_no_numbers_are_not_computed():
+    metrics = TrainerMetrics(task_of(SingleLabel))
+    with pytest.raises(Diverged, match="found NaN or infinity"):
+        metrics(EvalPrediction(np.array([[0.0, np.nan, 1.0]]), np.array([0])))
+
+
+# -------------------------------------------------------------------------------------------- precision of evaluations
+@pytest.mark.parametrize("trained", [False, True])
+def test_evaluations_run_in_float32_whatever_the_training(tmp_path, trained):
+    """So that the tables are those of the saved model, which is in float32."""
+    model = tiny_model(problem_type="regression", num_labels=1)
+    trainer = rows_trainer(tmp_path, model, bf16=True, learning_rate=1e-5)
+    rows = trainer.train_dataset.remove_columns("labels").add_column("labels", [0.5] * 8)
+    trainer.train_dataset = rows
+    if trained:
+        trainer.train_from(None)
+        assert model.forward.__func__ is not type(model).forward  # accelerate's, with autocast
+    tokens = {name: torch.tensor(ROWS[name]) for name in ("input_ids", "attention_mask")}
+    logits = trainer.predict(rows).predictions
+    with torch.no_grad():
+        alone = type(model).forward(model.eval(), **tokens).logits.numpy()
+    assert np.array_equal(logits, alone) and logits.dtype == np.float32
+    assert len(np.unique(logits)) == 7  # in bfloat16, some would be the same
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_tf32_is_for_training_alone(tmp_path, monkeypatch):
+    set_to = []
+    monkeypatch.setattr("lstmpool.training.loop.measuring.enable_tf32", set_to.append)
+    trainer = rows_trainer(tmp_path)
+    with in_float32(trainer):
+        assert set_to == []
+    trainer.args.tf32 = True
+    with in_float32(trainer):
+        assert set_to == [False]
+    assert set_to == [False, True]

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.model.backbone import Backbone
@@ -117,6 +119,63 @@ def test_a_model_on_the_hub_is_told_by_its_commit(tmp_path, monkeypatch):
         assert backbone.load_config().hidden_size == 16 and backbone.identity() == commit
     pinned = Backbone.find(ModelArguments(backbone="owner/name", model_revision="a" * 40))
     assert pinned.identity() == "a" * 40
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8", "compressed-tensors"])
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_quantised_backbones_are_refused_before_weights_are_read(tmp_path, method, key):
+    folder = save_backbone(tmp_path / "mine")
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: {"quant_method": method, "bits": 4}}))
+    remedy = rf"full precision, (found|got) {method} quantisation\. .*quantise the finished folder: from_pretrained\("
+    with pytest.raises(InputError, match=f"--backbone mine must be in {remedy}"):
+        find(str(folder)).load_config()
+    with pytest.raises(ValueError, match=remedy):
+        LstmPoolForSequenceClassification.from_backbone(str(folder))
+
+
+def test_a_finished_model_that_was_quantised_is_no_start(tmp_path):
+    start = finished(tmp_path / "pool")
+    path = tmp_path / "pool" / "config.json"
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
+    with pytest.raises(InputError, match="--init_from pool must be in full precision, found bitsandbytes"):
+        start.load_config()
+
+
+@pytest.mark.parametrize(
+    "loading",
+    [{"load_in_8bit": True}, {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}],
+)
+def test_no_backbone_is_quantised_on_the_way(tmp_path, loading):
+    with pytest.raises(ValueError, match="got bitsandbytes quantisation"):
+        LstmPoolForSequenceClassification.from_backbone(str(save_backbone(tmp_path / "mine")), **loading)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_finished_folder_can_be_quantised(tmp_path, bits):
+    """As the message says that refuses a quantised backbone."""
+    pytest.importorskip("bitsandbytes")
+    inputs = {"input_ids": torch.tensor([[2, 5, 6, 3]])}
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "whole")
+    settings = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    quantised = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole", quantization_config=settings)
+    assert torch.allclose(quantised(**inputs).logits, model(**inputs).logits, atol=0.02)
+    quantised.save_pretrained(tmp_path / "quantised")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "quantised")
+    assert torch.allclose(again(**inputs).logits, quantised(**inputs).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", "encoder.layer.1.output.dense.bias"])
+def test_weights_that_are_no_numbers_are_no_start(tmp_path, name):
+    folder = save_backbone(tmp_path / "mine")
+    weights = load_file(folder / "model.safetensors")
+    weights[name].view(-1)[3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"--backbone mine: expected numbers in lstmpool.backbone.{name}, found NaN"):
+        find(str(folder)).load_model(labels("a", "b"))
 
 
 def finished(folder, **fields):

@@ -1,0 +1,223 @@
+"""Every field of the training arguments: what it may change. A new field of the library fails until it has a class."""
+
+from collections import Counter
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import DataCollatorWithPadding
+
+from lstmpool.train_trainer import main
+from lstmpool.training.errors import InputError
+from lstmpool.training.evaluation.baselines import top_states
+from lstmpool.training.flags.conditions import UNFIT, Flags
+from lstmpool.training.flags.rules import AT_ONCE, check
+from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.loop.logits import predict_logits
+from lstmpool.training.loop.measuring import TrainerMetrics
+from lstmpool.training.loop.trainer import LstmPoolTrainer
+from lstmpool.training.loop.trainer_arguments import trainer_arguments
+from lstmpool.training.tasks.single_label import SingleLabel
+
+from ..conftest import tiny_model, word_tokenizer
+from ..training_fixtures import save_backbone, sentences, task_of, write_csv
+
+
+# Evaluation, logging, saving, the Hub, the device: field -> a value that is not the default. Weights stay as they are.
+LEAVE_THE_WEIGHTS = {
+    # evaluation
+    "eval_strategy": "no",
+    "eval_steps": 1,
+    "eval_delay": 1.0,
+    "eval_on_start": True,
+    "eval_use_gather_object": True,
+    "eval_accumulation_steps": 1,
+    "per_device_eval_batch_size": 3,
+    "metric_for_best_model": "eval_loss",
+    "do_eval": True,
+    "do_predict": True,
+    "skip_memory_metrics": False,
+    "predictions_format": "parquet",
+    "predictions_with_text": True,
+    "baselines": True,
+    # logging
+    "logging_strategy": "steps",
+    "logging_steps": 1,
+    "logging_first_step": True,
+    "logging_nan_inf_filter": True,
+    "log_on_each_node": False,
+    "log_level": "error",
+    "log_level_replica": "error",
+    "include_num_input_tokens_seen": "all",
+    "disable_tqdm": False,
+    "report_to": ["tensorboard"],
+    "run_name": "run",
+    "project": "project",
+    "trackio_space_id": "a/b",
+    "trackio_bucket_id": "a/b",
+    "trackio_static_space_id": "a/b",
+    # saving
+    "output_dir": "elsewhere",
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "save_total_limit": 1,
+    "save_on_each_node": True,
+    "overwrite": True,
+    # the Hub
+    "push_to_hub": True,
+    "hub_model_id": "a/b",
+    "hub_strategy": "end",
+    "hub_private_repo": True,
+    "hub_revision": "branch",
+    # the device, its memory, and how rows reach it
+    "use_cpu": False,
+    "torch_empty_cache_steps": 1,
+    "auto_find_batch_size": True,
+    "activation_checkpointing": True,
+    "activation_checkpointing_kwargs": {"use_reentrant": False},
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    "use_cache": True,
+    "liger_kernel_config": {"rope": True},
+    "dataloader_num_workers": 1,
+    "dataloader_pin_memory": False,
+    "dataloader_prefetch_factor": 1,
+    "dataloader_multiprocessing_context": "fork",
+    "remove_unused_columns": False,
+    "length_column_name": "tokens",
+    "local_rank": 0,
+    "ddp_timeout": 60,
+    "ddp_bucket_cap_mb": 1,
+    "ddp_broadcast_buffers": False,
+    "ddp_find_unused_parameters": True,
+    "ddp_static_graph": True,
+}
+TOGETHER = {  # what a field needs beside it
+    "dataloader_prefetch_factor": {"dataloader_num_workers": 1},
+    "dataloader_multiprocessing_context": {"dataloader_num_workers": 1},
+    "activation_checkpointing_kwargs": {"activation_checkpointing": True},
+    "gradient_checkpointing_kwargs": {"gradient_checkpointing": True},
+    "eval_steps": {"eval_strategy": "steps"},
+    "save_steps": {"save_strategy": "steps"},
+    "logging_steps": {"logging_strategy": "steps"},
+}
+PRECISION = {"bf16", "fp16", "tf32"}  # of training alone; tests/training/loop/test_trainer.py
+REFUSED = {*UNFIT, "greater_is_better", "hub_token"}
+CHOOSE_THE_WEIGHTS = {
+    *("load_best_model_at_end", "early_stopping_patience", "resume_from_checkpoint", "hp_search", "hp_space"),
+}
+AFTER_TRAINING = {"calibrate", "tune_thresholds"}  # folded into the head, see `learned_head`
+TRAINING = {
+    *("do_train", "per_device_train_batch_size", "num_train_epochs", "max_steps", "gradient_accumulation_steps"),
+    *("learning_rate", "head_learning_rate", "layerwise_lr_decay", "lr_scheduler_type", "lr_scheduler_kwargs"),
+    *("warmup_steps", "optim", "optim_args", "optim_target_modules", "weight_decay", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "neftune_noise_alpha"),
+    *("regression_loss", "standardize_targets", "class_weights", "layer_cache"),
+    *("seed", "data_seed", "full_determinism", "train_sampling_strategy", "dataloader_in_order"),
+    *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    *("accelerator_config", "parallelism_config", "average_tokens_across_devices"),
+    *("fsdp", "fsdp_config", "deepspeed", "ddp_backend"),
+}
+CLASSES = [LEAVE_THE_WEIGHTS, PRECISION, REFUSED, CHOOSE_THE_WEIGHTS, AFTER_TRAINING, TRAINING]
+TASK = task_of(SingleLabel)
+ROWS = {
+    "input_ids": [[2, *range(5, 6 + i % 4), 3] for i in range(8)],
+    "attention_mask": [[1] * (3 + i % 4) for i in range(8)],
+    "labels": [i % 3 for i in range(8)],
+}
+
+
+def trained(folder, **values):
+    """The weights after four steps with dropout, an evaluation after each second, and the logits of the rows."""
+    plain = {"use_cpu": True, "num_train_epochs": 2, "per_device_train_batch_size": 4, "disable_tqdm": True}
+    plain |= {"output_dir": str(folder), "eval_strategy": "epoch", "save_strategy": "no", "report_to": []}
+    plain |= {"logging_nan_inf_filter": False, "dataloader_pin_memory": True}
+    args = TrainingArguments(**(plain | values))
+    rows = Dataset.from_dict(ROWS)
+    trainer = LstmPoolTrainer(
+        tiny_model(pooler_dropout=0.3),
+        trainer_arguments(args, TASK.best_by("auto")),
+        data_collator=DataCollatorWithPadding(word_tokenizer()),
+        train_dataset=rows,
+        eval_dataset=rows,
+        compute_metrics=TrainerMetrics(TASK),
+    )
+    if args.baselines:
+        top_states(trainer, rows)
+    trainer.train_from(None)
+    return trainer.model.state_dict(), predict_logits(trainer, rows)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("plain"))
+
+
+def test_each_field_is_in_one_class():
+    classes = Counter(name for names in CLASSES for name in names)
+    assert {name for name, count in classes.items() if count > 1} == set()
+    assert {entry.name for entry in fields(TrainingArguments) if entry.init} == set(classes)
+
+
+def assert_same(found, plain):
+    """The same weights, bit for bit. Logits of batches of another size are rounded in other places."""
+    assert all(torch.equal(found[0][key], tensor) for key, tensor in plain[0].items())
+    assert np.allclose(found[1], plain[1], rtol=0, atol=1e-6)
+
+
+def test_all_that_is_no_part_of_training_leaves_the_weights_as_they_are(tmp_path, monkeypatch, plain):
+    """All at once, which is quick; the next test says which one does not."""
+    monkeypatch.chdir(tmp_path)
+    values = LEAVE_THE_WEIGHTS | {"eval_strategy": "steps"}
+    values.pop("skip_memory_metrics")  # takes seconds
+    assert_same(trained(tmp_path, **values), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEAVE_THE_WEIGHTS)
+def test_what_is_no_part_of_training_leaves_the_weights_as_they_are(tmp_path, monkeypatch, plain, name):
+    monkeypatch.chdir(tmp_path)
+    values = TOGETHER.get(name, {}) | {name: LEAVE_THE_WEIGHTS[name]}
+    assert_same(trained(tmp_path, **values), plain)
+
+
+def test_seeds_do_change_the_weights(tmp_path, plain):
+    """So the test above can fail."""
+    weights, _ = trained(tmp_path, seed=7)
+    assert not torch.equal(weights["classifier.weight"], plain[0]["classifier.weight"])
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_cannot_work_is_refused(name):
+    needed = UNFIT[name][0]
+    wrong = not needed if isinstance(needed, bool) else ["something"]
+    given = {"output_dir": "out", "push_to_hub": True, "hub_model_id": "a/b", name: wrong}
+    with pytest.raises(InputError, match=f"--{name} cannot be "):
+        check(AT_ONCE, Flags(given=given))
+
+
+def test_bf16_leaves_the_weights_in_float32(tmp_path, plain):
+    weights, logits = trained(tmp_path, bf16=True)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert not torch.equal(weights["classifier.weight"], plain[0]["classifier.weight"])
+    assert not np.array_equal(logits, torch.tensor(logits).bfloat16().double().numpy())
+
+
+def test_weights_that_are_no_numbers_are_never_a_result(tmp_path, monkeypatch, capsys):
+    """Also where nothing is evaluated, and nothing was saved before: here the last step breaks the weights."""
+    save_backbone(tmp_path / "backbone")
+    write_csv(tmp_path / "train.csv", {"text": sentences(8), "label": ["a", "b"] * 4})
+    monkeypatch.chdir(tmp_path)
+
+    def broken(trainer, checkpoint):
+        with torch.no_grad():
+            trainer.model.lstmpool.backbone.embeddings.word_embeddings.weight[0, 0] = float("nan")
+
+    monkeypatch.setattr(LstmPoolTrainer, "train_from", broken)
+    words = ["--backbone=backbone", "--train_file=train.csv", "--validation_size=0", "--output_dir=out", "--use_cpu"]
+    assert main([*words, "--report_to=none"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: training has diverged") and "word_embeddings.weight, found NaN" in said
+    assert not list((tmp_path / "out").glob("**/*.safetensors"))
