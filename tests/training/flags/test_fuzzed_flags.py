@@ -223,7 +223,7 @@ def test_what_is_no_recipe_file_is_told(name):
         (['--accelerator_config={"a": ' + "[" * 50_000], "--accelerator_config is not valid JSON: maximum recursion"),
         (['--fsdp_config={"a": ' + "9" * 5000 + "}"], "--fsdp_config: expected a number such as 8"),
         (["--deepspeed={a: 1}"], "--deepspeed is not valid JSON"),
-        (["--lr_scheduler_kwargs=3"], "--lr_scheduler_kwargs: expected a mapping of keywords"),
+        (["--lr_scheduler_kwargs=3"], "--lr_scheduler_kwargs must be a JSON object"),
         (["--output_dir=--"], "--output_dir: expected a value, found '--'"),
         (["--layers=--"], "--layers: expected a value, found '--'"),
         (["--lear", "1"], "unknown flag: 'lear'"),
