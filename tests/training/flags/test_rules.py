@@ -73,7 +73,10 @@ CASES = [
     # from the start
     (at_once(per_device_train_batch_size=0), "--per_device_train_batch_size must be more than 0, got 0"),
     (at_once(num_train_epochs=-1), "--num_train_epochs must be more than 0, got -1"),
-    (at_once(num_train_epochs=float("nan")), "--num_train_epochs: expected a finite number of at most 64 bits, got nan."),
+    (
+        at_once(num_train_epochs=float("nan")),
+        "--num_train_epochs: expected a finite number of at most 64 bits, got nan.",
+    ),
     (at_once(learning_rate=float("inf")), "--learning_rate: expected a finite number of at most 64 bits, got inf."),
     (at_once(head_learning_rate=-1), "--head_learning_rate must be 0 or more, got -1"),
     (at_once(data={"max_eval_samples": 0}), "--max_eval_samples must be 1 or more, got 0"),
