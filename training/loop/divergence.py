@@ -11,8 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from lstmpool.training.errors import Diverged
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.model.trainable_parts import trained_head
-from lstmpool.training.model.weights import not_finite
+from lstmpool.training.model.trainable_parts import not_finite, trained_head
 
 
 REMEDY = "Lower --learning_rate and --head_learning_rate, or leave out --fp16."

