@@ -18,8 +18,7 @@ from lstmpool.training.flags.help import make_parser
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.runs.job import Job
 
-from ...fuzzing import count_outcomes
-from ...training_fixtures import save_backbone, sentences, write_csv
+from ...training_fixtures import count_outcomes, save_backbone, sentences, write_csv
 
 
 NEEDED = "backbone: b\ntrain_file: a.csv\noutput_dir: out\n"
