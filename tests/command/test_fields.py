@@ -43,6 +43,7 @@ LEAVE_THE_WEIGHTS = {
     "skip_memory_metrics": False,
     "predictions_format": "parquet",
     "predictions_with_text": True,
+    "raw_csv": True,
     "baselines": True,
     # logging
     "logging_strategy": "steps",
