@@ -11,8 +11,8 @@ import warnings
 from decimal import Decimal
 from typing import Any
 
-from lstmpool.training.errors import InputError
-from lstmpool.training.tasks.label_names import has_controls, look_of
+from lstmpool.training.errors import InputError, control_in
+from lstmpool.training.tasks.label_names import look_of
 
 
 LONGEST_NAME = 10_000  # characters of a label
@@ -100,7 +100,7 @@ def check_names(names: list[Any], place: str) -> list[str]:
             raise InputError(
                 f"{place}: the label has {len(name)} characters. Name the column of labels with --label_column_name."
             )
-        if has_controls(name):
+        if control_in(name):
             raise InputError(f"{place}: the label {name!r} holds control characters, such as line ends. Remove them.")
     return stripped
 

@@ -1,4 +1,4 @@
-"""Names of labels and columns: which characters they may hold, and which two of them may be meant to be one."""
+"""Names of labels: which two of them may be meant to be one."""
 
 import difflib
 import re
@@ -10,15 +10,6 @@ SHOWN = 5  # warnings of one kind
 RARE = 20  # names that stand once; with more of them, it is usual for a name to stand once
 NEAR = 0.8  # how alike two names are, from 0 to 1, if one may be the other misspelt
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\ufe00-\ufe0f]")  # not in category Cf
-# Line and paragraph separators, and marks that turn the direction of the text around them.
-_TURNING = set("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def has_controls(name: str) -> bool:
-    """Whether a name holds characters that act on a terminal or a page: controls, and halves of a pair."""
-    if name.isascii() and name.isprintable():
-        return False
-    return any(character in _TURNING or unicodedata.category(character) in ("Cc", "Cs") for character in name)
 
 
 def look_of(name: str) -> str:
