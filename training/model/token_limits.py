@@ -16,7 +16,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lstmpool.configuration_lstmpool import Families, LstmPoolConfig, stack_config
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.families_lstmpool import Families, stack_config
 from lstmpool.modeling_lstmpool import LstmPoolModel
 from lstmpool.training.errors import InputError
 
