@@ -16,8 +16,8 @@ import pyarrow.parquet
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from lstmpool.training.data.delimited import read_delimited, tidy_names
-from lstmpool.training.errors import InputError, did_you_mean, one_line
-from lstmpool.training.tasks.label_names import has_controls
+from lstmpool.training.errors import InputError, control_in, did_you_mean, one_line
+from lstmpool.training.flags.documents import each_key_once
 
 
 Wanted = Callable[[list[str]], list[str]]  # from the names of all columns to those that are needed
@@ -52,7 +52,7 @@ def read_table(path: Path, wanted: Wanted = every_column) -> Dataset:
     Raises:
         InputError: if the file is missing, is not what its ending says, or holds no rows.
     """
-    if has_controls(str(path)):
+    if control_in(str(path)):
         raise InputError(f"{path}: the name of a file of rows holds control characters. Rename it.")
     with one_line(f"{path} cannot be read"):
         table = _load_folder(path, wanted) if is_folder(path) else _read_file(path, wanted)
@@ -287,14 +287,7 @@ def _read_json(text: str, path: Path) -> list[dict[str, Any]]:
 
 
 def _parsed(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_once)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise ValueError(f"an object names a key twice, {', '.join(name for name, _ in pairs)}")
-    return row
+    return json.loads(text, object_pairs_hook=each_key_once)
 
 
 def _unreadable(path: Path, where: str, error: Exception) -> InputError:

@@ -53,8 +53,8 @@ def parse_document(text: str, place: str, is_json: bool) -> dict[str, Any]:
         InputError: if the text is not valid, or holds anything but one mapping.
     """
     kind = "JSON" if is_json else "YAML"
-    with one_line(f"{place} is not valid {kind}", yaml.YAMLError, json.JSONDecodeError):
-        found = _from_json(text, place) if is_json else _from_yaml(text, place)
+    with one_line(f"{place} is not valid {kind}", yaml.YAMLError, ValueError):
+        found = _from_json(text) if is_json else _from_yaml(text, place)
     if isinstance(found, dict):
         return found
     kinds = {list: "a list", type(None): "nothing"}
@@ -79,21 +79,24 @@ def typed(value: Any, place: str) -> Any:
     return int(value) if value.lstrip("+-").isdigit() else number
 
 
-def _from_json(text: str, place: str) -> Any:
-    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise InputError(f"{place}: the key {key!r} stands twice. Leave one out.")
-            found[key] = value
-        return found
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict, for `object_pairs_hook`. Raises ValueError for a key that stands twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands twice. Leave one out")
+        found[key] = value
+    return found
 
-    def no_constant(name: str) -> None:
-        raise InputError(f"{place} is not valid JSON: expected a finite number, found {name}.")
 
+def _from_json(text: str) -> Any:
     return json.loads(
-        text, object_pairs_hook=mapping, parse_int=Written, parse_float=Written, parse_constant=no_constant
+        text, object_pairs_hook=each_key_once, parse_int=Written, parse_float=Written, parse_constant=_refuse_constant
     )
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"expected a finite number, found {name}")
 
 
 class _Loader(yaml.SafeLoader):

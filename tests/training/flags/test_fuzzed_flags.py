@@ -217,7 +217,10 @@ def test_what_is_no_recipe_file_is_told(name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (['--lr_scheduler_kwargs={"a": 1, "a": 2}'], "--lr_scheduler_kwargs: the key 'a' stands twice"),
+        (
+            ['--lr_scheduler_kwargs={"a": 1, "a": 2}'],
+            "--lr_scheduler_kwargs is not valid JSON: the key 'a' stands twice",
+        ),
         (['--lr_scheduler_kwargs={"a": NaN}'], "expected a finite number, found NaN"),
         (['--accelerator_config={"a": ' + "[" * 50_000], "--accelerator_config is not valid JSON: maximum recursion"),
         (['--fsdp_config={"a": ' + "9" * 5000 + "}"], "--fsdp_config: expected a number such as 8"),

@@ -129,9 +129,7 @@ CASES = [
     (at_once(dataloader_num_workers=10**6), "--dataloader_num_workers must be below 1024, got 1000000"),
     (at_once(neftune_noise_alpha=-1.0), "--neftune_noise_alpha must be 0 or more, got -1.0"),
     (at_once(eval_accumulation_steps=0), "--eval_accumulation_steps must be more than 0, got 0"),
-    (at_once(lr_scheduler_kwargs="{bad"), '--lr_scheduler_kwargs must be a JSON object, such as {"key": 1}, got {bad'),
     (at_once(lr_scheduler_kwargs="3"), '--lr_scheduler_kwargs must be a JSON object, such as {"key": 1}, got 3'),
-    (at_once(accelerator_config="{bad"), "--accelerator_config must be a JSON object, such as"),
     (at_once(activation_checkpointing_kwargs="{}"), "belongs to --activation_checkpointing, which is not given. Add"),
     (
         at_once(bf16=True),
