@@ -123,7 +123,7 @@ def _run_alone(
     """Does what `run` does, where no other run has the output folder."""
     from lstmpool.training.hub.saves import HubRun
     from lstmpool.training.loop.trainer import check_settings
-    from lstmpool.training.output.folder import check_writable, repair
+    from lstmpool.training.output.folder import repair
     from lstmpool.training.output.run_record import settings_of
     from lstmpool.training.output.start import choose_start
     from lstmpool.training.output.terminal import describe_task
@@ -141,8 +141,6 @@ def _run_alone(
         repair(Path(args.output_dir))
     args.distributed_state.wait_for_everyone()  # until the folder may be looked at
     start = choose_start(args.output_dir, known, args.resume_from_checkpoint, args.overwrite, model_args.init_from)
-    if args.process_index == 0:
-        check_writable(Path(args.output_dir))
     check_settings(args)
     hub = HubRun(args) if args.push_to_hub and args.process_index == 0 else None
     job = read_job(model_args, data_args, args, places, settings, command)

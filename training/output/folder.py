@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -59,20 +58,6 @@ def check_resumed(checkpoint: str, config: LstmPoolConfig, adapter: dict[str, An
                 f"--resume_from_checkpoint {checkpoint} must have the same adapters: expected {name} "
                 f"{expected.get(name)}, found {found.get(name)}. Resume with the command that made it."
             )
-
-
-def check_writable(folder: Path) -> None:
-    """Tries to write where the output folder is, or will be, and leaves nothing there.
-
-    Raises:
-        InputError: if nothing can be written.
-    """
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryDirectory(prefix=".lstmpool-", dir=nearest):
-            pass
-    except OSError as error:
-        raise InputError(f"--output_dir {folder} cannot be written: {error}") from None
 
 
 def prepare_output(folder: Path, start: Start, record: RunRecord, with_code: bool) -> None:
