@@ -107,16 +107,7 @@ def write_output(
     staging = folder / STAGING
     record = RunRecord.read(folder)
     listed = files_of(folder, record)
-    shutil.rmtree(staging, ignore_errors=True)
-    with saving(folder, half_made=staging):
-        staging.mkdir(parents=True)
-        if model is not None:
-            model.save_pretrained(staging)
-            _forget_source(tokenizer)
-            tokenizer.save_pretrained(staging)
-        for name, write in files.items():
-            write(staging / name)
-        settle(staging)
+    _stage(staging, model, tokenizer, files)
     if record is not None:
         _check_free(folder, (path.name for path in staging.iterdir()), listed)
     list_files(folder, (path.name for path in staging.iterdir()))
@@ -130,6 +121,22 @@ def write_output(
         for path in sorted(staging.iterdir(), key=_configs_last):
             move(path, folder / path.name)
         staging.rmdir()
+
+
+def _stage(
+    staging: Path, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, files: dict[str, Writer]
+) -> None:
+    """Writes what `write_output` moves into place. It is on the disk afterwards."""
+    shutil.rmtree(staging, ignore_errors=True)
+    with saving(staging.parent, half_made=staging):
+        staging.mkdir(parents=True)
+        if model is not None:
+            model.save_pretrained(staging)
+            _forget_source(tokenizer)
+            tokenizer.save_pretrained(staging)
+        for name, write in files.items():
+            write(staging / name)
+        settle(staging)
 
 
 def handover(folder: Path) -> None:
