@@ -209,7 +209,7 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         (True, or the indices of those to return; the others are None), `output_attentions`, `return_dict`, and inputs
         of the backbone's own, such as `bbox`.
 
-        Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone has not.
+        Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone lacks.
         """
         wants_states = self.config.pop_flag(kwargs, "output_hidden_states")
         wants_attentions = self.config.pop_flag(kwargs, "output_attentions")

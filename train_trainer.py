@@ -189,7 +189,7 @@ def _has_no_reader(stream: TextIO) -> bool:
     poll = select.poll()
     try:
         poll.register(stream.fileno(), 0)
-    except (OSError, ValueError):  # a stream of a test or a notebook, which is no file
+    except (OSError, ValueError):  # a stream of a test or a notebook, without a file
         return False
     return bool(poll.poll(0))
 

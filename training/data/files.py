@@ -103,7 +103,7 @@ def _read_file(path: Path, wanted: Wanted) -> Dataset:
         neighbours = [neighbour.name for neighbour in path.parent.glob("*")]  # none if there is no such folder
         raise InputError(f"expected a file of rows, found nothing at {path}.{did_you_mean(path.name, neighbours)}")
     if not path.is_file():
-        raise InputError(f"{path} is no file, but a device or a pipe. Write the rows to a file.")
+        raise InputError(f"{path} must be a file, found a device or a pipe. Write the rows to a file.")
     zipped, ending = path.suffix == ".gz", _ending(path)
     if ending not in ENDINGS:
         raise InputError(f"{path} must end in {', '.join(ENDINGS)}, plain or .gz; found {path.suffix or 'none'!r}.")

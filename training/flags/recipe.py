@@ -52,7 +52,7 @@ def with_recipe(words: list[str], actions: Actions) -> list[str]:
 
 
 def unknown(name: str, what: str, actions: Actions) -> InputError:
-    """The error for a `name` that is no flag, with a hint at the flag that was probably meant."""
+    """The error for a `name` that is not a flag, with a hint at the flag that was probably meant."""
     renamed = RENAMED.get(name.replace("-", "_"))
     hint = f" It is called {renamed!r} here." if renamed else did_you_mean(name.replace("-", "_"), actions)
     return InputError(f"unknown {what}: {name!r}.{hint} --help lists all.")

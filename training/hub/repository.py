@@ -164,7 +164,7 @@ class Hub:
                 config = read_json(Path(path))
         if (config or {}).get("model_type") != LstmPoolConfig.model_type:
             raise InputError(
-                f"the name {self.repo_id} is taken by something that is no lstmpool model ({others[0]}). Choose "
+                f"the name {self.repo_id} is taken by something that is not an lstmpool model ({others[0]}). Choose "
                 f"another name. {self.so_far}"
             )
 

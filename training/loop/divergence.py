@@ -35,7 +35,7 @@ def check_logits(logits: np.ndarray) -> None:
 
 
 class StopAtDivergence(TrainerCallback):
-    """Ends training at the first step after which the head, or at the first log in which the loss, is no number.
+    """Ends training at the first step that leaves NaN or infinity in the head, or the first log of such a loss.
 
     A loss of NaN makes each gradient NaN, so the head shows it at once, in each of several processes.
     """

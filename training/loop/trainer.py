@@ -237,7 +237,7 @@ class LstmPoolTrainer(Trainer):
         """Saves as the library does, with `kept` at work before and after, while the other processes wait.
 
         Raises:
-            Diverged: if a weight is no number. Nothing is then saved.
+            Diverged: if a weight is NaN or infinite. Nothing is then saved.
             InputError: if the disk is full. Older checkpoints stay.
         """
         check_weights(self.model, self.state.global_step)

@@ -110,7 +110,7 @@ def as_list(value: Any) -> list[Any] | None:
     if not isinstance(value, str):
         return None
     text = value.strip()
-    is_set = bool(_SET.fullmatch(text)) and ("'" in text or '"' in text)  # (1) is no list
+    is_set = bool(_SET.fullmatch(text)) and ("'" in text or '"' in text)  # (1) is not a list
     if not is_set and not _LIST.fullmatch(text):
         return None
     try:
@@ -123,7 +123,7 @@ def as_list(value: Any) -> list[Any] | None:
             parsed = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
-    return [parsed] if isinstance(parsed, str) else list(parsed)  # ('a') is no tuple
+    return [parsed] if isinstance(parsed, str) else list(parsed)  # ('a') is not a tuple
 
 
 def lists_of(values: list[Any]) -> list[list[Any]] | None:

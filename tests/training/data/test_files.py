@@ -220,7 +220,7 @@ def test_a_saved_folder_with_an_odd_state_is_told(tmp_path, state):
         ("a\0.csv", "control characters"),
         ("a\n.csv", "control characters"),
         ("a" * 5000 + ".csv", "^File name too long: aaa"),
-        ("/dev/zero", "no file, but a device or a pipe"),
+        ("/dev/zero", "must be a file, found a device or a pipe"),
     ],
 )
 def test_odd_names_of_files(name, message):
