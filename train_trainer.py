@@ -13,7 +13,7 @@
     python train_trainer.py recipes/demo.yaml --push_to_hub --hub_model_id your-name/support-mail
 
 A recipe is a YAML or JSON file of the flags below, by name; flags on the command line override it. The rows are CSV,
-JSON, JSON lines or Parquet, or a data set on the Hub. They have a column `text` (or a pair, `sentence1` and
+TSV, JSON, JSON lines or Parquet, or a data set on the Hub. They have a column `text` (or a pair, `sentence1` and
 `sentence2`) and a column `label`: names or whole numbers are classes, decimal numbers a regression, and lists several
 labels.
 

@@ -66,7 +66,7 @@ def remarks(splits: dict[str, Split], task: Task, weighted: bool) -> list[str]:
     counts = task.describe_labels(splits["train"].labels)
     if task.has_numbers:
         constant = [f"{name} {value['mean']:g}" for name, value in counts.items() if value["std"] == 0]
-        said = f"every training row has {_listed(constant)}: of that, nothing can be learnt."
+        said = f"every training row has {_listed(constant)}, from which nothing can be learnt."
         return [said] if constant else []
     lines = [] if weighted or task.gives_several_answers else _uneven(counts)
     if "validation" in splits:
@@ -75,7 +75,7 @@ def remarks(splits: dict[str, Split], task: Task, weighted: bool) -> list[str]:
         if lacking:
             lines.append(
                 f"validation has no row of {_listed(lacking)}, with the rows of each in training: its "
-                "results say nothing of that. Add rows, or raise --validation_size."
+                "results say nothing about that. Add rows, or raise --validation_size."
             )
     return lines
 

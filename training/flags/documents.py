@@ -1,7 +1,7 @@
 """Reads the YAML and JSON that people write for the command: recipes, and the space of a search.
 
 YAML 1.1 reads 010 as 8, 1:30 as 90 and 2.50 as 2.5. Here a number or a date stays the text that was written, and its
-flag decides what it means, as on a command line. What could be read in two ways is refused: a key that stands twice,
+flag decides what it means, as on a command line. What could be read in two ways is refused: a key that is given twice,
 an alias, a tag of Python's.
 """
 
@@ -80,11 +80,11 @@ def typed(value: Any, place: str) -> Any:
 
 
 def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict, for `object_pairs_hook`. Raises ValueError for a key that stands twice."""
+    """A JSON object as a dict, for `object_pairs_hook`. Raises ValueError for a key that is given twice."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key!r} stands twice. Leave one out")
+            raise ValueError(f"the key {key!r} is given twice. Leave one out")
         found[key] = value
     return found
 
@@ -146,7 +146,7 @@ def _mapping(node: yaml.MappingNode, place: str) -> dict[str, Any]:
         key = key_node.value  # as it was written, so that a key such as no or 1 has a name too
         if key in found:
             both = f"lines {lines[key]} and {line}"
-            raise InputError(f"{place}: the key {key!r} stands twice, in {both}. Leave one out.")
+            raise InputError(f"{place}: the key {key!r} is given twice, in {both}. Leave one out.")
         lines[key] = line
         found[key] = _value(value_node, place)
     return found

@@ -109,7 +109,7 @@ class Hub:
     def push(self, files: dict[str, Path], message: str = "Upload model") -> str:
         """Makes one commit, which adds these files, by their names on the Hub, and deletes what an earlier push left.
 
-        To a public repository nothing goes up that is pickled, or that a run resumes from: it names folders of the
+        Nothing that is pickled goes up to a public repository, nor what a run resumes from: it names folders of the
         machine. Whether the repository is public is asked anew for each push.
 
         Returns:

@@ -163,7 +163,7 @@ class LstmPoolTrainer(Trainer):
                 gradients in vain, or the backbone cannot recompute activations.
         """
         if self.args.activation_checkpointing and not self.model.supports_gradient_checkpointing:
-            raise InputError("this kind of backbone cannot do --activation_checkpointing. Leave it out.")
+            raise InputError("this kind of backbone does not support --activation_checkpointing. Leave it out.")
         if not checkpoint:
             self._train(None)
             return

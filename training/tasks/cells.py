@@ -144,7 +144,7 @@ def looks_like_list(value: Any) -> bool:
 
 
 def vector_length(values: list[Any]) -> int | None:
-    """The length of the cells if all are lists of as many zeros and ones: one for each label, given or not.
+    """The length of the cells if all are lists of equally many zeros and ones: one for each label, given or not.
 
     As names, zeros and ones would not repeat in a list, and [0, 1] in each row would say nothing.
     """

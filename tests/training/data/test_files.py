@@ -168,7 +168,7 @@ def test_json_lines_may_end_in_json(tmp_path):
         ("a.json", '[{"text": ' + "1" * 5000 + "}]", "Exceeds the limit .4300 digits."),
         ("a.json", '[{"text": ' + "1" * 50 + "}]", "column 'text', row 1: .* too large"),
         ("a.json", '[{"text": ' + "[" * 900 + "]" * 900 + "}]", "column 'text', row 1: .* recursion"),
-        ("a.json", '[{"text": "a", "text": "b"}]', "the key 'text' stands twice"),
+        ("a.json", '[{"text": "a", "text": "b"}]', "the key 'text' is given twice"),
         (
             "a.jsonl",
             '{"text": "a"}\n{"text": null}\n{"text": "b\\ud83d"}',

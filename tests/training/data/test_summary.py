@@ -86,5 +86,5 @@ def test_a_class_that_validation_lacks_is_named():
 def test_a_target_that_is_the_same_in_every_row_is_named():
     task = Regression(["x", "y"])
     (line,) = remarks_on([[0.1, 1.0], [0.1, 2.0], [0.1, 3.0]], validation=[[0.0, 0.0]], task=task)
-    assert line == "every training row has x 0.1: of that, nothing can be learnt."
+    assert line == "every training row has x 0.1, from which nothing can be learnt."
     assert remarks_on([[0.1, 1.0], [0.2, 2.0]], validation=[[0.0, 0.0]], task=task) == []
