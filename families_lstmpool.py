@@ -1,12 +1,19 @@
-"""What is known of backbone families, and what a backbone's config tells: its layers, their norms, who sees whom."""
+"""What is known of backbone families, and what a config tells: layers, norms, causality, quantised weights."""
 
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
 
 from .fields_lstmpool import MOST_LAYERS, shown
+
+
+QUANTISE_LATER = (
+    "A model of quantised parts could be saved, but not used. Train from the weights in full precision, save, then "
+    "quantise the finished folder: from_pretrained(folder, quantization_config=...)."
+)
 
 
 class Families:
@@ -110,3 +117,18 @@ def is_causal(backbone_config: PretrainedConfig) -> bool:
         return True
     known = type(backbone_config) in MODEL_FOR_CAUSAL_LM_MAPPING or backbone_config.model_type in Families.DECODERS
     return known and type(backbone_config) not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def quantisation_of(config: PretrainedConfig, loading: dict[str, Any] | None = None) -> str:
+    """The method by which weights are quantised, as their `config` or keywords for `loading` say; empty if none is."""
+    loading = loading or {}
+    if loading.get("load_in_4bit") or loading.get("load_in_8bit"):
+        return "bitsandbytes"
+    found = [loading.get("quantization_config")]
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        found += [getattr(part, name, None) for name in ("quantization_config", "compression_config")]
+    for settings in filter(None, found):
+        named = settings if isinstance(settings, dict) else vars(settings)
+        method = named.get("quant_method", "some")
+        return str(getattr(method, "value", method))
+    return ""

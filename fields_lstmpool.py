@@ -88,7 +88,7 @@ def check_config_json(config: Any) -> None:
     """Checks what a config.json holds, before the library makes a config of it.
 
     Raises:
-        ValueError: if it is no object, counts more layers or labels than any model has, or names code on the Hub.
+        ValueError: if it is not an object, counts more layers or labels than any model has, or names code on the Hub.
     """
     if not isinstance(config, dict):
         raise ValueError(f"config.json must hold an object, {{...}}, got {shown(config)}. Save the model again.")

@@ -21,14 +21,13 @@ from transformers import (
     MODEL_MAPPING,
     AutoModel,
     AutoModelForSequenceClassification,
-    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from .capture_lstmpool import LayerCapture, find_stack
 from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, LstmPoolConfig, read_config
-from .families_lstmpool import Families, is_post_norm, stack_config
+from .families_lstmpool import QUANTISE_LATER, Families, is_post_norm, quantisation_of, stack_config
 from .fields_lstmpool import MULTI, REGRESSION, SINGLE, no_model
 from .pooling_lstmpool import POOLING_CLASSES, WeightedPooling
 
@@ -104,27 +103,6 @@ def _one_of_padding(values: Any) -> Any:
         return values
     zeros = values.new_zeros(values.size(0), 1, *values.shape[2:])
     return zeros if values.dim() > 2 else zeros.long()
-
-
-QUANTISE_LATER = (
-    "A model of quantised parts could be saved, but not used. Train from the weights in full precision, save, then "
-    "quantise the finished folder: from_pretrained(folder, quantization_config=...)."
-)
-
-
-def quantisation_of(config: PretrainedConfig, loading: dict[str, Any] | None = None) -> str:
-    """The method by which weights are quantised, as their `config` or keywords for `loading` say; empty if none is."""
-    loading = loading or {}
-    if loading.get("load_in_4bit") or loading.get("load_in_8bit"):
-        return "bitsandbytes"
-    found = [loading.get("quantization_config")]
-    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-        found += [getattr(part, name, None) for name in ("quantization_config", "compression_config")]
-    for settings in filter(None, found):
-        named = settings if isinstance(settings, dict) else vars(settings)
-        method = named.get("quant_method", "some")
-        return str(getattr(method, "value", method))
-    return ""
 
 
 # ---------------------------------------------------------------------------------------------------------- the models
@@ -231,7 +209,7 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         (True, or the indices of those to return; the others are None), `output_attentions`, `return_dict`, and inputs
         of the backbone's own, such as `bbox`.
 
-        Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone has not.
+        Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone lacks.
         """
         wants_states = self.config.pop_flag(kwargs, "output_hidden_states")
         wants_attentions = self.config.pop_flag(kwargs, "output_attentions")

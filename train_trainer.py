@@ -13,7 +13,7 @@
     python train_trainer.py recipes/demo.yaml --push_to_hub --hub_model_id your-name/support-mail
 
 A recipe is a YAML or JSON file of the flags below, by name; flags on the command line override it. The rows are CSV,
-JSON, JSON lines or Parquet, or a data set on the Hub. They have a column `text` (or a pair, `sentence1` and
+TSV, JSON, JSON lines or Parquet, or a data set on the Hub. They have a column `text` (or a pair, `sentence1` and
 `sentence2`) and a column `label`: names or whole numbers are classes, decimal numbers a regression, and lists several
 labels.
 
@@ -123,7 +123,7 @@ def _run_alone(
     """Does what `run` does, where no other run has the output folder."""
     from lstmpool.training.hub.saves import HubRun
     from lstmpool.training.loop.trainer import check_settings
-    from lstmpool.training.output.folder import check_writable, repair
+    from lstmpool.training.output.folder import repair
     from lstmpool.training.output.run_record import settings_of
     from lstmpool.training.output.start import choose_start
     from lstmpool.training.output.terminal import describe_task
@@ -141,8 +141,6 @@ def _run_alone(
         repair(Path(args.output_dir))
     args.distributed_state.wait_for_everyone()  # until the folder may be looked at
     start = choose_start(args.output_dir, known, args.resume_from_checkpoint, args.overwrite, model_args.init_from)
-    if args.process_index == 0:
-        check_writable(Path(args.output_dir))
     check_settings(args)
     hub = HubRun(args) if args.push_to_hub and args.process_index == 0 else None
     job = read_job(model_args, data_args, args, places, settings, command)
@@ -191,7 +189,7 @@ def _has_no_reader(stream: TextIO) -> bool:
     poll = select.poll()
     try:
         poll.register(stream.fileno(), 0)
-    except (OSError, ValueError):  # a stream of a test or a notebook, which is no file
+    except (OSError, ValueError):  # a stream of a test or a notebook, without a file
         return False
     return bool(poll.poll(0))
 

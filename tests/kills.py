@@ -10,12 +10,13 @@ SIGKILL comes, in turn, at one of three moments:
 - in a random step or soon after it, where an evaluation or a save may be going on.
 
 Then the command is given again. The SHA-256 of the best and the last weights must be that of the run that was never
-killed. Then `tests/damage.py` has runs meet full disks and damaged files.
 killed.
 
 With --overwrite, the folder holds an older run. There is a fourth moment: before a random file is removed or moved,
 once the new run takes the older one's place. After the kill, the older model must load, or the new one, or none if the
 kill came between the moves.
+
+In the end, `tests/damage.py` has runs meet full disks and damaged files.
 """
 
 import argparse

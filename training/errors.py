@@ -1,4 +1,7 @@
-"""Errors that the user can fix. Each is one line that says what was expected, what was found and what to do."""
+"""Errors that the user can fix. Each is one line that says what was expected, what was found and what to do.
+
+Such a line may show what strangers wrote. So the characters that act on a terminal or a page are here, too.
+"""
 
 import difflib
 import unicodedata
@@ -10,6 +13,9 @@ from contextlib import contextmanager
 LONGEST = 1500  # characters of a message; a cell of the user's data may hold millions
 # What a broken file, a full disk or a lack of memory raises. ValueError is not among them: it may be a bug.
 OF_THE_OUTSIDE = (OSError, EOFError, MemoryError, RecursionError, UnicodeError, zlib.error)
+ACTING = ("Cc", "Cs", "Zl", "Zp")  # Unicode's controls, halves of a surrogate pair, line and paragraph ends
+UNSEEN = (*ACTING, "Cf")  # and format characters, which some scripts need
+TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # marks that turn the direction of a text
 
 
 class InputError(ValueError):
@@ -46,7 +52,24 @@ def as_line(message: object) -> str:
     text = str(message)
     if len(text) > LONGEST:
         text = f"{text[: LONGEST - 400]} [...] {text[-390:]}"
-    return "".join(_shown(character) for character in " ".join(text.split()))
+    return escaped(" ".join(text.split()))
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """The text with an escape for each character that cannot be seen, except for those in `kept`."""
+    hidden = {character for character in text if unicodedata.category(character) in UNSEEN} - set(kept)
+    return "".join(_escape(character) if character in hidden else character for character in text)
+
+
+def control_in(text: str, allowed: str = "") -> str:
+    """The escape of the first character that acts on a terminal or a page; empty if there is none."""
+    if text.isprintable():
+        return ""
+    for character in text:
+        acts = character in TURNING or unicodedata.category(character) in ACTING
+        if acts and character not in allowed:
+            return _escape(character)
+    return ""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
@@ -57,8 +80,5 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _shown(character: str) -> str:
-    """The character; for control and format characters and halves of a surrogate pair, their escape."""
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs"):
-        return character.encode("unicode_escape").decode("ascii")
-    return character
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -130,7 +130,7 @@ def changed_since(folder: Path, digests: dict[str, str]) -> str:
 
 
 def digest_of(path: Path, left_out: int = 0) -> str:
-    """A digest of a file's bytes, but for the last ones, as many as `left_out`.
+    """A digest of a file's bytes without the last `left_out`.
 
     It is made once in a process, unless the file has changed meanwhile: folds and trials ask for the same files.
     """

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
 from lstmpool.train_trainer import main
+from lstmpool.training import command_line
 from lstmpool.training.errors import InputError
 from lstmpool.training.evaluation.baselines import top_states
 from lstmpool.training.flags.conditions import UNFIT, Flags
@@ -21,6 +22,7 @@ from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.loop.trainer_arguments import trainer_arguments
 from lstmpool.training.tasks.single_label import SingleLabel
 
+from .. import kills
 from ..conftest import tiny_model, word_tokenizer
 from ..training_fixtures import save_backbone, sentences, task_of, write_csv
 
@@ -41,6 +43,7 @@ LEAVE_THE_WEIGHTS = {
     "skip_memory_metrics": False,
     "predictions_format": "parquet",
     "predictions_with_text": True,
+    "raw_csv": True,
     "baselines": True,
     # logging
     "logging_strategy": "steps",
@@ -221,3 +224,50 @@ def test_weights_that_are_no_numbers_are_never_a_result(tmp_path, monkeypatch, c
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: training has diverged") and "word_embeddings.weight, found NaN" in said
     assert not list((tmp_path / "out").glob("**/*.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    kills.prepare(folder)
+    return folder
+
+
+def values_of(groups):
+    return [{f.name: getattr(group, f.name) for f in fields(group)} for group in groups]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [
+            "--num_train_epochs=1",
+            "--save_total_limit=1",
+            "--early_stopping_patience=1",
+            "--metric_for_best_model=auto",
+        ],
+        ["--num_train_epochs=1", "--freeze_backbone", "--train_sampling_strategy=group_by_length", "--baselines"],
+        ["--num_train_epochs=1", "--cv_folds=2"],
+        ["--num_train_epochs=1", "--hp_search=1"],
+        ["--num_train_epochs=1", "--label_column_name=score"],
+    ],
+    ids=["plain", "frozen", "folds", "search", "numbers"],
+)
+def test_no_run_writes_to_the_parsed_arguments(work, tmp_path, monkeypatch, words):
+    """What was typed stays as it was typed."""
+    monkeypatch.setattr("lstmpool.training.model.layer_cache.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("lstmpool.training.runs.search.STUDIES", tmp_path / "studies")
+    parsed, parse = [], command_line.parse_arguments
+
+    def remember(*args, **kwargs):
+        groups = parse(*args, **kwargs)
+        parsed.append((groups[:3], values_of(groups[:3])))
+        return groups
+
+    monkeypatch.setattr(command_line, "parse_arguments", remember)
+    words = [*kills.command(work, words, "out"), f"--output_dir={tmp_path / 'out'}"]
+    if "--cv_folds=2" in words:
+        words = [word for word in words if not word.startswith("--validation_file")]
+    assert main(words) == 0
+    ((groups, before),) = parsed
+    assert values_of(groups) == before

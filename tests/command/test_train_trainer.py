@@ -307,7 +307,7 @@ def test_the_folder_of_the_running_code_is_left_as_it_is(work, monkeypatch, caps
 def test_a_run_from_python_has_the_folder_to_itself(tmp_path):
     """Its lock is that of the command."""
     job = SimpleNamespace(splits={}, task=None)
-    args = SimpleNamespace(output_dir=str(tmp_path / "out"), process_index=0)
+    args = SimpleNamespace(output_dir=str(tmp_path / "out"), process_index=0, accelerator_config=None)
 
     def look_on(state):
         assert {path.name for path in (tmp_path / "out").iterdir()} == {LOCK, HOLDER}

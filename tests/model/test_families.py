@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from lstmpool.configuration_lstmpool import LstmPoolConfig, is_causal
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.families_lstmpool import is_causal
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.pooling_lstmpool import pool_tokens
 

@@ -19,8 +19,7 @@ from lstmpool.training.errors import InputError
 from lstmpool.training.model.backbone import Backbone
 
 from ..conftest import backbone_config, tiny_config, tiny_model
-from ..fuzzing import count_outcomes
-from ..training_fixtures import ROOT, run_python, save_backbone, sentences, write_csv
+from ..training_fixtures import ROOT, count_outcomes, run_python, save_backbone, sentences, write_csv
 
 
 DEEP = "[" * 3000 + "]" * 3000

@@ -16,8 +16,8 @@ import pyarrow.parquet
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from lstmpool.training.data.delimited import read_delimited, tidy_names
-from lstmpool.training.errors import InputError, did_you_mean, one_line
-from lstmpool.training.tasks.label_names import has_controls
+from lstmpool.training.errors import InputError, control_in, did_you_mean, one_line
+from lstmpool.training.flags.documents import each_key_once
 
 
 Wanted = Callable[[list[str]], list[str]]  # from the names of all columns to those that are needed
@@ -52,7 +52,7 @@ def read_table(path: Path, wanted: Wanted = every_column) -> Dataset:
     Raises:
         InputError: if the file is missing, is not what its ending says, or holds no rows.
     """
-    if has_controls(str(path)):
+    if control_in(str(path)):
         raise InputError(f"{path}: the name of a file of rows holds control characters. Rename it.")
     with one_line(f"{path} cannot be read"):
         table = _load_folder(path, wanted) if is_folder(path) else _read_file(path, wanted)
@@ -103,7 +103,7 @@ def _read_file(path: Path, wanted: Wanted) -> Dataset:
         neighbours = [neighbour.name for neighbour in path.parent.glob("*")]  # none if there is no such folder
         raise InputError(f"expected a file of rows, found nothing at {path}.{did_you_mean(path.name, neighbours)}")
     if not path.is_file():
-        raise InputError(f"{path} is no file, but a device or a pipe. Write the rows to a file.")
+        raise InputError(f"{path} must be a file, found a device or a pipe. Write the rows to a file.")
     zipped, ending = path.suffix == ".gz", _ending(path)
     if ending not in ENDINGS:
         raise InputError(f"{path} must end in {', '.join(ENDINGS)}, plain or .gz; found {path.suffix or 'none'!r}.")
@@ -287,14 +287,7 @@ def _read_json(text: str, path: Path) -> list[dict[str, Any]]:
 
 
 def _parsed(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_once)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise ValueError(f"an object names a key twice, {', '.join(name for name, _ in pairs)}")
-    return row
+    return json.loads(text, object_pairs_hook=each_key_once)
 
 
 def _unreadable(path: Path, where: str, error: Exception) -> InputError:

@@ -13,11 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.data.order import token_counts
 from lstmpool.training.data.sources import read_rows, title_of
-from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.errors import InputError, control_in, did_you_mean
 from lstmpool.training.flags.arguments import LIMITS, DataArguments
 from lstmpool.training.tasks.cells import Columns
 from lstmpool.training.tasks.inference import infer_task, task_of_model
-from lstmpool.training.tasks.label_names import has_controls
 from lstmpool.training.tasks.multi_label import LabelTable
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.task import Task
@@ -97,9 +96,9 @@ class Split:
 
 
 def _taken(column: Any, rows: list[int]) -> Any:
-    if column is None or isinstance(column, LabelTable):
-        return column if column is None else column[rows]
-    return [column[row] for row in rows]
+    if column is None:
+        return None
+    return column[rows] if isinstance(column, LabelTable) else [column[row] for row in rows]
 
 
 def read_splits(
@@ -196,7 +195,7 @@ def _columns(args: DataArguments, split: str, columns: list[str], source: str) -
         groups = _column(args.group_column.strip(), columns, source, "group_column")
     needed = _Columns(texts, labels, ids, groups)
     for name in needed.names():
-        if has_controls(name):
+        if control_in(name):
             raise InputError(f"{source}: the name of column {name!r} holds control characters. Rename it.")
     return needed
 
@@ -255,7 +254,7 @@ def _ids(table: Dataset, column: str | None, source: str) -> list[Any]:
         return list(range(len(table)))
     ids = list(table[column])
     for row, name in enumerate(ids, 1):
-        if isinstance(name, str) and has_controls(name):
+        if isinstance(name, str) and control_in(name):
             raise InputError(f"{source}, column {column!r}, row {row}: the id {name!r} holds control characters.")
     return ids
 

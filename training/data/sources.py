@@ -144,7 +144,7 @@ def _split_names(args: DataArguments) -> list[str]:
     if (Path(name) / "state.json").is_file():
         raise InputError(f"--dataset_name {name} is one split of a data set. Name it with --train_file.")
     if not is_there and (name.startswith((".", "~", "/")) or name.count("/") > 1):
-        raise InputError(f"--dataset_name {name} is no folder, and cannot be a name on the Hub (owner/name).")
+        raise InputError(f"--dataset_name {name} is not a folder, and cannot be a name on the Hub (owner/name).")
     files = _files_in(args)
     if files:
         return list(files)

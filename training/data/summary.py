@@ -56,7 +56,7 @@ def data_lines(numbers: dict[str, dict[str, Any]], limit: int) -> list[str]:
 
 
 def remarks(splits: dict[str, Split], task: Task, weighted: bool) -> list[str]:
-    """What the user should know of the labels before training, a line each.
+    """Warnings about the labels before training, a line each.
 
     Args:
         splits: the rows as read, those of train among them.
@@ -66,7 +66,7 @@ def remarks(splits: dict[str, Split], task: Task, weighted: bool) -> list[str]:
     counts = task.describe_labels(splits["train"].labels)
     if task.has_numbers:
         constant = [f"{name} {value['mean']:g}" for name, value in counts.items() if value["std"] == 0]
-        said = f"Warning: every training row has {_listed(constant)}: of that, nothing can be learnt."
+        said = f"every training row has {_listed(constant)}, from which nothing can be learnt."
         return [said] if constant else []
     lines = [] if weighted or task.gives_several_answers else _uneven(counts)
     if "validation" in splits:
@@ -74,21 +74,21 @@ def remarks(splits: dict[str, Split], task: Task, weighted: bool) -> list[str]:
         lacking = [f"{name} ({count})" for name, count in counts.items() if count and not in_validation[name]]
         if lacking:
             lines.append(
-                f"Warning: validation has no row of {_listed(lacking)}, with the rows of each in training: its "
-                "results say nothing of that. Add rows, or raise --validation_size."
+                f"validation has no row of {_listed(lacking)}, with the rows of each in training: its "
+                "results say nothing about that. Add rows, or raise --validation_size."
             )
     return lines
 
 
 def _uneven(counts: dict[str, int]) -> list[str]:
-    """A line on classes of very different frequency, if they are."""
+    """A line that says so if some class has many times the rows of another."""
     present = {name: count for name, count in counts.items() if count}
     rarest, commonest = min(present, key=present.get), max(present, key=present.get)
     fewest, most = present[rarest], present[commonest]
     if most < (UNEVEN if fewest >= FEW else UNEVEN_IF_FEW) * fewest:
         return []
     return [
-        f"Warning: the classes are uneven, {commonest} {most} and {rarest} {fewest} training rows. --class_weights "
+        f"the classes are uneven, {commonest} {most} and {rarest} {fewest} training rows. --class_weights "
         "balanced lets each class count the same."
     ]
 

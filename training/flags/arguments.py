@@ -20,15 +20,9 @@ OF_DATA_SETS = (
     "dataset_config_name",
     "dataset_revision",
 )
-MAPS = (  # flags whose value may be a mapping, on a command line as JSON
-    "accelerator_config",
-    "activation_checkpointing_kwargs",
-    "deepspeed",
-    "fsdp_config",
-    "gradient_checkpointing_kwargs",
-    "hp_space",
-    "lr_scheduler_kwargs",
-)
+OBJECTS = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+OBJECTS_OR_FILES = ("accelerator_config", "deepspeed", "fsdp_config", "hp_space")
+MAPS = (*OBJECTS, *OBJECTS_OR_FILES)  # flags whose value may be a mapping, on a command line as JSON
 AUTO = "auto"  # as metric_for_best_model it stands for the task's headline metric, until the task is known
 
 

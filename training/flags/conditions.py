@@ -5,7 +5,6 @@ rule's message, or True if there are none.
 """
 
 import importlib.util
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from transformers.utils import is_torch_bf16_gpu_available
 
 from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
-from lstmpool.training.flags.arguments import LIMITS, OF_DATA_SETS, OF_FILES, DataArguments, ModelArguments
+from lstmpool.training.flags.arguments import LIMITS, OBJECTS, OF_DATA_SETS, OF_FILES, DataArguments, ModelArguments
 from lstmpool.training.flags.defaults import DOING, splits_of
 
 
@@ -75,8 +74,6 @@ BOUNDS = {
     "shuffle_seed": SEED,
 }
 SHARES_OF_STEPS = ("warmup_steps", "logging_steps", "eval_steps", "save_steps")  # below 1; else numbers of steps
-OBJECTS = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
-OBJECTS_OR_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 UNFIT = {  # flag -> the value that the command cannot do without, and why
     "batch_eval_metrics": (False, "metrics such as F1 and correlations are computed over all rows at once"),
     "eval_do_concat_batches": (True, "metrics are computed over all rows at once"),
@@ -159,16 +156,10 @@ def no_steps(flags: Flags) -> Broken:
 
 
 def not_an_object(flags: Flags) -> Broken:
-    """A flag needs a JSON object, and has something else."""
-    for name in (*OBJECTS, *OBJECTS_OR_FILES):
+    """A flag needs a JSON object, and has other text. Text that begins as an object does has been read by now."""
+    for name in OBJECTS:
         value = flags.given.get(name)
-        if not isinstance(value, str) or (name in OBJECTS_OR_FILES and not value.startswith("{")):
-            continue
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
+        if isinstance(value, str) and not value.lstrip().startswith("{"):
             return {"name": name, "value": value}
     return None
 

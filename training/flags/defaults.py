@@ -17,7 +17,7 @@ FINE_TUNING = {
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 64,
     "logging_strategy": "epoch",
-    "logging_nan_inf_filter": False,  # it hides from the log that a loss is no number
+    "logging_nan_inf_filter": False,  # it would hide from the log that a loss is NaN
     "save_strategy": "epoch",
     "save_total_limit": 1,
     "metric_for_best_model": AUTO,

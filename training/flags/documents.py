@@ -1,7 +1,7 @@
 """Reads the YAML and JSON that people write for the command: recipes, and the space of a search.
 
 YAML 1.1 reads 010 as 8, 1:30 as 90 and 2.50 as 2.5. Here a number or a date stays the text that was written, and its
-flag decides what it means, as on a command line. What could be read in two ways is refused: a key that stands twice,
+flag decides what it means, as on a command line. What could be read in two ways is refused: a key that is given twice,
 an alias, a tag of Python's.
 """
 
@@ -53,8 +53,8 @@ def parse_document(text: str, place: str, is_json: bool) -> dict[str, Any]:
         InputError: if the text is not valid, or holds anything but one mapping.
     """
     kind = "JSON" if is_json else "YAML"
-    with one_line(f"{place} is not valid {kind}", yaml.YAMLError, json.JSONDecodeError):
-        found = _from_json(text, place) if is_json else _from_yaml(text, place)
+    with one_line(f"{place} is not valid {kind}", yaml.YAMLError, ValueError):
+        found = _from_json(text) if is_json else _from_yaml(text, place)
     if isinstance(found, dict):
         return found
     kinds = {list: "a list", type(None): "nothing"}
@@ -79,21 +79,24 @@ def typed(value: Any, place: str) -> Any:
     return int(value) if value.lstrip("+-").isdigit() else number
 
 
-def _from_json(text: str, place: str) -> Any:
-    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise InputError(f"{place}: the key {key!r} stands twice. Leave one out.")
-            found[key] = value
-        return found
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict, for `object_pairs_hook`. Raises ValueError for a key that is given twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is given twice. Leave one out")
+        found[key] = value
+    return found
 
-    def no_constant(name: str) -> None:
-        raise InputError(f"{place} is not valid JSON: expected a finite number, found {name}.")
 
+def _from_json(text: str) -> Any:
     return json.loads(
-        text, object_pairs_hook=mapping, parse_int=Written, parse_float=Written, parse_constant=no_constant
+        text, object_pairs_hook=each_key_once, parse_int=Written, parse_float=Written, parse_constant=_refuse_constant
     )
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"expected a finite number, found {name}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -143,7 +146,7 @@ def _mapping(node: yaml.MappingNode, place: str) -> dict[str, Any]:
         key = key_node.value  # as it was written, so that a key such as no or 1 has a name too
         if key in found:
             both = f"lines {lines[key]} and {line}"
-            raise InputError(f"{place}: the key {key!r} stands twice, in {both}. Leave one out.")
+            raise InputError(f"{place}: the key {key!r} is given twice, in {both}. Leave one out.")
         lines[key] = line
         found[key] = _value(value_node, place)
     return found

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.errors import InputError, control_in, did_you_mean
 from lstmpool.training.flags.arguments import MAPS, OF_DATA_SETS, OF_FILES
 from lstmpool.training.flags.documents import NUMBER, parse_document, read_text, typed
-from lstmpool.training.flags.values import UTF8, unprintable
+from lstmpool.training.flags.values import UTF8
 
 
 RENAMED = {
@@ -52,7 +52,7 @@ def with_recipe(words: list[str], actions: Actions) -> list[str]:
 
 
 def unknown(name: str, what: str, actions: Actions) -> InputError:
-    """The error for a `name` that is no flag, with a hint at the flag that was probably meant."""
+    """The error for a `name` that is not a flag, with a hint at the flag that was probably meant."""
     renamed = RENAMED.get(name.replace("-", "_"))
     hint = f" It is called {renamed!r} here." if renamed else did_you_mean(name.replace("-", "_"), actions)
     return InputError(f"unknown {what}: {name!r}.{hint} --help lists all.")
@@ -68,7 +68,7 @@ def _left_out(typed_words: list[str]) -> set[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     what = f"expected a recipe (.yaml, .json) as the first word, cannot read {path}"
-    character = unprintable(str(path))
+    character = control_in(str(path))
     if character:  # the model card names the recipe
         raise InputError(f"{what}: its name has the character {character}. {UTF8}")
     text = read_text(path, what)

@@ -169,7 +169,7 @@ VALUES = (  # of any flag
     Rule(column_named_twice, "--{name}: expected names of columns, each once, got {value}."),
     Rule(
         odd_output_dir,
-        "--output_dir {flags.given[output_dir]} is no folder's name. Write the path of a folder, in full.",
+        "--output_dir {flags.given[output_dir]} is not the name of a folder. Write the path of a folder, in full.",
     ),
     Rule(unusable_path, "--{name} {path} cannot be used: {reason}. Name another path."),
 )

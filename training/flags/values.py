@@ -5,10 +5,10 @@ Rules use them as they use `conditions`. They come before any file is opened, an
 
 import math
 import os
-import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
+from lstmpool.training.errors import control_in
 from lstmpool.training.flags.arguments import MAPS, OF_FILES
 from lstmpool.training.flags.conditions import Broken, Flags
 
@@ -22,14 +22,6 @@ LARGEST_INTEGER = 2**63 - 1
 UTF8 = "If it is part of a letter, start the command with PYTHONUTF8=1."
 
 
-def unprintable(text: str, allowed: str = "") -> str:
-    """The first control character, line separator or byte that was not UTF-8, as an escape; empty if there is none."""
-    for character in text:
-        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character not in allowed:
-            return character.encode("unicode_escape").decode("ascii")
-    return ""
-
-
 def _texts(flags: Flags) -> Iterator[tuple[str, str]]:
     """Each text that was given, alone or in a list, with the name of its flag."""
     for name, value in flags.given.items():
@@ -39,9 +31,9 @@ def _texts(flags: Flags) -> Iterator[tuple[str, str]]:
 
 
 def unprintable_character(flags: Flags) -> Broken:
-    """A text has an `unprintable` character."""
+    """A text has a control character, or a byte that was not UTF-8."""
     for name, text in _texts(flags):
-        character = unprintable(text, allowed=BREAKS if name == JOINS or name in MAPS else "")
+        character = control_in(text, allowed=BREAKS if name == JOINS or name in MAPS else "")
         if character:
             return {"name": name, "character": character}
     return None

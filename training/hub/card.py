@@ -1,8 +1,7 @@
 """Puts lines that load a published commit into its model card.
 
 The lines are made from the model, like those that the command prints. A card may hold anything, such as a label that
-looks like code. So nothing of it is taken for such lines unless it is, to the letter, what a release of this project
-writes.
+looks like code. So a block in it counts as such lines only if it is exactly what a release of this project writes.
 
 A commit cannot name itself, so the card in a repository names the commit before, which differs in the card alone.
 """

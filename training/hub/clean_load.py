@@ -75,17 +75,12 @@ def load_in_fresh_process(
         answer = Path(own, "answer.json")
         empty = Path(own, "empty")
         empty.mkdir()
-        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
-        environment |= {"HOME": own, "HF_HOME": str(Path(own, "hf")), "TMPDIR": own}
-        environment["HF_HUB_OFFLINE"] = "0" if from_hub else "1"
-        if token:
-            environment["HF_TOKEN"] = token
         words = [source if from_hub else str(Path(source).resolve()), revision or "", str(answer)]
         try:
             done = subprocess.run(
                 [sys.executable, "-I", __file__, *words, str(torch.get_num_threads())],
                 cwd=empty,
-                env=environment,
+                env=_environment(own, from_hub, token),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -97,6 +92,13 @@ def load_in_fresh_process(
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise LoadError(lines[-1] if lines else f"the process ended with status {done.returncode}")
         return json.loads(answer.read_text(encoding="utf-8"))
+
+
+def _environment(own: str, from_hub: bool, token: str | None) -> dict[str, str]:
+    """The variables of a process that has the folder `own` to itself."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    kept |= {"HOME": own, "HF_HOME": str(Path(own, "hf")), "TMPDIR": own, "HF_HUB_OFFLINE": "0" if from_hub else "1"}
+    return kept | ({"HF_TOKEN": token} if token else {})
 
 
 def largest_difference(logits: list[list[float]], others: list[list[float]]) -> float:

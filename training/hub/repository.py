@@ -109,7 +109,7 @@ class Hub:
     def push(self, files: dict[str, Path], message: str = "Upload model") -> str:
         """Makes one commit, which adds these files, by their names on the Hub, and deletes what an earlier push left.
 
-        To a public repository nothing goes up that is pickled, or that a run resumes from: it names folders of the
+        Nothing that is pickled goes up to a public repository, nor what a run resumes from: it names folders of the
         machine. Whether the repository is public is asked anew for each push.
 
         Returns:
@@ -164,7 +164,7 @@ class Hub:
                 config = read_json(Path(path))
         if (config or {}).get("model_type") != LstmPoolConfig.model_type:
             raise InputError(
-                f"the name {self.repo_id} is taken by something that is no lstmpool model ({others[0]}). Choose "
+                f"the name {self.repo_id} is taken by something that is not an lstmpool model ({others[0]}). Choose "
                 f"another name. {self.so_far}"
             )
 

@@ -81,13 +81,13 @@ def _what_goes_up(hub: Hub) -> str:
     """What --hub_strategy checkpoint pushes during training. It depends on who can read the repository."""
     if not hub.private:
         return (
-            f"{hub.repo_id} is public. Of each checkpoint only the model goes up, and nothing to resume from: "
+            f"{hub.repo_id} is public. Only the model of each checkpoint goes up, and nothing to resume from: "
             "optimizer states are pickled, and the settings name folders of this machine. For those, use a private "
             "repository, with --hub_private_repo."
         )
     return (
-        f"{hub.repo_id} is private. Of each checkpoint all goes up that a run resumes from, with pickled optimizer "
-        "states and names of folders of this machine. It stays in older commits when the model is published, so do "
+        f"{hub.repo_id} is private. All that a run resumes from goes up with each checkpoint: pickled optimizer "
+        "states, and names of folders of this machine. It stays in older commits when the model is published, so do "
         "not make the repository public."
     )
 

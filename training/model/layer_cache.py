@@ -9,7 +9,9 @@ that the disk has damaged is found, and made again. No other file is ever remove
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +84,8 @@ def cached_states(
     ordered, order = by_length(tokens)
     path = folder / f"layer_states-{_digest(model, ordered, dtype)}.arrow"
     try:
-        if damage(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            with _lock(path, title):
-                wrong = damage(path)  # unless another process has made it meanwhile
-                if wrong and path.exists():
-                    print(f"{path} {wrong}. It is made again.", flush=True)
-                if wrong:
-                    _write(path, model, ordered, collator, batch_size, dtype, title)
+        write = partial(_write, path, model, ordered, collator, batch_size, dtype, title)
+        _make_whole(path, title, write)
         states = Dataset.from_file(str(path))
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"the layer cache in {folder} cannot be written or read: {error}") from None
@@ -110,6 +106,19 @@ def damage(path: Path) -> str:
     if seal != _seal(path, left_out=SEAL_SIZE):
         return "is damaged: its bytes have another digest than they had when they were written"
     return ""
+
+
+def _make_whole(path: Path, title: str, write: Callable[[], None]) -> None:
+    """Calls `write` unless the file is whole, or another process makes it meanwhile."""
+    if not damage(path):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(path, title):
+        wrong = damage(path)
+        if wrong and path.exists():
+            print(f"{path} {wrong}. It is made again.", flush=True)
+        if wrong:
+            write()
 
 
 def _seal(path: Path, left_out: int = 0) -> bytes:

@@ -16,13 +16,14 @@ from datasets import Dataset
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lstmpool.configuration_lstmpool import Families, LstmPoolConfig, stack_config
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.families_lstmpool import Families, stack_config
 from lstmpool.modeling_lstmpool import LstmPoolModel
 from lstmpool.training.errors import InputError
 
 
 POSITION_TABLES = ("position_embeddings", "embed_positions", "positions_embed", "wpe")
-# Their positions are no module, and end at this number of their config; other families without a module have no end.
+# Families whose positions have no module, but end at this entry of their config. Those of others never end.
 FIXED = {"codegen": "max_position_embeddings", "ctrl": "max_position_embeddings", "gptj": "max_position_embeddings"}
 FIXED |= {"mpt": "max_seq_len"}
 REMEDY = "Save the tokenizer that the backbone was trained with into the backbone's folder"

@@ -1,4 +1,4 @@
-"""Decides which parts of the backbone are trained, from which weights and how fast: frozen, fresh, slowed layers."""
+"""Decides which parts of the backbone are trained, from which weights and how fast; tells whether all are numbers."""
 
 from typing import Any
 
@@ -67,6 +67,21 @@ def trained_head(model: PreTrainedModel) -> nn.Linear:
     """The classifier that is trained and saved. With adapters, that is peft's copy of the model's own."""
     copies = getattr(model.classifier, "modules_to_save", None)
     return model.classifier if copies is None else copies[model.active_adapter]
+
+
+def not_finite(model: nn.Module) -> str:
+    """The name of the first weight tensor that holds NaN or infinity; empty if there is none.
+
+    In buffers, infinity may be meant, as in a mask. NaN never is.
+    """
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        wrong = ~tensor.isfinite() if name in weights else tensor.isnan()
+        if wrong.any():
+            return name
+    return ""
 
 
 def stack_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

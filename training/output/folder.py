@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -59,20 +58,6 @@ def check_resumed(checkpoint: str, config: LstmPoolConfig, adapter: dict[str, An
                 f"--resume_from_checkpoint {checkpoint} must have the same adapters: expected {name} "
                 f"{expected.get(name)}, found {found.get(name)}. Resume with the command that made it."
             )
-
-
-def check_writable(folder: Path) -> None:
-    """Tries to write where the output folder is, or will be, and leaves nothing there.
-
-    Raises:
-        InputError: if nothing can be written.
-    """
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryDirectory(prefix=".lstmpool-", dir=nearest):
-            pass
-    except OSError as error:
-        raise InputError(f"--output_dir {folder} cannot be written: {error}") from None
 
 
 def prepare_output(folder: Path, start: Start, record: RunRecord, with_code: bool) -> None:
@@ -122,16 +107,7 @@ def write_output(
     staging = folder / STAGING
     record = RunRecord.read(folder)
     listed = files_of(folder, record)
-    shutil.rmtree(staging, ignore_errors=True)
-    with saving(folder, half_made=staging):
-        staging.mkdir(parents=True)
-        if model is not None:
-            model.save_pretrained(staging)
-            _forget_source(tokenizer)
-            tokenizer.save_pretrained(staging)
-        for name, write in files.items():
-            write(staging / name)
-        settle(staging)
+    _stage(staging, model, tokenizer, files)
     if record is not None:
         _check_free(folder, (path.name for path in staging.iterdir()), listed)
     list_files(folder, (path.name for path in staging.iterdir()))
@@ -145,6 +121,22 @@ def write_output(
         for path in sorted(staging.iterdir(), key=_configs_last):
             move(path, folder / path.name)
         staging.rmdir()
+
+
+def _stage(
+    staging: Path, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, files: dict[str, Writer]
+) -> None:
+    """Writes what `write_output` moves into place. It is on the disk afterwards."""
+    shutil.rmtree(staging, ignore_errors=True)
+    with saving(staging.parent, half_made=staging):
+        staging.mkdir(parents=True)
+        if model is not None:
+            model.save_pretrained(staging)
+            _forget_source(tokenizer)
+            tokenizer.save_pretrained(staging)
+        for name, write in files.items():
+            write(staging / name)
+        settle(staging)
 
 
 def handover(folder: Path) -> None:

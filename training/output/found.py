@@ -215,8 +215,7 @@ def _is_our_checkpoint(path: Path) -> bool:
 
 
 def _another_kind(folder: Path, record: RunRecord | None) -> list[str]:
-    """Names of the weights, the config and the checkpoints, if the model is of another kind, or of nobody knows
-    which."""
+    """Names of the weights, the config and the checkpoints, if the model is of another or an unknown kind."""
     if not folder.is_dir():
         return []
     types = _model_types(folder, "config.json", f"{CHECKPOINT}*/config.json")

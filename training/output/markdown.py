@@ -5,18 +5,18 @@ in a span of code, and a plain word needs no span.
 """
 
 import re
-import unicodedata
+
+from lstmpool.training.errors import escaped
 
 
 # Letters and digits, joined by single signs that mean nothing inside a word.
 _PLAIN = re.compile(r"[^\W_]+(?:[ _'-][^\W_]+)*")
-_INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half of a surrogate pair, line and paragraph break
 _JOINERS = "\u200c\u200d"  # parts of words in Persian and Hindi, and of emoji
 
 
 def visible(text: object) -> str:
     """One line, in which line breaks and what else cannot be seen stand as their escapes."""
-    return "".join(_escaped(character) for character in str(text))
+    return escaped(str(text), kept=_JOINERS)
 
 
 def name(text: object) -> str:
@@ -56,9 +56,3 @@ def python_text(text: str) -> str:
 
 def _longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
-
-
-def _escaped(character: str) -> str:
-    if unicodedata.category(character) in _INVISIBLE and character not in _JOINERS:
-        return character.encode("unicode_escape").decode("ascii")
-    return character

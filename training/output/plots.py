@@ -20,7 +20,7 @@ ORANGE = "#d55e00"
 GREY = "#999999"
 NUMBERED = 12  # a confusion matrix of up to this many classes shows its counts
 NAMED = 40  # one of up to this many names every class on its axes
-AS_IT_IS = {"parse_math": False, "usetex": False}  # a name with $ or \\ is no formula
+AS_IT_IS = {"parse_math": False, "usetex": False}  # a name with $ or \\ is not a formula
 DRAWN = 1000  # classes: with more, a confusion matrix takes all the memory and has less than a pixel for each
 PANELS = 30  # targets that are drawn; with more, the picture would be larger than can be drawn
 

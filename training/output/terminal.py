@@ -110,8 +110,7 @@ def loading_lines(
     """
     text = '"Your text here."' if not pair else '{"text": "Your text here.", "text_pair": "And the other one."}'
     named = python_text(model)
-    options = ", top_k=None" if many else ""
-    options += ", truncation=True"
+    options = ", top_k=None, truncation=True" if many else ", truncation=True"
     options += f", max_length={max_length}" if max_length else ""
     pinned = f", revision={python_text(revision)}" if revision else ""
     if adapter:

@@ -51,32 +51,8 @@ def cross_validate(job: Job, args: TrainingArguments, start: Start) -> Evaluatio
     record = RunRecord.of(job.settings, job.splits)
     assigned = assign_folds(job.splits["train"], job.task, job.data_args.cv_folds, job.data_args.shuffle_seed)
     jobs = {fold: _job_of(job, assigned, fold) for fold in range(1, job.data_args.cv_folds + 1)}
-    for fold, job_of_fold in jobs.items():
-        if RunRecord.read(folder / f"fold-{fold}") is None:  # called for its errors, before any fold is trained
-            _start_of_fold(job_of_fold, _args_of(args, fold))
-    if isinstance(start, GoOn):
-        if args.process_index == 0:
-            for fold in jobs:
-                reopen_if_damaged(folder / f"fold-{fold}")
-        args.distributed_state.wait_for_everyone()
-        _check_rows(folder, record, jobs)
-    else:
-        prepare_output(folder, start, record, with_code=False)  # the code lies with the models, in the folds' folders
-
-    all_tokens = job.encode()  # once for all folds
-    for fold, job_of_fold in jobs.items():
-        splits = job_of_fold.splits
-        rows = f"{len(splits['train'])} rows train, {len(splits['validation'])} are held out"
-        if _is_finished(folder / f"fold-{fold}"):
-            print(f"\nFold {fold} of {len(jobs)}, {rows}: finished before.", flush=True)
-            continue
-        print(f"\nFold {fold} of {len(jobs)}, {rows}:", flush=True)
-        own = _args_of(args, fold)
-        tokens = _tokens_of(all_tokens, assigned, fold)
-        extras = Extras(files=_logits_writer, shown=final / f"fold-{fold}")
-        fit(job_of_fold, own, _start_of_fold(job_of_fold, own), tokens, extras)
-        gc.collect()  # model and trainer refer to each other, and would stay on the device beside the next model
-
+    _prepare(args, start, record, jobs)
+    _train(job, args, jobs, assigned, final)
     evaluation = _evaluate(job, folder, assigned)
     _write(job, args, evaluation, assigned)
     if start.within:
@@ -87,6 +63,39 @@ def cross_validate(job: Job, args: TrainingArguments, start: Start) -> Evaluatio
         f"these numbers (metrics.json). Its folders fold-1 to fold-{len(jobs)} hold a model each."
     )
     return evaluation
+
+
+def _prepare(args: TrainingArguments, start: Start, record: RunRecord, jobs: dict[int, Job]) -> None:
+    """Checks all folds before one is trained, and prepares the folder. A damaged fold counts as cut off afterwards."""
+    folder = Path(args.output_dir)
+    for fold, job in jobs.items():
+        if RunRecord.read(folder / f"fold-{fold}") is None:
+            _start_of_fold(job, _args_of(args, fold))  # called for its errors
+    if not isinstance(start, GoOn):
+        prepare_output(folder, start, record, with_code=False)  # the code lies with the models, in the folds' folders
+        return
+    if args.process_index == 0:
+        for fold in jobs:
+            reopen_if_damaged(folder / f"fold-{fold}")
+    args.distributed_state.wait_for_everyone()
+    _check_rows(folder, record, jobs)
+
+
+def _train(job: Job, args: TrainingArguments, jobs: dict[int, Job], assigned: np.ndarray, final: Path) -> None:
+    """Runs the folds that are not finished. Their folders will lie in `final`."""
+    all_tokens = job.encode()  # once for all folds
+    for fold, job_of_fold in jobs.items():
+        splits = job_of_fold.splits
+        rows = f"{len(splits['train'])} rows train, {len(splits['validation'])} are held out"
+        before = _is_finished(Path(args.output_dir, f"fold-{fold}"))
+        print(f"\nFold {fold} of {len(jobs)}, {rows}:{' finished before.' if before else ''}", flush=True)
+        if before:
+            continue
+        own = _args_of(args, fold)
+        tokens = _tokens_of(all_tokens, assigned, fold)
+        extras = Extras(files=_logits_writer, shown=final / f"fold-{fold}")
+        fit(job_of_fold, own, _start_of_fold(job_of_fold, own), tokens, extras)
+        gc.collect()  # model and trainer refer to each other, and would stay on the device beside the next model
 
 
 def _args_of(args: TrainingArguments, fold: int) -> TrainingArguments:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
 from lstmpool.training.data.summary import remarks
-from lstmpool.training.errors import InputError
+from lstmpool.training.errors import InputError, as_line
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.conditions import Flags
 from lstmpool.training.flags.rules import WITH_TASK, check
@@ -146,6 +146,17 @@ def read_job(
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
     if args.do_eval and "validation" not in splits and not data_args.cv_folds:
         splits = _with_validation(splits, task, data_args)
+    _check_labels(splits, task, args)
+    check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
+    best = task.best_by(args.metric_for_best_model)
+    fields = model_args.config_fields() | task.config_fields
+    check_layers(model_args, backbone.check_fields(config, fields))
+    tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
+    return Job(model_args, data_args, backbone, fields, splits, task, best, tokenizer, settings, command)
+
+
+def _check_labels(splits: dict[str, Split], task: Task, args: TrainingArguments) -> None:
+    """Prints what the user should know of the labels. Raises InputError if they cannot be learnt as `args` say."""
     if args.baselines and len(task.names) > SCORED:
         raise InputError(
             f"--baselines is for up to {SCORED} outputs, found {len(task.names)}: linear models of so many take "
@@ -153,14 +164,8 @@ def read_job(
         )
     if args.do_train:
         task.check_learnable(splits["train"].labels, splits["train"].source)
-        for line in remarks(splits, task, weighted=args.class_weights is not None):
-            print(line)
-    check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
-    best = task.best_by(args.metric_for_best_model)
-    fields = model_args.config_fields() | task.config_fields
-    check_layers(model_args, backbone.check_fields(config, fields))
-    tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
-    return Job(model_args, data_args, backbone, fields, splits, task, best, tokenizer, settings, command)
+        for remark in remarks(splits, task, weighted=args.class_weights is not None):
+            print(as_line(f"Warning: {remark}"))
 
 
 def _with_validation(splits: dict[str, Split], task: Task, args: DataArguments) -> dict[str, Split]:

@@ -11,8 +11,8 @@ import warnings
 from decimal import Decimal
 from typing import Any
 
-from lstmpool.training.errors import InputError
-from lstmpool.training.tasks.label_names import has_controls, look_of
+from lstmpool.training.errors import InputError, control_in
+from lstmpool.training.tasks.label_names import look_of
 
 
 LONGEST_NAME = 10_000  # characters of a label
@@ -100,7 +100,7 @@ def check_names(names: list[Any], place: str) -> list[str]:
             raise InputError(
                 f"{place}: the label has {len(name)} characters. Name the column of labels with --label_column_name."
             )
-        if has_controls(name):
+        if control_in(name):
             raise InputError(f"{place}: the label {name!r} holds control characters, such as line ends. Remove them.")
     return stripped
 
@@ -110,7 +110,7 @@ def as_list(value: Any) -> list[Any] | None:
     if not isinstance(value, str):
         return None
     text = value.strip()
-    is_set = bool(_SET.fullmatch(text)) and ("'" in text or '"' in text)  # (1) is no list
+    is_set = bool(_SET.fullmatch(text)) and ("'" in text or '"' in text)  # (1) is not a list
     if not is_set and not _LIST.fullmatch(text):
         return None
     try:
@@ -123,7 +123,7 @@ def as_list(value: Any) -> list[Any] | None:
             parsed = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
-    return [parsed] if isinstance(parsed, str) else list(parsed)  # ('a') is no tuple
+    return [parsed] if isinstance(parsed, str) else list(parsed)  # ('a') is not a tuple
 
 
 def lists_of(values: list[Any]) -> list[list[Any]] | None:
@@ -144,7 +144,7 @@ def looks_like_list(value: Any) -> bool:
 
 
 def vector_length(values: list[Any]) -> int | None:
-    """The length of the cells if all are lists of as many zeros and ones: one for each label, given or not.
+    """The length of the cells if all are lists of equally many zeros and ones: one for each label, given or not.
 
     As names, zeros and ones would not repeat in a list, and [0, 1] in each row would say nothing.
     """

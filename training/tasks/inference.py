@@ -173,7 +173,7 @@ def _numbers(name: str, rows: list[tuple[int, Any]], may_be_words: bool) -> str 
 
 
 def _is_decimal(value: Any) -> bool:
-    """Whether a number is no whole one by its kind or its writing. `1e5` may be a code, `1e-05` is none."""
+    """Whether a number is meant to have decimals, by its kind or its writing. `1e5` may be a code, `1e-05` is not."""
     if isinstance(value, str):
         return "." in value or "e-" in value.lower() or "e+" in value.lower()
     return isinstance(value, (float, Decimal))

@@ -34,7 +34,7 @@ def among_alike(share: float, rows: int) -> tuple[float, float]:
 def bootstrap(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tuple[float, float] | None:
     """The interval of `statistic(*columns, axis=...)`, by percentiles over rows drawn with replacement.
 
-    None if all draws give the same number, as those of one row do: they say nothing of other rows.
+    None if all draws give the same number, as those of one row do: they say nothing about other rows.
 
     Args:
         statistic: reduces the columns along `axis`.

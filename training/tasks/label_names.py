@@ -1,4 +1,4 @@
-"""Names of labels and columns: which characters they may hold, and which two of them may be meant to be one."""
+"""Names of labels: which two of them may be meant to be one."""
 
 import difflib
 import re
@@ -7,18 +7,9 @@ from collections import Counter, defaultdict
 
 
 SHOWN = 5  # warnings of one kind
-RARE = 20  # names that stand once; with more of them, it is usual for a name to stand once
+RARE = 20  # names that occur once; with more of them, it is usual for a name to occur once
 NEAR = 0.8  # how alike two names are, from 0 to 1, if one may be the other misspelt
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\ufe00-\ufe0f]")  # not in category Cf
-# Line and paragraph separators, and marks that turn the direction of the text around them.
-_TURNING = set("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def has_controls(name: str) -> bool:
-    """Whether a name holds characters that act on a terminal or a page: controls, and halves of a pair."""
-    if name.isascii() and name.isprintable():
-        return False
-    return any(character in _TURNING or unicodedata.category(character) in ("Cc", "Cs") for character in name)
 
 
 def look_of(name: str) -> str:
@@ -29,7 +20,7 @@ def look_of(name: str) -> str:
 
 
 def warnings_of(found: list[list[str]], place: str) -> list[str]:
-    """A line for each two names that look alike, and for each that stands once and resembles another.
+    """A line for each two names that look alike, and for each that occurs once and resembles another.
 
     Args:
         found: the names in each training row.
@@ -42,7 +33,7 @@ def warnings_of(found: list[list[str]], place: str) -> list[str]:
             row_of.setdefault(name, row)
     pairs = [(one, other, "looks like") for one, other in _alike(counts)]
     known = {name for one, other, _ in pairs for name in (one, other)}
-    pairs += [(one, other, "stands once, and resembles") for one, other in _misspelt(counts) if one not in known]
+    pairs += [(one, other, "occurs once, and resembles") for one, other in _misspelt(counts) if one not in known]
     lines = []
     for one, other, how in pairs:
         show = ascii if _show_alike(one, other) else repr
@@ -74,7 +65,7 @@ def _alike(counts: Counter) -> list[tuple[str, str]]:
 
 
 def _misspelt(counts: Counter) -> list[tuple[str, str]]:
-    """Each name that stands once, and the name that it resembles most."""
+    """Each name that occurs once, and the name that it resembles most."""
     once = [name for name, count in counts.items() if count == 1]
     if len(once) > RARE:
         return []

@@ -189,7 +189,7 @@ class Task(ABC):
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
         """The bounds of a 95 % interval of the headline metric over such rows, see `intervals.py`.
 
-        None if the rows, all alike, tell nothing of others.
+        None if all rows are alike, since they say nothing about others.
         """
 
     @abstractmethod

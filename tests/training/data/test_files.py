@@ -168,7 +168,7 @@ def test_json_lines_may_end_in_json(tmp_path):
         ("a.json", '[{"text": ' + "1" * 5000 + "}]", "Exceeds the limit .4300 digits."),
         ("a.json", '[{"text": ' + "1" * 50 + "}]", "column 'text', row 1: .* too large"),
         ("a.json", '[{"text": ' + "[" * 900 + "]" * 900 + "}]", "column 'text', row 1: .* recursion"),
-        ("a.json", '[{"text": "a", "text": "b"}]', "names a key twice"),
+        ("a.json", '[{"text": "a", "text": "b"}]', "the key 'text' is given twice"),
         (
             "a.jsonl",
             '{"text": "a"}\n{"text": null}\n{"text": "b\\ud83d"}',
@@ -220,7 +220,7 @@ def test_a_saved_folder_with_an_odd_state_is_told(tmp_path, state):
         ("a\0.csv", "control characters"),
         ("a\n.csv", "control characters"),
         ("a" * 5000 + ".csv", "^File name too long: aaa"),
-        ("/dev/zero", "no file, but a device or a pipe"),
+        ("/dev/zero", "must be a file, found a device or a pipe"),
     ],
 )
 def test_odd_names_of_files(name, message):

@@ -14,8 +14,7 @@ from lstmpool.training.data.rows import read_splits
 from lstmpool.training.data.sources import named_splits
 from lstmpool.training.flags.arguments import DataArguments
 
-from ...fuzzing import count_outcomes
-from ...training_fixtures import run_python, save_backbone, sentences
+from ...training_fixtures import count_outcomes, run_python, save_backbone, sentences
 
 
 TEXTS = sentences(12)

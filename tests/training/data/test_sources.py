@@ -119,7 +119,7 @@ def test_a_split_without_rows_is_refused(monkeypatch):
         ({"train_file": "a.csv", "dataset_name": "x/y"}, "found both"),
         ({"train_split_name": "train"}, "--train_split_name belongs to --dataset_name"),
         ({"dataset_config_name": "mrpc", "train_file": "a.csv"}, "--dataset_config_name belongs to --dataset_name"),
-        ({"dataset_name": "./missing"}, "no folder, and cannot be a name on the Hub"),
+        ({"dataset_name": "./missing"}, "not a folder, and cannot be a name on the Hub"),
         ({"dataset_name": "owner/missing"}, "--dataset_name owner/missing cannot be found or read"),
     ],
 )

@@ -64,8 +64,7 @@ def remarks_on(train, validation=(0, 1, 2), weighted=False, task=None):
 
 def test_classes_of_very_different_size_name_the_flag_that_helps():
     line = (
-        "Warning: the classes are uneven, a 99 and c 9 training rows. --class_weights balanced lets each class count "
-        "the same."
+        "the classes are uneven, a 99 and c 9 training rows. --class_weights balanced lets each class count the same."
     )
     assert remarks_on([0] * 99 + [1] * 20 + [2] * 9) == [line]
     assert remarks_on([0] * 99 + [1] * 20 + [2] * 9, weighted=True) == []
@@ -76,7 +75,7 @@ def test_classes_of_very_different_size_name_the_flag_that_helps():
 
 def test_a_class_that_validation_lacks_is_named():
     (line,) = remarks_on([0] * 9 + [1] * 6 + [2] * 5, validation=[0, 0, 1])
-    assert line.startswith("Warning: validation has no row of c (5), with the rows of each in training: ")
+    assert line.startswith("validation has no row of c (5), with the rows of each in training: ")
     assert remarks_on([0] * 9 + [1] * 6, validation=[0, 1]) == []  # nor does training have it
     assert remarks_on([0] * 9 + [1] * 6, validation=None) == []
     many = MultiLabel([f"l{i}" for i in range(20)])
@@ -87,5 +86,5 @@ def test_a_class_that_validation_lacks_is_named():
 def test_a_target_that_is_the_same_in_every_row_is_named():
     task = Regression(["x", "y"])
     (line,) = remarks_on([[0.1, 1.0], [0.1, 2.0], [0.1, 3.0]], validation=[[0.0, 0.0]], task=task)
-    assert line == "Warning: every training row has x 0.1: of that, nothing can be learnt."
+    assert line == "every training row has x 0.1, from which nothing can be learnt."
     assert remarks_on([[0.1, 1.0], [0.2, 2.0]], validation=[[0.0, 0.0]], task=task) == []

@@ -18,8 +18,7 @@ from lstmpool.training.flags.help import make_parser
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.runs.job import Job
 
-from ...fuzzing import count_outcomes
-from ...training_fixtures import save_backbone, sentences, write_csv
+from ...training_fixtures import count_outcomes, save_backbone, sentences, write_csv
 
 
 NEEDED = "backbone: b\ntrain_file: a.csv\noutput_dir: out\n"
@@ -91,12 +90,12 @@ def test_numbers_are_what_a_person_reads(parse):
 
 
 YAML = [
-    ("seed: 1\nlearning_rate: 1e-5\nseed: 2", "the key 'seed' stands twice, in lines 4 and 6. Leave one out"),
+    ("seed: 1\nlearning_rate: 1e-5\nseed: 2", "the key 'seed' is given twice, in lines 4 and 6. Leave one out"),
     (
         "head_learning_rate: 1\nhead-learning-rate: 2",
         "'head_learning_rate' and 'head-learning-rate' are the same flag",
     ),
-    ("lr_scheduler_kwargs: {a: 1, a: 2}", "the key 'a' stands twice"),
+    ("lr_scheduler_kwargs: {a: 1, a: 2}", "the key 'a' is given twice"),
     ("seed: 1:30", "--seed: invalid int value: '1:30'"),
     ("seed: 0x10", "--seed: invalid int value: '0x10'"),
     ("seed: 0o10", "--seed: invalid int value"),
@@ -157,8 +156,8 @@ ALONE = [
     ("backbone: b".encode("utf-16"), "cannot read .*: 'utf-8' codec can't decode"),
 ]
 JSON = [
-    ('{"seed": 1, "seed": 2}', "the key 'seed' stands twice. Leave one out"),
-    ('{"lr_scheduler_kwargs": {"a": 1, "a": 2}}', "the key 'a' stands twice"),
+    ('{"seed": 1, "seed": 2}', "the key 'seed' is given twice. Leave one out"),
+    ('{"lr_scheduler_kwargs": {"a": 1, "a": 2}}', "the key 'a' is given twice"),
     ('{"learning_rate": NaN}', "is not valid JSON: expected a finite number, found NaN"),
     ('{"learning_rate": -Infinity}', "expected a finite number, found -Infinity"),
     ('{"seed": ' + "9" * 5000 + "}", "--seed: invalid int value"),
@@ -218,7 +217,10 @@ def test_what_is_no_recipe_file_is_told(name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (['--lr_scheduler_kwargs={"a": 1, "a": 2}'], "--lr_scheduler_kwargs: the key 'a' stands twice"),
+        (
+            ['--lr_scheduler_kwargs={"a": 1, "a": 2}'],
+            "--lr_scheduler_kwargs is not valid JSON: the key 'a' is given twice",
+        ),
         (['--lr_scheduler_kwargs={"a": NaN}'], "expected a finite number, found NaN"),
         (['--accelerator_config={"a": ' + "[" * 50_000], "--accelerator_config is not valid JSON: maximum recursion"),
         (['--fsdp_config={"a": ' + "9" * 5000 + "}"], "--fsdp_config: expected a number such as 8"),

@@ -158,8 +158,8 @@ except PushError as error:
     print(error)
 """
     bert, rows, public, tag, busy = clients.python(code, token=ANN).stdout.splitlines()
-    assert bert.startswith("the name ann/bert is taken by something that is no lstmpool model (config.json)")
-    assert rows.startswith("the name ann/rows is taken by something that is no lstmpool model (rows.csv)")
+    assert bert.startswith("the name ann/bert is taken by something that is not an lstmpool model (config.json)")
+    assert rows.startswith("the name ann/rows is taken by something that is not an lstmpool model (rows.csv)")
     assert public.startswith("ann/tagged exists and is public. Choose another name")
     assert tag.startswith("ann/tagged has a tag v1 already.")
     assert hub.repos["ann/tagged"].heads.keys() == {"main", "next"}

@@ -73,7 +73,7 @@ def pushed(hub, clients, work):
     ]
     statuses, _, done = train(clients, work, *runs, token=ANN)
     assert statuses == [0, 0, 0], done.stderr
-    assert "lab/checkpoint is private. Of each checkpoint all goes up" in done.stdout
+    assert "lab/checkpoint is private. All that a run resumes from goes up with each checkpoint" in done.stdout
     return {name: hub.repos[f"lab/{name}"].pushed() for name in strategies}, done.stdout
 
 
@@ -141,7 +141,7 @@ def test_nothing_pickled_and_no_path_goes_up_to_a_public_repository(hub, clients
         configs = [json.loads(data) for path, data in pushed if path == "config.json"]
         assert all(config["backbone_config"]["kept"] == "a/b" for config in configs)
     before = done.stdout.split("epoch 1/")[0]
-    assert "lab/public_checkpoint is public. Of each checkpoint only the model goes up" in before
+    assert "lab/public_checkpoint is public. Only the model of each checkpoint goes up" in before
 
 
 @pytest.mark.slow

@@ -215,10 +215,10 @@ def test_a_task_that_was_named_is_not_looked_for():
         (["\u2764", "\u2764\ufe0f", "x"], r"label '\u2764\ufe0f' looks like '\u2764'"),
         (
             ["cancel", "cancle", "cancel", "x"],
-            "training row 2: label 'cancle' stands once, and resembles 'cancel' (2 rows",
+            "training row 2: label 'cancle' occurs once, and resembles 'cancel' (2 rows",
         ),
-        (["status", "Sttus", "status", "x"], "label 'Sttus' stands once, and resembles 'status'"),
-        (["new order|old", "new ordr", "new order|old"], "label 'new ordr' stands once, and resembles 'new order'"),
+        (["status", "Sttus", "status", "x"], "label 'Sttus' occurs once, and resembles 'status'"),
+        (["new order|old", "new ordr", "new order|old"], "label 'new ordr' occurs once, and resembles 'new order'"),
     ],
 )
 def test_names_that_may_be_one_are_named(values, warning):

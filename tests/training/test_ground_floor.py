@@ -1,3 +1,5 @@
+"""What stands below all rooms: messages of one line, cells that a spreadsheet would run, files whole or absent."""
+
 import errno
 import os
 import stat
@@ -7,10 +9,51 @@ import torch
 from safetensors.torch import save_file
 
 from lstmpool.training import writing as module
-from lstmpool.training.errors import InputError
+from lstmpool.training.errors import LONGEST, InputError, one_line
+from lstmpool.training.spreadsheet import guard, unguard
 from lstmpool.training.writing import changed_since, digests_of, move, saving, settle, sync, write_text, writing
 
 from ..damage import full_disk
+
+
+def test_an_error_of_the_outside_becomes_one_line():
+    with (
+        pytest.raises(InputError, match=r"^x\.csv cannot be read: no room\. Free some\.$"),
+        one_line("x.csv cannot be read", remedy="Free some."),
+    ):
+        raise OSError("no\nroom.")
+
+
+def test_a_bug_stays_a_bug():
+    with pytest.raises(ValueError, match="bug"), one_line("x"):
+        raise ValueError("bug")
+    with pytest.raises(InputError, match=r"^x: odd\.$"), one_line("x", ValueError):
+        raise ValueError("odd")
+
+
+def test_a_message_is_short_and_keeps_its_end():
+    message = str(InputError("begin " + "x" * 20_000_000 + " remedy"))
+    assert len(message) <= LONGEST + 20
+    assert message.startswith("begin")
+    assert message.endswith("remedy")
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    assert str(InputError("a\x1b[31mb\u200bc\ud83d")) == "a\\x1b[31mb\\u200bc\\ud83d"
+
+
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+x", "-x", "@SUM(A1)", "\t=1", "\r=1", "-1 dog", "--1", "'=1", "'-1", "''@x"]
+)
+def test_a_formula_gets_an_apostrophe_that_is_taken_off_again(cell):
+    assert guard(cell) == "'" + cell
+    assert unguard(guard(cell)) == cell
+
+
+@pytest.mark.parametrize("cell", ["", "dog", "-1", "+1.5", "-.5e-3", "1-1", "'tis", "a=b"])
+def test_other_cells_stay(cell):
+    assert guard(cell) == cell
+    assert unguard(cell) == cell
 
 
 def test_a_file_takes_its_place_once_it_is_whole(tmp_path):
