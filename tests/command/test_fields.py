@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
+from transformers.utils import logging
 
 from lstmpool.train_trainer import main
 from lstmpool.training import command_line
@@ -151,6 +152,14 @@ def trained(folder, **values):
         top_states(trainer, rows)
     trainer.train_from(None)
     return trainer.model.state_dict(), predict_logits(trainer, rows)
+
+
+@pytest.fixture(autouse=True)
+def verbosity_of_before():
+    """Trainer sets the library's verbosity to --log_level, for the whole process."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture(scope="module")
