@@ -259,6 +259,9 @@ def _correct_best(checkpoint: Path) -> None:
 
 def _remove_run(folder: Path) -> None:
     """Removes what the folder's run has left. What its record does not list stays."""
+    record = RunRecord.read(folder)
+    if record is not None and record.files is None:  # after a kill, the config no longer says which files are ours
+        replace(record, files=files_of(folder, record)).write(folder)
     _remove_staging(folder)
     for name in all_of_run(folder):
         _remove(folder / name)

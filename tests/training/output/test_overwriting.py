@@ -243,6 +243,23 @@ def test_a_kill_in_the_handover_is_repaired_and_leaves_no_mixture_that_loads(tmp
     repair(folder)  # nothing is left to do
 
 
+@pytest.mark.parametrize("calls", range(0, 30, 2))
+def test_a_kill_in_the_handover_leaves_files_of_an_older_release_known_for_ours(tmp_path, monkeypatch, calls):
+    folder = tmp_path / "out"
+    tiny_model().save_pretrained(folder)
+    (folder / "vocab.txt").write_text("old")
+    RunRecord({"seed": 1}, {}, finished=True).write(folder)  # without a list
+    place = begin(folder, {"seed": 2}, overwrite=True).place(folder)
+    write_output(place, tiny_model(), TOKENIZER, {"README.md": lambda path: path.write_text("new")})
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        die_after(patched, calls)
+        handover(folder)
+    repair(folder)
+    handed_over = RunRecord.read(folder).settings == {"seed": 2}
+    assert handed_over or calls < 2  # a kill may come before it has begun
+    assert (folder / ".new_run").exists() != handed_over
+
+
 def test_a_handover_moves_the_folds_and_keeps_the_users_files_in_them(tmp_path):
     for settings in ({"cv_folds": 3}, {"cv_folds": 2}):
         place = begin(tmp_path, settings, overwrite=True, with_code=False).place(tmp_path)
