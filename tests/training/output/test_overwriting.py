@@ -185,15 +185,15 @@ class Killed(BaseException):
     """Stands for a kill: nobody can catch it."""
 
 
-def die_after(monkeypatch, calls):
-    """Has the process die before it changes a file or a folder for the next time."""
+def die_after(monkeypatch, calls, error=Killed):
+    """Has the process die before it changes a file or a folder for the next time, or end with another error."""
     done = []
 
     def dying(of_library):
         def call(*args, **kwargs):
             done.append(args)
             if len(done) > calls:
-                raise Killed
+                raise error
             return of_library(*args, **kwargs)
 
         return call
@@ -258,6 +258,22 @@ def test_a_kill_in_the_handover_leaves_files_of_an_older_release_known_for_ours(
     handed_over = RunRecord.read(folder).settings == {"seed": 2}
     assert handed_over or calls < 2  # a kill may come before it has begun
     assert (folder / ".new_run").exists() != handed_over
+
+
+@pytest.mark.parametrize("calls", range(2, 20, 3))
+def test_a_disk_that_fails_in_the_handover_is_one_line_and_the_next_start_ends_it(tmp_path, monkeypatch, calls):
+    folder = tmp_path / "out"
+    begin(folder, {"seed": 1})
+    write_output(folder, tiny_model(), TOKENIZER, {})
+    RunRecord({"seed": 1}, {}).finish(folder)
+    place = begin(folder, {"seed": 2}, overwrite=True).place(folder)
+    save_checkpoint(place / "checkpoint-5", best=place / "checkpoint-5")
+    write_output(place, tiny_model(), TOKENIZER, {})
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="cannot be written: No space left"):
+        die_after(patched, calls, error=OSError("No space left"))
+        handover(folder)
+    repair(folder)
+    assert RunRecord.read(folder).settings == {"seed": 2} and not (folder / ".new_run").exists()
 
 
 def test_a_handover_moves_the_folds_and_keeps_the_users_files_in_them(tmp_path):
@@ -325,6 +341,16 @@ def test_a_checkpoint_that_the_user_has_put_there_during_the_run_is_kept(tmp_pat
     with pytest.raises(InputError, match="holds checkpoint-5, which the run has not written"):
         handover(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_a_file_that_the_user_has_put_into_a_checkpoint_is_kept(tmp_path):
+    checkpoint = tmp_path / "checkpoint-9"
+    of_a_run(tmp_path, {"seed": 1})
+    save_checkpoint(checkpoint, best=checkpoint)
+    (checkpoint / "notes.txt").write_text("mine")
+    begin(tmp_path, {"seed": 2}, overwrite=True)
+    replace_run(tmp_path, {"seed": 2})
+    assert [path.name for path in checkpoint.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
