@@ -7,6 +7,7 @@ is on the disk, so that neither a kill nor a loss of power leaves half a checkpo
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,23 @@ def write_manifest(checkpoint: Path) -> None:
     sizes = {name: path.stat().st_size for name, path in zip(names, files, strict=True)}
     manifest = {"files": sizes, "digests": digests_of(checkpoint, names)}
     write_text(checkpoint / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Removes a checkpoint. If it has a manifest, files that are not listed there stay: they are the user's."""
+    try:
+        listed = {*json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        shutil.rmtree(checkpoint)  # a save that was cut off
+        return
+    paths = sorted(checkpoint.rglob("*"), reverse=True)  # what is in a folder comes before the folder
+    for path in paths:
+        if path.relative_to(checkpoint).as_posix() in listed - {MANIFEST}:
+            path.unlink()
+    (checkpoint / MANIFEST).unlink()  # until then, the rest is known for ours
+    for path in (*paths, checkpoint):
+        with suppress(OSError):  # it is none, or not empty
+            path.rmdir()
 
 
 def damage(checkpoint: Path, by_digest: bool = True) -> str:

@@ -25,7 +25,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
 from lstmpool.training.code_files import CODE
 from lstmpool.training.errors import InputError
-from lstmpool.training.loop.checkpoints import MANIFEST, checkpoints_in, damage, write_manifest
+from lstmpool.training.loop.checkpoints import MANIFEST, checkpoints_in, damage, remove_checkpoint, write_manifest
 from lstmpool.training.loop.checkpoints import PREFIX as CHECKPOINT
 from lstmpool.training.output.found import CONFIGS, FOLD, NEW_RUN, STAGING, WEIGHTS, all_of_run, files_of
 from lstmpool.training.output.run_record import MOVES, REMOVES, RunRecord, list_files
@@ -147,9 +147,15 @@ def handover(folder: Path) -> None:
     one, or not at all. The new run's record says which of the two steps is being done, for `repair`.
 
     Raises:
-        InputError: if a file that is not the old run's lies in the way of the new one's. Nothing is changed then.
+        InputError: if a file that is not the old run's lies in the way of the new one's: nothing is changed then. Or
+            if the disk is full, or broken.
     """
-    new = folder / NEW_RUN
+    with saving(folder):
+        _hand_over(folder / NEW_RUN, folder)
+
+
+def _hand_over(new: Path, folder: Path) -> None:
+    """Does `handover`. A step that was done before, up to a kill or an error, is left out."""
     record = RunRecord.read(new)
     if record.handover != MOVES:
         _check_way(new, folder)
@@ -251,6 +257,9 @@ def _correct_best(checkpoint: Path) -> None:
 
 def _remove_run(folder: Path) -> None:
     """Removes what the folder's run has left. What its record does not list stays."""
+    record = RunRecord.read(folder)
+    if record is not None and record.files is None:  # after a kill, the config no longer says which files are ours
+        replace(record, files=files_of(folder, record)).write(folder)
     _remove_staging(folder)
     for name in all_of_run(folder):
         _remove(folder / name)
@@ -271,7 +280,7 @@ def _remove(path: Path) -> None:
         _remove_run(path)
         _remove_empty(path)
     else:
-        shutil.rmtree(path)
+        remove_checkpoint(path)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -29,7 +29,8 @@ def locked(folder: Path) -> Iterator[None]:
     refuses by itself.
 
     Raises:
-        InputError: if another run holds the folder, and says which one; or if nothing can be written there.
+        InputError: if another run holds the folder, or one that it lies in, and says which one; or if nothing can be
+            written there.
     """
     place = folder.resolve()
     if not _held.isdisjoint([place, *place.parents]) or (folder.exists() and not folder.is_dir()):
@@ -37,8 +38,20 @@ def locked(folder: Path) -> Iterator[None]:
         return
     with ExitStack() as stack:
         with one_line(f"--output_dir {folder} cannot be written"):
+            for outer in place.parents:
+                with suppress(OSError):  # a file of another user
+                    if (outer / LOCK).is_file():  # of a cross-validation, for example, whose fold this is
+                        _acquire(folder, outer).release()
             stack.callback(_remove_empty, _made(place))
-            _acquire(folder, place, stack)
+            lock = _acquire(folder, place)
+            stack.callback(lock.release)
+            # It goes while it is held: who has opened it before sees that it is gone, and does not take it for the
+            # lock.
+            stack.callback(_remove, place / LOCK)
+            since = datetime.now().astimezone().isoformat(" ", "seconds")
+            note = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+            write_text(place / HOLDER, json.dumps(note) + "\n")
+            stack.callback(_remove, place / HOLDER)
         _held.add(place)
         stack.callback(_held.discard, place)
         yield
@@ -51,8 +64,8 @@ def _made(place: Path) -> list[Path]:
     return missing
 
 
-def _acquire(folder: Path, place: Path, stack: ExitStack) -> None:
-    """Takes the lock and writes the note. `stack` gives both back."""
+def _acquire(folder: Path, place: Path) -> FileLock:
+    """Takes the lock of `place`, which is the `folder` or one around it. Raises InputError if another run has it."""
     lock = FileLock(place / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -61,13 +74,7 @@ def _acquire(folder: Path, place: Path, stack: ExitStack) -> None:
             f"--output_dir {folder} is in use by another run, {_name(place)}. Wait for its end, or choose another "
             "folder."
         ) from None
-    stack.callback(lock.release)
-    # It goes while it is held: who has opened it before sees that it is gone, and does not take it for the lock.
-    stack.callback((place / LOCK).unlink, missing_ok=True)
-    stack.callback((place / HOLDER).unlink, missing_ok=True)
-    since = datetime.now().astimezone().isoformat(" ", "seconds")
-    note = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
-    write_text(place / HOLDER, json.dumps(note) + "\n")
+    return lock
 
 
 def _name(place: Path) -> str:
@@ -77,6 +84,12 @@ def _name(place: Path) -> str:
         return f"process {note['process']} on {note['host']}, since {note['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "which has just begun"
+
+
+def _remove(path: Path) -> None:
+    """Removes a file. If that fails, the run has ended as it has, all the same."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -1,5 +1,6 @@
 """The prediction tables of a finished run: a row for each text, with its id, its scores and the prediction."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def write_table(table: pandas.DataFrame, path: Path, raw: bool = False) -> None:
             table.to_parquet(unfinished, index=False)
             return
         safe = table if raw else _safe(table)
-        safe.to_csv(unfinished, index=False)
+        # Python's writer leaves a carriage return without quotes before 3.13, and readers take it for a line's end
+        returns = any(safe[name].map(str).str.contains("\r").any() for name in safe.select_dtypes(exclude="number"))
+        safe.to_csv(unfinished, index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
 
 
 def _safe(table: pandas.DataFrame) -> pandas.DataFrame:

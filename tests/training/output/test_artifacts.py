@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 import pytest
 
+from lstmpool.training.data.files import read_table
 from lstmpool.training.data.rows import Split
 from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.output.artifacts import plots_of, predictions_of
@@ -46,6 +47,15 @@ def test_numbers():
     }
     several = prediction_table(Regression(["grammar", "tone"]), np.array([[1.0, 2.0]]), rows([7]))
     assert several.to_dict("list") == {"id": [7], "prediction_grammar": [1.0], "prediction_tone": [2.0]}
+
+
+@pytest.mark.parametrize("text", ["\r=1", "one\rtwo", "one\r\ntwo", "one\ntwo", "\t=1", "'=1", "=\r"])
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_table_is_read_again_as_it_was(tmp_path, text, raw):
+    path = tmp_path / "table.csv"
+    write_table(pandas.DataFrame({"id": [1, 2], "text": ["a", text]}), path, raw)
+    cells = read_table(path)["text"][:]
+    assert [cell if raw else unguard(cell) for cell in cells] == ["a", text]
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

@@ -45,6 +45,8 @@ def test_a_second_run_is_told_who_has_the_folder_and_a_kill_lets_it_go(tmp_path)
         said = rf"is in use by another run, process {process} on \S+, since [-\d]+ [:\d]+\S+\. Wait for its end, or"
         with pytest.raises(InputError, match=said), locked(folder):
             pass
+        with pytest.raises(InputError, match=said), locked(folder / "fold-1"):  # which the other run may be writing
+            pass
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     finally:
         kill(process)
@@ -102,6 +104,9 @@ def test_a_file_or_a_place_that_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match="cannot be written: "), locked(tmp_path):
         pass
     assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "out" / HOLDER).mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot be written: "), locked(tmp_path / "out"):
+        pass
 
 
 def test_the_command_says_who_has_the_folder_in_one_line_and_changes_nothing(tmp_path):

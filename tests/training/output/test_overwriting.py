@@ -185,15 +185,15 @@ class Killed(BaseException):
     """Stands for a kill: nobody can catch it."""
 
 
-def die_after(monkeypatch, calls):
-    """Has the process die before it changes a file or a folder for the next time."""
+def die_after(monkeypatch, calls, error=Killed):
+    """Has the process die before it changes a file or a folder for the next time, or end with another error."""
     done = []
 
     def dying(of_library):
         def call(*args, **kwargs):
             done.append(args)
             if len(done) > calls:
-                raise Killed
+                raise error
             return of_library(*args, **kwargs)
 
         return call
@@ -241,6 +241,39 @@ def test_a_kill_in_the_handover_is_repaired_and_leaves_no_mixture_that_loads(tmp
     assert RunRecord.read(folder).settings == {"seed": 2} and not (folder / ".new_run").exists()
     assert isinstance(choose_start(folder, {"seed": 2}, overwrite=True), Resume)  # it has not been published yet
     repair(folder)  # nothing is left to do
+
+
+@pytest.mark.parametrize("calls", range(0, 30, 2))
+def test_a_kill_in_the_handover_leaves_files_of_an_older_release_known_for_ours(tmp_path, monkeypatch, calls):
+    folder = tmp_path / "out"
+    tiny_model().save_pretrained(folder)
+    (folder / "vocab.txt").write_text("old")
+    RunRecord({"seed": 1}, {}, finished=True).write(folder)  # without a list
+    place = begin(folder, {"seed": 2}, overwrite=True).place(folder)
+    write_output(place, tiny_model(), TOKENIZER, {"README.md": lambda path: path.write_text("new")})
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        die_after(patched, calls)
+        handover(folder)
+    repair(folder)
+    handed_over = RunRecord.read(folder).settings == {"seed": 2}
+    assert handed_over or calls < 2  # a kill may come before it has begun
+    assert (folder / ".new_run").exists() != handed_over
+
+
+@pytest.mark.parametrize("calls", range(2, 20, 3))
+def test_a_disk_that_fails_in_the_handover_is_one_line_and_the_next_start_ends_it(tmp_path, monkeypatch, calls):
+    folder = tmp_path / "out"
+    begin(folder, {"seed": 1})
+    write_output(folder, tiny_model(), TOKENIZER, {})
+    RunRecord({"seed": 1}, {}).finish(folder)
+    place = begin(folder, {"seed": 2}, overwrite=True).place(folder)
+    save_checkpoint(place / "checkpoint-5", best=place / "checkpoint-5")
+    write_output(place, tiny_model(), TOKENIZER, {})
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="cannot be written: No space left"):
+        die_after(patched, calls, error=OSError("No space left"))
+        handover(folder)
+    repair(folder)
+    assert RunRecord.read(folder).settings == {"seed": 2} and not (folder / ".new_run").exists()
 
 
 def test_a_handover_moves_the_folds_and_keeps_the_users_files_in_them(tmp_path):
@@ -308,6 +341,16 @@ def test_a_checkpoint_that_the_user_has_put_there_during_the_run_is_kept(tmp_pat
     with pytest.raises(InputError, match="holds checkpoint-5, which the run has not written"):
         handover(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_a_file_that_the_user_has_put_into_a_checkpoint_is_kept(tmp_path):
+    checkpoint = tmp_path / "checkpoint-9"
+    of_a_run(tmp_path, {"seed": 1})
+    save_checkpoint(checkpoint, best=checkpoint)
+    (checkpoint / "notes.txt").write_text("mine")
+    begin(tmp_path, {"seed": 2}, overwrite=True)
+    replace_run(tmp_path, {"seed": 2})
+    assert [path.name for path in checkpoint.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
