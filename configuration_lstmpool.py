@@ -155,6 +155,8 @@ class LstmPoolConfig(PretrainedConfig):
         with no_model("backbone_config does not describe a model", ValueError):
             causal = is_causal(self.backbone_config)
             layers = count_layers(self.backbone_config)
+            _check_of_library(self.backbone_config)
+        _check_of_library(self)
         if self.token_pooling is None:
             self.token_pooling = _default_token_pooling(self.backbone_config)
         if self.layer_norm is None:
@@ -354,6 +356,17 @@ def _resolve_layers(layers: Any, n: int) -> list[int]:
             f"bottom up. Use {shown(sorted(set(resolved)))}."
         )
     return resolved
+
+
+def _check_of_library(config: PretrainedConfig) -> None:
+    """Checks what the library itself does not, and would stumble over while a text is read."""
+    asked = getattr(config, "output_hidden_states", None)
+    if not all(isinstance(index, (int, type(None))) for index in (asked if isinstance(asked, list) else [asked])):
+        raise ValueError(f"output_hidden_states must be True, False or a list of indices, got {shown(asked)}.")
+    for name, least in {"num_attention_heads": 1, "chunk_size_feed_forward": 0}.items():
+        value = vars(config).get(name)  # as it was written: a config may refuse to name one number for all layers
+        if not isinstance(value, (int, list, tuple, type(None))) or (isinstance(value, int) and value < least):
+            raise ValueError(f"{name} must be {least} or more, got {shown(value)}.")
 
 
 def _refuse_misplaced(kwargs: dict[str, Any]) -> None:

@@ -182,6 +182,9 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         self.capture = LayerCapture(self.backbone, self.layer_stack, config)
         self.pooler = POOLING_CLASSES[config.layer_pooling](config)
         self._accepted = frozenset(inspect.signature(self.backbone.forward).parameters)
+        if "input_ids" not in self._accepted or not isinstance(self.backbone, PreTrainedModel):
+            kind = type(self.backbone).__name__
+            raise ValueError(f"backbone_config must describe a model that reads texts (input_ids), got {kind}.")
         self._counts_positions = _counts_positions(self.backbone, config)
         self.post_init()
 

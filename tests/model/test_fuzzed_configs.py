@@ -8,6 +8,7 @@ import os
 import resource
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoConfig
@@ -16,6 +17,7 @@ from lstmpool.configuration_lstmpool import logger, read_config
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.errors import InputError
 from lstmpool.training.model.backbone import Backbone
+from lstmpool.training.runs.job import Job
 
 from ..conftest import backbone_config, tiny_config, tiny_model
 from ..training_fixtures import ROOT, count_outcomes, run_python, save_backbone, sentences, write_csv
@@ -60,6 +62,17 @@ BACKBONE = [  # entries of a backbone's config: at the top, or in the `backbone_
     {"hidden_size": None},
     {"num_attention_heads": 0},
     {"num_attention_heads": 3},
+    {"num_attention_heads": -2},
+    {"intermediate_size": -1},
+    {"pad_token_id": 99},
+    {"hidden_dropout_prob": -1},
+    {"attn_implementation": "flash_attention_2"},
+    {"add_cross_attention": True},
+    {"is_encoder_decoder": True},
+    {"output_hidden_states": "x"},
+    {"output_hidden_states": ["x"]},
+    {"chunk_size_feed_forward": "x"},
+    {"model_type": "vit"},
     {"hidden_act": "no_such_activation"},
     {"hidden_act": 3},
     {"hidden_act": ["gelu"]},
@@ -185,16 +198,16 @@ def source(flag, folder):
 
 def check_backbone(folder):
     """What the command does with a backbone before it reads any weights."""
-    found = source("--backbone", folder)
     labels = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "problem_type": "single_label_classification"}
-    found.check_fields(found.load_config(), labels)
+    tokenizer = SimpleNamespace(model_max_length=8)  # of the rest, `encode` asks for nothing: there are no rows
+    Job(None, None, source("--backbone", folder), labels, {}, None, None, tokenizer, {}, []).encode()
 
 
 def load_finished(folder):
     """What `from_pretrained` does, with the errors that count as clear."""
     try:
         LstmPoolForSequenceClassification.from_pretrained(folder)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise InputError(error) from None
     except OSError as error:  # the library says that the file is no JSON
         assert "not a valid JSON file" in str(error)
@@ -300,6 +313,7 @@ def test_known_holes_are_told_before_a_config_is_read(tmp_path, monkeypatch, cap
     [
         ({"id2label": {"0": "a"}, "label2id": {"a": 0}}, "--init_from one knows one class only, 'a'"),
         ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "--init_from one knows the label 'a' twice"),
+        ({"id2label": {"0": 1, "1": 2}}, "--init_from one has the number 1 for a label's name"),
     ],
 )
 def test_the_command_refuses_a_finished_model_without_a_choice(tmp_path, labels, message):

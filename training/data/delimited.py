@@ -48,7 +48,10 @@ def read_delimited(text: str, usual: str, path: str) -> tuple[list[str], list[li
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be longer than the 128 KiB that csv allows
     separator, text = _separator(text, usual, path)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+    # Where the header has a space before names, as in `text, label`, a quote behind a space opens a quoted cell.
+    pads = f"{separator} " in text.lstrip()[:100_000].partition("\n")[0] and f'{separator} "' in text
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, strict=True, delimiter=separator, skipinitialspace=pads)
     began = 1  # the line in which the row began
     try:
         header = next(filter(None, reader), [])  # blank lines may come first

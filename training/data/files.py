@@ -122,6 +122,8 @@ def _read_file(path: Path, wanted: Wanted) -> Dataset:
         return _read_parquet(content, wanted, limit, path)
     text = _decoded(content, path)
     del content
+    if not text.strip():
+        raise InputError(f"{path} holds no rows.")
     if ending in (".csv", ".tsv"):
         header, cells = read_delimited(text, "," if ending == ".csv" else "\t", str(path))
         columns = dict(zip(tidy_names(header, str(path)), cells, strict=True))
@@ -227,6 +229,8 @@ def _decoded(content: bytes, path: Path) -> str:
 
 def _as_table(rows: list[dict[str, Any]], wanted: Wanted, path: Path) -> Dataset:
     found = list(dict.fromkeys(name for row in rows for name in row))
+    if not found:
+        raise InputError(f"{path} holds no rows.")
     names = dict(zip(tidy_names(found, str(path)), found, strict=True))
     columns = {name: [row.get(names[name]) for row in rows] for name in wanted(list(names))}
     for name, values in columns.items():

@@ -177,7 +177,7 @@ def _read_table(args: DataArguments, name: str, place: str) -> _Table:
     texts = [_texts(table[column], column, source) for column in needed.texts]
     ids = _ids(table, needed.ids, source)
     groups = None if needed.groups is None else _groups(table, needed.groups, source)
-    values, known = _label_values(table, needed.labels, may_lack=name == "test")
+    values, known = _label_values(table, needed.labels, source, may_lack=name == "test")
     return _Table(source, _joined(texts, args.text_column_delimiter), ids, groups, values, known)
 
 
@@ -295,7 +295,7 @@ def _texts(column: list[Any], name: str, source: str) -> list[str]:
     return texts
 
 
-def _label_values(table: Dataset, names: list[str], may_lack: bool) -> tuple[Columns, list[str] | None]:
+def _label_values(table: Dataset, names: list[str], source: str, may_lack: bool) -> tuple[Columns, list[str] | None]:
     """The values of the label columns, and the label names if the data set declares them.
 
     If labels `may_lack` and no row has one, there are no columns.
@@ -307,7 +307,10 @@ def _label_values(table: Dataset, names: list[str], may_lack: bool) -> tuple[Col
         feature = getattr(feature, "feature", feature)  # if a cell is a list of labels, what one of them is
         if isinstance(feature, ClassLabel):
             known = list(feature.names)
-            values[name] = [_declared(value, feature) for value in values[name]]
+            try:
+                values[name] = [_declared(value, feature) for value in values[name]]
+            except ValueError as error:
+                raise InputError(f"{source}, column {name!r}, whose names of labels are declared: {error}.") from None
     # GLUE hides labels, be they classes or numbers, by writing -1 in every row.
     lacking = may_lack and all(value in (None, "", -1) for column in values.values() for value in column)
     return {} if lacking else values, known

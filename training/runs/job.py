@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
 from lstmpool.training.data.summary import remarks
-from lstmpool.training.errors import InputError, as_line
+from lstmpool.training.errors import InputError, as_line, one_line
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.conditions import Flags
 from lstmpool.training.flags.rules import WITH_TASK, check
@@ -90,7 +90,8 @@ class Job:
         """The rows of each split as tokens. Raises InputError if the backbone cannot read them."""
         tokens = {name: self._tokens_of(name) for name in self.splits}
         config = self.backbone.check_fields(self.backbone.load_config(), self.fields)
-        limits = TokenLimits.of_config(config)
+        with one_line(f"{self.backbone.flag} {self.backbone.title} cannot be built", ValueError, ImportError):
+            limits = TokenLimits.of_config(config)
         if limits is not None:  # else `check_tokens` will see
             self.check_tokens(tokens, limits)
         return tokens

@@ -26,6 +26,7 @@ _ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[+-]?[0-9.]+)"""
 _ITEMS = rf"\s*(?:{_ITEM}(?:\s*,\s*{_ITEM})*\s*,?\s*)?"
 _LIST = re.compile(rf"\[{_ITEMS}\]", re.DOTALL)
 _SET = re.compile(rf"""\({_ITEMS}\)|\{{{_ITEMS}\}}""", re.DOTALL)
+_NUMBERS = re.compile(r"\[\s*[+-]?[0-9.]+(?:\s+[+-]?[0-9.]+)+\s*\]")  # as numpy prints them
 
 
 def as_number(value: Any) -> float | None:
@@ -87,10 +88,10 @@ def check_names(names: list[Any], place: str) -> list[str]:
     """The names of labels as strings, without white space around them.
 
     Raises:
-        InputError: if a name is missing, too long, a list or dict, or holds control characters.
+        InputError: if a name is missing, too long, no name but a list, dict or bytes, or holds control characters.
     """
     for name in names:
-        if isinstance(name, (list, dict)):
+        if isinstance(name, (list, dict, bytes)):
             raise InputError(f"{place}: expected the name of a label, found {name!r}.")
         if is_missing(name):
             raise InputError(f"{place}: the label is missing. Fill it in or leave the row out.")
@@ -139,8 +140,16 @@ def looks_like_list(value: Any) -> bool:
     """Whether a cell holds several things in brackets, in a form that `as_list` may not read."""
     if not isinstance(value, str):
         return False
-    text = value.strip()
-    return text[:1] == "[" and text[-1:] == "]" and any(mark in text for mark in ",'\"")
+    text = value.strip().removeprefix("array(")
+    if _NUMBERS.fullmatch(text):
+        return True
+    return text[:1] in ("[", "{") and text[-1:] in ("]", "}", ")") and any(mark in text for mark in ",'\"")
+
+
+def vectors_of(values: list[Any]) -> list[list[str]] | None:
+    """The zeros and ones of cells such as `0 1 1` or `0|1|1`; None unless all cells hold as many of them."""
+    cells = [value.split("|" if "|" in value else None) if isinstance(value, str) else value for value in values]
+    return None if vector_length(cells) is None else cells
 
 
 def vector_length(values: list[Any]) -> int | None:

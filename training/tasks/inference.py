@@ -19,6 +19,7 @@ from lstmpool.training.tasks.cells import (
     looks_like_list,
     sorted_names,
     vector_length,
+    vectors_of,
 )
 from lstmpool.training.tasks.label_names import warnings_of
 from lstmpool.training.tasks.multi_label import MultiLabel
@@ -122,7 +123,7 @@ def _look_at(columns: Columns, known: list[str] | None) -> tuple[type[Task], str
     _refuse_some_lists(name, rows)
     several = next((value for value in present if "|" in str(value)), None)
     if several is not None:
-        return MultiLabel, f"column {name!r} holds names separated by |, such as {several}"
+        return MultiLabel, f"column {name!r} holds {_parts_of(values)} separated by |, such as {several}"
     # A class may have a name of several words: only a plural column name says that each word is a label.
     several = next((value for value in present if len(str(value).split()) > 1), None)
     has_words = name.lower().endswith("labels") and several is not None
@@ -132,8 +133,12 @@ def _look_at(columns: Columns, known: list[str] | None) -> tuple[type[Task], str
     if regression is not None:
         return Regression, regression
     if has_words:
-        return MultiLabel, f"column {name!r} holds names separated by spaces, such as {several!r}"
+        return MultiLabel, f"column {name!r} holds {_parts_of(values)} separated by spaces, such as {several!r}"
     return SingleLabel, f"column {name!r} holds one name or whole number a row{_but(rows)}"
+
+
+def _parts_of(values: list[Any]) -> str:
+    return "names" if vectors_of(values) is None else "zeros and ones, one for each label,"
 
 
 def _refuse_some_lists(name: str, rows: list[tuple[int, Any]]) -> None:

@@ -10,13 +10,17 @@ SHOWN = 5  # warnings of one kind
 RARE = 20  # names that occur once; with more of them, it is usual for a name to occur once
 NEAR = 0.8  # how alike two names are, from 0 to 1, if one may be the other misspelt
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\ufe00-\ufe0f]")  # not in category Cf
+_BETWEEN = re.compile("(?<=[^\\s_\u2010-\u2015-])[\\s_\u2010-\u2015-]+(?=[^\\s_\u2010-\u2015-])")  # words of a name
 
 
 def look_of(name: str) -> str:
-    """What is left of a name without case, accents' form, invisible characters, and kinds of spaces and hyphens."""
+    """What is left of a name without case, accents' form, invisible characters, and kinds of spaces and hyphens.
+
+    A hyphen at an end stays: -1 is not 1, nor the mark A- an A.
+    """
     visible = "".join(character for character in name if unicodedata.category(character) != "Cf")
     plain = _INVISIBLE.sub("", visible.casefold())
-    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", plain)).strip() or plain.strip()
+    return _BETWEEN.sub(" ", unicodedata.normalize("NFKC", plain).strip())
 
 
 def warnings_of(found: list[list[str]], place: str) -> list[str]:

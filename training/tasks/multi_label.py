@@ -24,6 +24,7 @@ from lstmpool.training.tasks.cells import (
     lists_of,
     numbers_of,
     vector_length,
+    vectors_of,
 )
 from lstmpool.training.tasks.intervals import among_alike, bootstrap
 from lstmpool.training.tasks.metrics import MultiLabelMetric
@@ -75,7 +76,7 @@ class MultiLabel(Classification):
         """The cells of the label column. In a column of strings, an empty cell (None) is a row without labels."""
         if any(isinstance(value, list) for value in values):
             return values
-        return lists_of(values) or ["" if value is None else value for value in values]
+        return lists_of(values) or vectors_of(values) or ["" if value is None else value for value in values]
 
     @staticmethod
     def names_in(value: Any, place: str, separator: str | None) -> list[str]:

@@ -71,6 +71,8 @@ def test_names_of_columns_lose_white_space_and_may_be_empty(tmp_path, capsys):
     Dataset.from_list([{" text": " a", "label ": "x"}]).to_parquet(tmp_path / "c.parquet")
     assert read_table(tmp_path / "c.parquet").to_list() == wanted
     assert read_table(write(tmp_path / "d.json", '{" text": " a", "label": "x"}')).to_list() == wanted
+    for content in ('text, label\na, "x, y"\n', '"text", "label"\n"a", "x, y"\n'):
+        assert read_table(write(tmp_path / "q.csv", content)).to_list() == [{"text": "a", "label": "x, y"}]
     for name, content in {"e.csv": "text, text\na,b\n", "f.json": '{"text": 1, " text": 2}'}.items():
         with pytest.raises(InputError, match="name each column once, found 'text' twice"):
             read_table(write(tmp_path / name, content))
@@ -158,6 +160,8 @@ def test_json_lines_may_end_in_json(tmp_path):
         ("a.json", '[{"label": 1}, {"label": "x"}]', "column of mixed kinds"),
         ("a.parquet", "text,label\na,b\n", "expected .parquet, found plain text content"),
         ("a.csv", "", "a.csv holds no rows"),
+        ("a.csv.gz", gzip.compress(b""), "a.csv.gz holds no rows"),
+        ("a.json", "[]", "a.json holds no rows"),
         ("a.csv", "text,label\na,b\n".encode("utf-16"), "found UTF-16"),
         ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "found NUL characters in its header, as UTF-16 has"),
         ("a.csv", 'text,label\na,b\n"c\nd,e\nf,g\n', "line 3: .* A quote that is opened in that row is never closed"),

@@ -1,4 +1,5 @@
 import pandas
+import pyarrow
 import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
@@ -118,6 +119,16 @@ def test_a_saved_data_set_keeps_its_label_names(tmp_path):
     splits, labels = read_splits(args, named_splits(args), None)
     assert labels.names == ["pos", "neg"]
     assert splits["validation"].labels == [1, 0]
+
+
+def test_a_number_beyond_the_declared_labels_is_told(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["pos", "neg"])})
+    declared = Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).data.schema.metadata
+    table = pyarrow.table({"text": ["a", "b"], "label": [1, 5]}).replace_schema_metadata(declared)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    args = DataArguments(train_file=str(tmp_path / "rows.parquet"))
+    with pytest.raises(InputError, match="rows.parquet, column 'label', .* declared: .*5"):
+        read_splits(args, named_splits(args), None)
 
 
 def test_lists_of_declared_labels_keep_their_names(tmp_path):

@@ -206,6 +206,13 @@ def test_a_finished_model_keeps_its_classifier_for_its_own_labels_alone(tmp_path
         assert all(same)
 
 
+def test_a_finished_model_that_gives_tuples_or_states_gives_logits_to_trainer(tmp_path):
+    odd = {"return_dict": False, "output_hidden_states": True}
+    model, _ = finished(tmp_path, **odd).load_model(labels("a", "b", "c"))
+    answer = model(input_ids=torch.tensor([[1, 2]]))
+    assert answer.logits.shape == (1, 3) and answer.hidden_states is None
+
+
 def test_a_backbone_gets_a_new_classifier(tmp_path):
     model, fresh = find(str(save_backbone(tmp_path / "mine"))).load_model(labels("a", "b", "c"))
     assert fresh and model.config.num_labels == 3

@@ -138,6 +138,12 @@ def test_lists_that_are_no_lists_of_names_are_refused(cell, message):
 def test_vectors_of_zeros_and_ones_have_a_place_for_each_label():
     for rows in ([[0, 1], [1, 0]], [[False, True], [True, False]], [[0.0, 1.0], [1.0, 0.0]], ["[0, 1]", "[1, 0]"]):
         assert infer(*rows).encode({"label": rows}, "file") == [[0.0, 1.0], [1.0, 0.0]]
+    for cells in (["0|1", "1|0"], ["0 1", "1 0"]):
+        task = infer_task({"labels": cells})
+        assert "zeros and ones, one for each label" in task.evidence
+        assert task.encode({"labels": cells}, "file") == [[0.0, 1.0], [1.0, 0.0]]
+    task = infer_task({"labels": ["0 1", "1", "2 1"]})  # numbers of labels
+    assert task.encode({"labels": ["0 1", "1 2"]}, "file") == [[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]
     task = infer([0, 1, 1], [0, 0, 0])
     assert "vectors of 3 zeros and ones" in task.evidence
     assert task.encode({"label": [[1, 1, 1]]}, "file") == [[1.0, 1.0, 1.0]]
@@ -148,7 +154,13 @@ def test_vectors_of_zeros_and_ones_have_a_place_for_each_label():
     assert task_of_model(kept, {"label": [[0, 1]]}).encode({"label": [[0, 1]]}, "file") == [[0.0, 1.0]]
 
 
-@pytest.mark.parametrize("cell", ["['joy' 'love']", "[joy, love]", "['joy', None]", "['joy']"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        *("['joy' 'love']", "[joy, love]", "['joy', None]", "['joy']", "[0 1]", "[0. 1.]"),
+        *("array(['joy'], dtype=object)", "{'joy': 1, 'love': 0}"),
+    ],
+)
 def test_text_like_a_list_is_refused_beside_other_cells(cell):
     with pytest.raises(InputError, match="column 'label', training row 2: .* is like a list.* as a|b.*single_label"):
         infer("joy", cell)
@@ -212,6 +224,7 @@ def test_a_task_that_was_named_is_not_looked_for():
         (["caf\u00e9", "cafe\u0301", "x"], r"training row 2: label 'cafe\u0301' looks like 'caf\xe9'"),
         (["a b", "a\u00a0b", "x"], "label 'a\\xa0b' looks like 'a b'"),
         (["a b", "a_b", "x"], "label 'a_b' looks like 'a b'"),
+        (["a-b", "a\u2010b", "x"], "label 'a\u2010b' looks like 'a-b'"),
         (["\u2764", "\u2764\ufe0f", "x"], r"label '\u2764\ufe0f' looks like '\u2764'"),
         (
             ["cancel", "cancle", "cancel", "x"],
@@ -236,6 +249,8 @@ def test_names_that_may_be_one_are_named(values, warning):
         ["step 1", "step 2", "step 2"],
         ["positive", "negative", "negative"],
         ["cancel", "cancle", "cancel", "cancle"],
+        ["-1", "0", "1"],
+        ["A", "A-", "A+", "B", "B-"],
         [f"name {a}{b}" for a in "abcdefgh" for b in "abc"],
     ],
 )
