@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import transformers
 from transformers import AutoConfig
 
 from lstmpool.configuration_lstmpool import logger, read_config
@@ -283,7 +282,7 @@ def test_a_config_cannot_name_code_on_the_hub(tmp_path, key):
 )
 def test_known_holes_are_told_before_a_config_is_read(tmp_path, monkeypatch, caplog, version, holes):
     logger.warning_once.cache_clear()
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr("lstmpool.configuration_lstmpool.transformers.__version__", version)
     for load in (read_config, LstmPoolForSequenceClassification.from_backbone):
         with pytest.raises((OSError, ValueError)):  # there is none
             load(str(tmp_path))
