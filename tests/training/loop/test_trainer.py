@@ -131,7 +131,7 @@ def test_settings_that_can_be_trained_with_pass(tmp_path, options):
 def test_a_backbone_that_cannot_recompute_is_told(tmp_path):
     trainer = trainer_for(tmp_path, activation_checkpointing=True)
     trainer.model.supports_gradient_checkpointing = False
-    with pytest.raises(InputError, match="this kind of backbone cannot do --activation_checkpointing"):
+    with pytest.raises(InputError, match="this kind of backbone does not support --activation_checkpointing"):
         trainer.train_from(None)
 
 
