@@ -29,8 +29,8 @@ def locked(folder: Path) -> Iterator[None]:
     refuses by itself.
 
     Raises:
-        InputError: if another run holds the folder, or one that it lies in, and says which one; or if nothing can be
-            written there.
+        InputError: if another run holds the folder, one around it or a fold in it, and says which one; or if nothing
+            can be written there.
     """
     place = folder.resolve()
     if not _held.isdisjoint([place, *place.parents]) or (folder.exists() and not folder.is_dir()):
@@ -38,10 +38,11 @@ def locked(folder: Path) -> Iterator[None]:
         return
     with ExitStack() as stack:
         with one_line(f"--output_dir {folder} cannot be written"):
-            for outer in place.parents:
+            folds = [lock.parent for lock in place.glob(f"fold-*/{LOCK}")]
+            for other in (*place.parents, *folds):
                 with suppress(OSError):  # a file of another user
-                    if (outer / LOCK).is_file():  # of a cross-validation, for example, whose fold this is
-                        _acquire(folder, outer).release()
+                    if (other / LOCK).is_file():  # of a cross-validation, for example, or of one of its folds
+                        _acquire(folder, other).release()
             stack.callback(_remove_empty, _made(place))
             lock = _acquire(folder, place)
             stack.callback(lock.release)
@@ -65,7 +66,7 @@ def _made(place: Path) -> list[Path]:
 
 
 def _acquire(folder: Path, place: Path) -> FileLock:
-    """Takes the lock of `place`, which is the `folder` or one around it. Raises InputError if another run has it."""
+    """Takes the lock of `place`: the `folder`, or one around or in it. Raises InputError if another run has it."""
     lock = FileLock(place / LOCK, timeout=0)
     try:
         lock.acquire()

@@ -56,6 +56,18 @@ def test_a_second_run_is_told_who_has_the_folder_and_a_kill_lets_it_go(tmp_path)
     assert not list(folder.iterdir())
 
 
+def test_a_cross_validation_waits_for_a_run_in_the_folder_of_a_fold(tmp_path):
+    process = hold(tmp_path / "fold-2")
+    try:
+        with pytest.raises(InputError, match=f"is in use by another run, process {process} on"), locked(tmp_path):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == ["fold-2"]
+    finally:
+        kill(process)
+    with locked(tmp_path):
+        pass
+
+
 def test_nothing_is_left_of_the_lock_nor_of_a_folder_that_stays_empty(tmp_path):
     with locked(tmp_path / "new" / "out"):
         assert (tmp_path / "new" / "out" / LOCK).exists()
