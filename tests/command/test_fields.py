@@ -42,6 +42,7 @@ LEAVE_THE_WEIGHTS = {
     "do_eval": True,
     "do_predict": True,
     "skip_memory_metrics": False,
+    "include_for_metrics": ["loss"],
     "predictions_format": "parquet",
     "predictions_with_text": True,
     "raw_csv": True,

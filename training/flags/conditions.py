@@ -89,7 +89,6 @@ UNFIT = {  # flag -> the value that the command cannot do without, and why
     "bf16_full_eval": (False, "the library would round the weights that are saved; evaluations run in float32"),
     "fp16_full_eval": (False, "the library would round the weights that are saved; evaluations run in float32"),
     "debug": ("", "the library's hooks fail on the masks of this kind of model"),
-    "include_for_metrics": ([], "metrics need the predictions and the labels alone"),
     "hub_always_push": (False, "a save is not pushed while the push before it is still under way"),
 }
 UNFIT_FOR_FOLDS = {  # flag -> why it does not go with folds
