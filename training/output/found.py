@@ -32,6 +32,8 @@ OF_OLDER_RELEASES = {RECORD, "README.md", *CONFIGS} | set(
 # Files that a run may write. A file of another name is looked for when the run is about to write it.
 WRITTEN = OF_OLDER_RELEASES | CODE_NAMES
 WEIGHTS = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+# Files of a checkpoint besides; the manifest is first written under another name.
+OF_TRAINER = re.compile(r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|\..*\.unfinished")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def look(folder: Path, resume_from_checkpoint: str | None = None) -> Found:
         record=record,
         files=tuple(files_of(folder, record)),
         folds=tuple(folds),
-        checkpoints=tuple(each for each in saved_in(folder) if _is_our_checkpoint(each.path)),
+        checkpoints=tuple(each for each in saved_in(folder) if _is_our_checkpoint(each.path, record)),
         foreign=tuple(_foreign(folder, record)),
         foreign_folds=tuple(foreign_folds),
         another_kind=tuple(_another_kind(folder, record)),
@@ -143,8 +145,9 @@ def files_of(folder: Path, record: RunRecord | None) -> list[str]:
 
 def all_of_run(folder: Path) -> tuple[str, ...]:
     """`Found.all_of_run`, without a look at what the checkpoints hold."""
-    checkpoints = [path for path in checkpoints_in(folder) if _is_our_checkpoint(path)]
-    return _in_order(_folds(folder)[0], checkpoints, files_of(folder, RunRecord.read(folder)))
+    record = RunRecord.read(folder)
+    checkpoints = [path for path in checkpoints_in(folder) if _is_our_checkpoint(path, record)]
+    return _in_order(_folds(folder)[0], checkpoints, files_of(folder, record))
 
 
 def _in_order(folds: Iterable[str], checkpoints: Iterable[Path], files: Iterable[str]) -> tuple[str, ...]:
@@ -169,7 +172,7 @@ def _foreign(folder: Path, record: RunRecord | None) -> list[str]:
         written = path.name in WRITTEN | {STAGING} or WEIGHTS.fullmatch(path.name)
         if written and path.name not in ours:
             foreign.append(path.name)
-        elif _numbered(path, CHECKPOINT) and not _is_our_checkpoint(path):
+        elif _numbered(path, CHECKPOINT) and not _is_our_checkpoint(path, record):
             foreign.append(_told(path))
         elif path.name == NEW_RUN:
             foreign += _foreign_inside(path)
@@ -203,22 +206,30 @@ def _numbered(path: Path, prefix: str) -> bool:
     return path.name.startswith(prefix) and path.name.removeprefix(prefix).isdecimal()
 
 
-def _is_our_checkpoint(path: Path) -> bool:
-    """Whether a run of ours has saved the checkpoint, or begun to. It is never a link: its target is the user's."""
+def _is_our_checkpoint(path: Path, record: RunRecord | None) -> bool:
+    """Whether the run with this record, or an older one of ours, has saved the checkpoint, or begun to.
+
+    It is never a link: its target is the user's. A kill in a save may leave any part of it, and half a config.
+    """
     if path.is_symlink() or not path.is_dir():
         return False
     model_type = _model_type(path / "config.json")
-    if model_type is not None:
+    if model_type:
         return model_type == "lstmpool"
-    begun = {inner.name for inner in path.iterdir()} <= CODE_NAMES  # these are saved before the config
-    return begun or (path / MANIFEST).is_file()
+    if (path / MANIFEST).is_file():
+        return True
+    names = [inner.name for inner in path.iterdir()]
+    if record is not None and not record.finished:
+        return all(name in WRITTEN or WEIGHTS.fullmatch(name) or OF_TRAINER.fullmatch(name) for name in names)
+    return set(names) <= CODE_NAMES  # these are saved before the config
 
 
 def _another_kind(folder: Path, record: RunRecord | None) -> list[str]:
     """Names of the weights, the config and the checkpoints, if the model is of another or an unknown kind."""
     if not folder.is_dir():
         return []
-    types = _model_types(folder, "config.json", f"{CHECKPOINT}*/config.json")
+    found = _model_types(folder, "config.json", f"{CHECKPOINT}*/config.json")
+    types = [each for each in found if each]  # a kill may have left an empty config
     if types[0] == "lstmpool" if types else record is not None:
         return []
     of_model = ("config.json", "*.safetensors", "*.safetensors.index.json")

@@ -142,6 +142,29 @@ def test_links_and_other_peoples_checkpoints_and_folds_are_the_users(tmp_path):
     assert found.foreign_folds == ("fold-2 (a link)", "fold-3/config.json")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        (*CODE_NAMES, "config.json"),
+        ("config.json",),
+        ("README.md", "adapter_config.json", "adapter_model.safetensors"),
+        ("model.safetensors", "optimizer.pt", "rng_state_1.pth", "trainer_state.json", ".manifest.json.unfinished"),
+        (),
+    ],
+)
+def test_what_a_kill_leaves_of_a_save_is_the_runs(tmp_path, names):
+    """The config may be empty: it was opened, and nothing was written yet."""
+    (tmp_path / "checkpoint-8").mkdir()
+    for name in names:
+        (tmp_path / "checkpoint-8" / name).touch()
+    RunRecord({}, {}, files=["run.json"]).write(tmp_path)
+    found = look(tmp_path)
+    assert [each.path.name for each in found.checkpoints] == ["checkpoint-8"]
+    assert found.foreign == () and found.another_kind == ()
+    (tmp_path / "checkpoint-8" / "notes.txt").touch()
+    assert look(tmp_path).foreign == ("checkpoint-8",)
+
+
 def test_the_new_run_is_found_in_its_folder_and_what_is_not_its_own_is_the_users(tmp_path):
     new = tmp_path / ".new_run"
     put(new, "README.md")
