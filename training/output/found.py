@@ -32,8 +32,10 @@ OF_OLDER_RELEASES = {RECORD, "README.md", *CONFIGS} | set(
 # Files that a run may write. A file of another name is looked for when the run is about to write it.
 WRITTEN = OF_OLDER_RELEASES | CODE_NAMES
 WEIGHTS = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
-# Files of a checkpoint besides; the manifest is first written under another name.
-OF_TRAINER = re.compile(r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|\..*\.unfinished")
+# Files of a checkpoint besides. Weights and the manifest are first written under other names.
+OF_TRAINER = re.compile(
+    r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|\.tmp\w+|\..*\.unfinished"
+)
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,7 @@ def test_links_and_other_peoples_checkpoints_and_folds_are_the_users(tmp_path):
         (*CODE_NAMES, "config.json"),
         ("config.json",),
         ("README.md", "adapter_config.json", "adapter_model.safetensors"),
+        ("README.md", ".tmpkqJCJF"),
         ("model.safetensors", "optimizer.pt", "rng_state_1.pth", "trainer_state.json", ".manifest.json.unfinished"),
         (),
     ],
