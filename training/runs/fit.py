@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.summary import data_lines, describe_data
@@ -18,7 +18,7 @@ from lstmpool.training.loop.interruption import stop_at_step
 from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.measuring import TrainerMetrics
 from lstmpool.training.loop.progress import Progress
-from lstmpool.training.loop.trainer import LstmPoolTrainer
+from lstmpool.training.loop.trainer import EarlyStoppingCallback, LstmPoolTrainer
 from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments
 from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.layer_cache import CACHE, StatesCollator, cached_states
