@@ -22,6 +22,7 @@ from lstmpool.training.loop.trainer import EarlyStoppingCallback, LstmPoolTraine
 from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments
 from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.layer_cache import CACHE, StatesCollator, cached_states
+from lstmpool.training.model.starts import set_prior
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import learning_rates, prepare_layers, trained_head
@@ -92,6 +93,8 @@ def load(state: State) -> None:
     if job.task.has_numbers and args.do_train and args.standardize_targets:
         state.scale = TargetScale(job.splits["train"].labels)
         state.scale.switch_on(trained_head(state.model), is_fresh)
+    if is_fresh and args.do_train and not state.resumed:
+        set_prior(trained_head(state.model), _targets(state, "train"), job.task, args.class_weights == "balanced")
     print(describe_model(state.model, job.backbone.title), flush=True)
     state.inputs = {name: tokens.with_labels(_targets(state, name)) for name, tokens in state.tokens.items()}
     state.collator = DataCollatorWithPadding(job.tokenizer)  # each batch is padded to its longest text
