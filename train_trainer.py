@@ -131,7 +131,7 @@ def _run_alone(
     from lstmpool.training.runs.folds import cross_validate
     from lstmpool.training.runs.job import read_job
     from lstmpool.training.runs.search import Search, check_goes_on, unsearched
-    from lstmpool.training.runs.search_space import space_of
+    from lstmpool.training.runs.search_space import of_rows, space_of
 
     # All checks come before any weights are read.
     settings = settings_of(model_args, data_args, args)
@@ -153,6 +153,7 @@ def _run_alone(
     try:
         tokens = job.encode()
         if space:
+            space, args = of_rows(space, args, len(job.splits["train"]))
             search = Search(job, args, space, tokens)
             job, args = search.run()
             check_goes_on(start, args, job.settings)

@@ -14,7 +14,7 @@ from transformers.integrations import get_available_reporting_integrations
 from lstmpool.training.data.sources import named_splits
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import MAPS, DataArguments, ModelArguments
-from lstmpool.training.flags.defaults import worked_out
+from lstmpool.training.flags.defaults import Limits, worked_out
 from lstmpool.training.flags.documents import parse_document, typed
 from lstmpool.training.flags.help import exit_with_help_if_asked, make_parser
 from lstmpool.training.flags.recipe import unknown, with_recipe
@@ -46,6 +46,7 @@ def parse_arguments(
     check(WITH_SPLITS, Flags(model_args, data_args, given, values, places))
 
     args = build(values)
+    args.limits = Limits.of(given)
     loggers = tuple(get_available_reporting_integrations())
     found = {"processes": args.world_size, "device": args.device.type, "loggers": loggers}
     flags = Flags(model_args, data_args, given, vars(args), places, **found)

@@ -282,6 +282,26 @@ def test_the_loss_that_was_asked_for_is_trained_on(work, monkeypatch):
     assert losses["smooth_l1"] < 0.6 * losses["mse"]  # near zero it is half the square
 
 
+STILL = ["--learning_rate=0", "--head_learning_rate=0", "--num_train_epochs=1"]
+
+
+def test_a_new_classifier_starts_at_the_labels_shares_and_an_old_one_as_it_is(work, monkeypatch):
+    counts = pandas.read_csv(work / "train.csv")["label"].value_counts()
+    shares = np.log([(counts[name] + 0.5) / 97 for name in ("animal", "other")])
+    bias = {}
+    for name, words in {
+        "fresh": [],
+        "balanced": ["--class_weights=balanced"],
+        "kept": ["--init_from=balanced"],
+        "other_labels": ["--init_from=balanced", "--label_column_name=price"],  # 8 classes of 12 rows each
+    }.items():
+        folder, _ = run(work, monkeypatch, name, *STILL, *words, backbone=not any("init" in word for word in words))
+        bias[name] = load_file(folder / "model.safetensors")["classifier.bias"].numpy()
+    np.testing.assert_allclose(bias["fresh"], shares, rtol=1e-6)
+    assert (bias["balanced"] == 0).all() and (bias["kept"] == 0).all()
+    np.testing.assert_allclose(bias["other_labels"], [np.log(12.5 / 100)] * 8, rtol=1e-6)
+
+
 def test_training_stops_early(work, monkeypatch):
     words = ["--num_train_epochs=9", "--learning_rate=0", "--head_learning_rate=0", "--early_stopping_patience=2"]
     folder, _ = run(work, monkeypatch, "early", *words, "--save_total_limit=9")

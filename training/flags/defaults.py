@@ -3,8 +3,9 @@
 `worked_out` is a pure function: it does not change its arguments. `rules` checks what it returns.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lstmpool.training.flags.arguments import AUTO, DataArguments
 
@@ -31,6 +32,55 @@ DOING = {  # flag -> the split whose rows it needs
     "do_predict": "test",
 }
 STEPS = 500  # between evaluations by steps, if no number is named: the library's own default
+LEAST_STEPS = 300  # of a run, where the user leaves its length to the command
+MOST_EVALUATIONS = 10  # of a run that is made longer: its epochs may be tiny
+LENGTH = ("num_train_epochs", "max_steps")
+EVALUATION = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps")
+LOGGING = ("logging_strategy", "logging_steps")
+
+
+class Limits(NamedTuple):
+    """How long a run is at least, and how often it evaluates and logs at most. 0: as its other arguments say."""
+
+    least_steps: int = 0
+    most_evaluations: int = 0  # and saves, which go with them
+    logs: int = 0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Limits":
+        """The limits of a run whose user has named the flags `given`. What is named wins."""
+        if any(name in given for name in LENGTH):
+            return cls()
+        evaluations, logs = [
+            0 if any(name in given for name in names) else MOST_EVALUATIONS for names in (EVALUATION, LOGGING)
+        ]
+        return cls(LEAST_STEPS, evaluations, logs)
+
+
+class Budget(NamedTuple):
+    """How long a run is."""
+
+    epochs: float
+    steps: int
+
+    def every(self, most: int) -> int:
+        """The steps between evaluations, of which there are `most`; 0 if one an epoch is not too often."""
+        return 0 if most == 0 or self.epochs <= most else math.ceil(self.steps / most)
+
+
+def budget(rows: int, batch: int, epochs: float, least_steps: int = LEAST_STEPS) -> Budget:
+    """The length of a run over `rows`: so many epochs, or as many whole ones as give `least_steps`.
+
+    Args:
+        rows: that are trained on.
+        batch: rows a step, over all processes and accumulated batches.
+        epochs: the least number of epochs.
+        least_steps: 0 for none.
+    """
+    steps_an_epoch = math.ceil(rows / batch)
+    if epochs * steps_an_epoch < least_steps:
+        epochs = math.ceil(least_steps / steps_an_epoch)
+    return Budget(epochs, math.ceil(epochs * steps_an_epoch))
 
 
 def worked_out(

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import transformers
 
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import TrainingFields
-from lstmpool.training.flags.defaults import FINE_TUNING
+from lstmpool.training.flags.defaults import FINE_TUNING, Limits
 
 
 # The defaults of a fine-tune on this machine.
@@ -27,6 +27,7 @@ class TrainingArguments(TrainingFields, transformers.TrainingArguments):
     _argument_group_name = "training"
 
     hub_private_repo: bool = False  # a field of the library's, here as a flag that needs no value
+    limits: Limits = field(init=False, default=Limits())  # no flag: it follows from those that were named
 
 
 def build(values: Mapping[str, Any]) -> TrainingArguments:

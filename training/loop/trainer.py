@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint as recompute
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from lstmpool.training.data.order import lengths_of
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments, refused
-from lstmpool.training.loop.checkpoints import Kept, find_best, read_state
+from lstmpool.training.loop.checkpoints import Kept, find_best, read_state, wins_tie
 from lstmpool.training.loop.divergence import StopAtDivergence, check_weights
 from lstmpool.training.loop.measuring import in_float32, same_random_numbers
 from lstmpool.training.loop.trainer_arguments import changed
@@ -132,6 +133,21 @@ class _LengthGroupedSampler(LengthGroupedSampler):
         self.generator.manual_seed(self.seed + epoch)
 
 
+class EarlyStoppingCallback(transformers.EarlyStoppingCallback):
+    """The library's, where an equal metric with a lower loss is an improvement, too: see `wins_tie`.
+
+    It keeps the library's name, under which checkpoints hold its count.
+    """
+
+    def check_metric_value(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metric_value: float
+    ) -> None:
+        """Counts the evaluations in a row without an improvement."""
+        super().check_metric_value(args, state, control, metric_value)
+        if wins_tie(state, metric_value):
+            self.early_stopping_patience_counter = 0
+
+
 class LstmPoolTrainer(Trainer):
     """The library's Trainer, with a group in the optimizer for each rate (see `learning_rates`).
 
@@ -223,6 +239,15 @@ class LstmPoolTrainer(Trainer):
             return True
         last_step = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         return state.global_step >= last_step
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: None) -> bool:
+        """Whether this evaluation is the best one so far: as in the library, but ties are decided by `wins_tie`."""
+        named = self.args.metric_for_best_model
+        value = metrics.get(f"eval_{named.removeprefix('eval_')}") if named else None
+        if not wins_tie(self.state, value):
+            return super()._determine_best_metric(metrics, trial)
+        self.state.best_global_step = self.state.global_step
+        return True
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         args = self.args

@@ -52,6 +52,7 @@ class CardContents:
     lora: ModelArguments | None = None  # how the adapters were made, if there are any
     data_args: DataArguments | None = None  # where the rows came from; unset: nowhere that others can look up
     results: dict[str, dict[str, float]] = field(default_factory=dict)  # by split and metric
+    caveats: list[str] = field(default_factory=list)  # warnings, in Markdown
 
     @property
     def task(self) -> type[Task]:
@@ -87,6 +88,7 @@ def model_card(run: CardContents) -> str:
         calibration=_calibration(run.learned, judged_on),
         thresholds=_thresholds(run.learned, judged_on),
         plots=run.plots,
+        caveats=run.caveats,
         data=_data(run),
         trained=run.args.do_train,
         settings=_settings(run),

@@ -33,6 +33,7 @@ def settings_of(model: ModelArguments, data: DataArguments, training: TrainingAr
     """The arguments that decide how a run ends, as values that JSON knows."""
     settings = asdict(model) | asdict(data) | training.to_dict()
     settings["processes"] = training.world_size
+    settings |= training.limits._asdict()
     names = [name for name in settings if not name.startswith(NO_MATTER) and name not in NO_MATTER_EITHER]
     return json.loads(json.dumps({name: settings[name] for name in sorted(names)}, default=str))
 

@@ -5,6 +5,8 @@ import math
 from transformers import PreTrainedModel, Trainer
 
 from lstmpool.training.errors import as_line
+from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.loop.trainer_arguments import budget_of
 from lstmpool.training.output.markdown import python_text, visible
 from lstmpool.training.tasks.task import Task
 
@@ -38,6 +40,16 @@ def describe_model(model: PreTrainedModel, title: str) -> str:
         return f"{line}."
     trained = f"{adapters + new:,} of {sum(sizes.values()):,} parameters"
     return f"{line}; adapters: {adapters:,} parameters. Trained: {trained}."
+
+
+def describe_length(args: TrainingArguments, rows: int) -> str:
+    """Says how many steps will be trained, and what sets another number."""
+    length, usual = budget_of(args, rows), TrainingArguments.num_train_epochs
+    line = f"Training: {length.steps} steps on {rows} rows, {length.epochs:.3g} epochs"
+    if not args.limits.least_steps or length.epochs == usual:
+        return f"{line}."
+    few = f"since {usual:g} are fewer than {args.limits.least_steps} steps"
+    return f"{line}, {few}; --num_train_epochs sets another number."
 
 
 def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:

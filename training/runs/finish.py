@@ -6,9 +6,12 @@ To leave another file, name it in `_files`.
 import time
 from typing import Any
 
+from lstmpool.training.data.summary import remarks
+from lstmpool.training.evaluation.results import no_label_given, nothing_learnt
+from lstmpool.training.model.starts import loss_of_prior
+from lstmpool.training.output import markdown
 from lstmpool.training.output.artifacts import Writers, plots_of, predictions_of
 from lstmpool.training.output.folder import handover, json_writer, text_writer, write_output
-from lstmpool.training.output.markdown import visible
 from lstmpool.training.output.model_card import CardContents, model_card
 from lstmpool.training.output.terminal import describe_best, loading_lines, rows_of, text_table
 from lstmpool.training.runs.state import State
@@ -19,15 +22,18 @@ def write_files(state: State) -> None:
     table = _table(state)
     best = describe_best(state.trainer, state.job.task.titles)
     saves_model = _has_new_weights(state)
+    warnings = _warnings(state)
     plots = plots_of(state.evaluation, state.trainer.state.log_history)
     files = _files(state, plots)
     if saves_model:
-        files["README.md"] = text_writer(_card(state, table, best, list(plots)))
+        files["README.md"] = text_writer(_card(state, table, best, list(plots), warnings))
     write_output(state.folder, state.model if saves_model else None, state.job.tokenizer, files)
     if state.start.within:
         handover(state.final)
     print(f"\n{text_table(table)}\n\n{best}")
-    print(f"Done in {time.monotonic() - state.began:.0f} s. {visible(str(state.shown))} holds", end=" ")
+    for warning in warnings:
+        print(f"Warning: {warning}")
+    print(f"Done in {time.monotonic() - state.began:.0f} s. {markdown.visible(str(state.shown))} holds", end=" ")
     if saves_model:
         lines = _loading_lines(state, str(state.shown))
         print("the model; these lines load it:\n\n" + "\n".join(lines))
@@ -68,7 +74,34 @@ def _metrics(state: State) -> dict[str, Any]:
     return metrics
 
 
-def _card(state: State, table: list[list[str]], best: str, plots: list[str]) -> str:
+def _warnings(state: State) -> list[str]:
+    """What the results warn of, a line each."""
+    lines = []
+    if state.args.do_train:
+        labels = state.job.splits["train"].labels
+        lines = nothing_learnt(state.evaluation, labels, _losses(state, labels))
+    return lines + no_label_given(state.evaluation, tuned=state.args.tune_thresholds)
+
+
+def _losses(state: State, labels: Any) -> tuple[float, float] | None:
+    """The last training loss and that of one answer for all rows, if they are of the same kind: the model's own."""
+    logged = [entry["loss"] for entry in state.trainer.state.log_history if "loss" in entry]
+    if not logged or state.trainer.compute_loss_func is not None:
+        return None
+    targets = labels if state.scale is None else state.scale.divide(labels)
+    return logged[-1], loss_of_prior(targets, state.job.task)
+
+
+def _caveats(state: State, warnings: list[str]) -> list[str]:
+    """The warnings before and after training, in Markdown."""
+    before = []
+    if state.args.do_train:
+        weighted = state.args.class_weights is not None
+        before = remarks(state.job.splits, state.job.task, weighted, named=markdown.name)
+    return before + warnings
+
+
+def _card(state: State, table: list[list[str]], best: str, plots: list[str], warnings: list[str]) -> str:
     """The model card. `table`: of results; `best`: which checkpoint was kept; `plots`: names of files."""
     job = state.job
     name = state.shown.resolve().name
@@ -88,6 +121,7 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str]) -> 
         command=job.command,
         data_args=job.data_args,
         results=state.evaluation.results,
+        caveats=_caveats(state, warnings),
     )
     return model_card(run)
 

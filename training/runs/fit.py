@@ -4,13 +4,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.summary import data_lines, describe_data
 from lstmpool.training.evaluation.baselines import fit_baselines, top_states
 from lstmpool.training.evaluation.learned_head import Arrays, Learned, calibrate, find_thresholds, fold_scale
 from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.flags.defaults import Limits
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.checkpoints import find_best
 from lstmpool.training.loop.divergence import check_weights
@@ -18,10 +19,11 @@ from lstmpool.training.loop.interruption import stop_at_step
 from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.measuring import TrainerMetrics
 from lstmpool.training.loop.progress import Progress
-from lstmpool.training.loop.trainer import LstmPoolTrainer
-from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments
+from lstmpool.training.loop.trainer import EarlyStoppingCallback, LstmPoolTrainer
+from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments, within_limits
 from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.layer_cache import CACHE, StatesCollator, cached_states
+from lstmpool.training.model.starts import set_prior
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import learning_rates, prepare_layers, trained_head
@@ -29,7 +31,7 @@ from lstmpool.training.output.folder import check_resumed, prepare_output
 from lstmpool.training.output.lock import locked
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
-from lstmpool.training.output.terminal import describe_model
+from lstmpool.training.output.terminal import describe_length, describe_model
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.runs.state import Extras, State
@@ -58,7 +60,7 @@ def fit(
         Interrupted: after a signal, at the end of the step, once a checkpoint is saved.
     """
     works_there = changed(args, output_dir=str(start.place(args.output_dir)))
-    state = State(job, works_there, start, extras or Extras(), tokens)
+    state = State(job, _long_enough(job, works_there, start), start, extras or Extras(), tokens)
     with locked(state.final) if state.is_first_process else nullcontext():
         read(state)
         load(state)
@@ -66,6 +68,16 @@ def fit(
         measure(state)
         write(state)
     return state.evaluation
+
+
+def _long_enough(job: Job, args: TrainingArguments, start: Start) -> TrainingArguments:
+    """The arguments with a budget of steps for the rows at hand. A run that an older release began goes on without."""
+    if not args.do_train:
+        return args
+    earlier = RunRecord.read(start.checkpoint.parent) if isinstance(start, Resume) else None
+    if earlier is not None and "least_steps" not in earlier.settings:
+        args = changed(args, limits=Limits())
+    return within_limits(args, len(job.splits["train"]))
 
 
 # ---------------------------------------------------------------------------------------------------------------- read
@@ -92,6 +104,8 @@ def load(state: State) -> None:
     if job.task.has_numbers and args.do_train and args.standardize_targets:
         state.scale = TargetScale(job.splits["train"].labels)
         state.scale.switch_on(trained_head(state.model), is_fresh)
+    if is_fresh and args.do_train and not state.resumed:
+        set_prior(trained_head(state.model), _targets(state, "train"), job.task, args.class_weights == "balanced")
     print(describe_model(state.model, job.backbone.title), flush=True)
     state.inputs = {name: tokens.with_labels(_targets(state, name)) for name, tokens in state.tokens.items()}
     state.collator = DataCollatorWithPadding(job.tokenizer)  # each batch is padded to its longest text
@@ -168,6 +182,7 @@ def train(state: State) -> None:
     if state.args.baselines:
         state.frozen_states = {name: top_states(state.trainer, state.inputs[name]) for name in state.labelled}
     if state.args.do_train:
+        print(describe_length(state.args, len(state.job.splits["train"])), flush=True)
         with stop_at_step(state.trainer):
             state.trainer.train_from(str(state.resumed) if state.resumed else None)
     if state.job.model_args.merge:  # before measuring, so that the model that is measured is the one that is saved

@@ -6,7 +6,7 @@ from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags import rules as tables_of_rules
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
-from lstmpool.training.flags.defaults import FINE_TUNING, worked_out
+from lstmpool.training.flags.defaults import FINE_TUNING, Budget, Limits, budget, worked_out
 from lstmpool.training.flags.rules import (
     AT_ONCE,
     DATA_SOURCE,
@@ -333,3 +333,57 @@ def test_working_out_changes_nothing_that_it_is_given():
     given, defaults, places = {"eval_strategy": "steps"}, dict(FINE_TUNING), dict(ALL)
     worked_out(given, defaults, DataArguments(), places)
     assert (given, defaults, places) == ({"eval_strategy": "steps"}, FINE_TUNING, ALL)
+
+
+# --------------------------------------------------------------------------------------------- how long a run is
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "wanted"),
+    [
+        (300, 16, 3, Budget(16, 304)),  # 19 steps an epoch, of which 15 give 285
+        (100, 16, 3, Budget(43, 301)),
+        (4, 16, 3, Budget(300, 300)),
+        (1600, 16, 3, Budget(3, 300)),
+        (1599, 16, 3, Budget(3, 300)),
+        (1584, 16, 3, Budget(4, 396)),  # 99 an epoch
+        (10**6, 16, 3, Budget(3, 187_500)),
+        (300, 16, 20.5, Budget(20.5, 390)),
+        (300, 64, 3, Budget(60, 300)),
+    ],
+)
+def test_few_rows_get_more_epochs(rows, batch, epochs, wanted):
+    assert budget(rows, batch, epochs, least_steps=300) == wanted
+
+
+def test_a_budget_without_a_least_number_of_steps_is_what_the_epochs_say():
+    assert budget(300, 16, 3, least_steps=0) == Budget(3, 57)
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "every"),
+    [
+        (Budget(16, 304), 10, 31),
+        (Budget(300, 300), 10, 30),
+        (Budget(11, 11), 10, 2),
+        (Budget(10, 300), 10, 0),
+        (Budget(16, 304), 0, 0),
+    ],
+)
+def test_many_short_epochs_are_evaluated_a_few_times(length, most, every):
+    assert length.every(most) == every
+
+
+@pytest.mark.parametrize(
+    ("given", "limits"),
+    [
+        ({}, (300, 10, 10)),
+        ({"learning_rate": 1e-4}, (300, 10, 10)),
+        ({"num_train_epochs": 3}, (0, 0, 0)),
+        ({"max_steps": 9}, (0, 0, 0)),
+        ({"eval_strategy": "epoch"}, (300, 0, 10)),
+        ({"eval_delay": 2}, (300, 0, 10)),
+        ({"save_strategy": "epoch"}, (300, 0, 10)),
+        ({"logging_steps": 5}, (300, 10, 0)),
+    ],
+)
+def test_what_the_user_has_named_is_not_limited(given, limits):
+    assert Limits.of(given) == limits

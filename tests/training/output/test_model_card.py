@@ -28,6 +28,7 @@ def card(
     name="mine",
     rows=None,
     results=None,
+    caveats=(),
     **options,
 ):
     """A card of a made-up run, and its header. `rows` are the arguments that say where its rows came from."""
@@ -51,6 +52,7 @@ def card(
             command=list(command),
             data_args=DataArguments(**(rows or {})),
             results=results or {},
+            caveats=list(caveats),
         )
     )
     return text, yaml.safe_load(text.split("\n---\n")[0])
@@ -176,6 +178,12 @@ def test_what_was_learnt_is_shown_on_rows_that_it_was_not_fitted_on(tmp_path):
 )
 def test_the_settings_are_those_of_the_run(tmp_path, options, row):
     assert f"| {row} |" in card(tmp_path, **options)[0].splitlines()
+
+
+def test_warnings_are_caveats_and_there_is_no_such_part_without_one(tmp_path):
+    text = card(tmp_path, caveats=["this run is short.", "fewer rows have `a|b` (1)."])[0]
+    assert "\n\n## Caveats\n\n- This run is short.\n- Fewer rows have `a|b` (1).\n\n## Data\n" in text
+    assert "Caveats" not in card(tmp_path)[0]
 
 
 def test_every_field_of_the_config_has_a_row(tmp_path):
