@@ -52,6 +52,7 @@ class CardContents:
     lora: ModelArguments | None = None  # how the adapters were made, if there are any
     data_args: DataArguments | None = None  # where the rows came from; unset: nowhere that others can look up
     results: dict[str, dict[str, float]] = field(default_factory=dict)  # by split and metric
+    about_linear: str = ""  # what there is to say of the linear baseline beyond its numbers
 
     @property
     def task(self) -> type[Task]:
@@ -80,6 +81,7 @@ def model_card(run: CardContents) -> str:
         snippet=markdown.code_block("\n".join(run.snippet), "python"),
         results=markdown.table(run.table),
         best=run.best,
+        about_linear=run.about_linear,
         searched=run.args.hp_search,
         chose_epoch="validation" in run.data and run.args.do_train and run.args.load_best_model_at_end,
         judged_on=judged_on,
