@@ -266,8 +266,11 @@ class TrainingFields:
         },
     )
     baselines: bool = field(
-        default=False,
-        metadata={"help": "Also report the most frequent label and a linear model on the frozen backbone."},
+        default=True,
+        metadata={
+            "help": "Also fit what costs seconds, a linear model on the vectors of the backbone before training, and "
+            "warn if it is better. The most frequent label stands beside them."
+        },
     )
     hp_search: int | None = field(
         default=None,

@@ -53,6 +53,7 @@ class CardContents:
     data_args: DataArguments | None = None  # where the rows came from; unset: nowhere that others can look up
     results: dict[str, dict[str, float]] = field(default_factory=dict)  # by split and metric
     caveats: list[str] = field(default_factory=list)  # warnings, in Markdown
+    about_linear: str = ""  # what there is to say of the linear baseline beyond its numbers
 
     @property
     def task(self) -> type[Task]:
@@ -81,6 +82,7 @@ def model_card(run: CardContents) -> str:
         snippet=markdown.code_block("\n".join(run.snippet), "python"),
         results=markdown.table(run.table),
         best=run.best,
+        about_linear=run.about_linear,
         searched=run.args.hp_search,
         chose_epoch="validation" in run.data and run.args.do_train and run.args.load_best_model_at_end,
         judged_on=judged_on,

@@ -7,6 +7,8 @@ from transformers import PreTrainedModel, Trainer
 from lstmpool.training.errors import as_line
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import budget_of
+from lstmpool.training.evaluation.baselines import Baselines, Scores
+from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.output.markdown import python_text, visible
 from lstmpool.training.tasks.task import Task
 
@@ -62,6 +64,37 @@ def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
     metric = args.metric_for_best_model
     epoch = state.best_global_step * state.epoch / state.global_step
     return f"Epoch {epoch:.3g} was kept: validation {titles.get(metric, metric)} {state.best_metric:.3f}."
+
+
+def beside_baselines(evaluation: Evaluation, baselines: dict[str, Scores]) -> list[str]:
+    """A line for each split: the headline metric of the model, with its interval, and those of the baselines."""
+    headline = evaluation.task.headline
+    lines = []
+    for split, result in evaluation.results.items():
+        beside = [f"{title} {_number(of[split][headline])}" for title, of in baselines.items() if split in of]
+        interval = evaluation.intervals.get(split)
+        brackets = " [{:.3f}, {:.3f}]".format(*interval) if interval else ""
+        if beside:
+            ours = f"{split} {evaluation.task.titles[headline]} {_number(result[headline])}{brackets}"
+            lines.append("; ".join([ours, *beside]))
+    return lines
+
+
+def about_linear(baselines: Baselines, title: str) -> list[str]:
+    """What there is to say of the linear model beyond its numbers: a line or two, or none.
+
+    The warning, if it is better than the trained model, stands last. `title`: of the headline metric.
+    """
+    lines = [baselines.drawn] if baselines.drawn else []
+    lead = baselines.lead
+    if lead is not None:
+        doubt = "" if lead.is_clear else ", but not clearly,"
+        lines.append(
+            f"Warning: a linear model on the backbone's vectors is better than this model{doubt} on {lead.split}: "
+            f"{title} {_number(lead.linear)} beside {_number(lead.trained)}. Train on more rows or for more steps, "
+            "or use the linear model."
+        )
+    return lines
 
 
 def rows_of(

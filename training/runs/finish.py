@@ -13,7 +13,14 @@ from lstmpool.training.output import markdown
 from lstmpool.training.output.artifacts import Writers, plots_of, predictions_of
 from lstmpool.training.output.folder import handover, json_writer, text_writer, write_output
 from lstmpool.training.output.model_card import CardContents, model_card
-from lstmpool.training.output.terminal import describe_best, loading_lines, rows_of, text_table
+from lstmpool.training.output.terminal import (
+    about_linear,
+    beside_baselines,
+    describe_best,
+    loading_lines,
+    rows_of,
+    text_table,
+)
 from lstmpool.training.runs.state import State
 
 
@@ -31,6 +38,8 @@ def write_files(state: State) -> None:
     if state.start.within:
         handover(state.final)
     print(f"\n{text_table(table)}\n\n{best}")
+    for line in beside_baselines(state.evaluation, state.baselines.scores) + _about_linear(state):
+        print(line)
     for warning in warnings:
         print(f"Warning: {warning}")
     print(f"Done in {time.monotonic() - state.began:.0f} s. {markdown.visible(str(state.shown))} holds", end=" ")
@@ -58,11 +67,16 @@ def _files(state: State, plots: Writers) -> Writers:
     return files
 
 
+def _about_linear(state: State) -> list[str]:
+    task = state.job.task
+    return about_linear(state.baselines, task.titles[task.headline])
+
+
 def _table(state: State) -> list[list[str]]:
     """The table of results, with a head."""
     task, config = state.job.task, state.model.config
     results = {f"{config.layer_pooling} over {len(config.layers)} layers": state.evaluation.results}
-    results |= state.baselines
+    results |= state.baselines.scores
     return rows_of(results, task.titles, task.headline, state.evaluation.intervals)
 
 
@@ -70,7 +84,7 @@ def _metrics(state: State) -> dict[str, Any]:
     """The contents of metrics.json."""
     metrics = {"problem_type": state.job.task.problem_type, "data": state.summary}
     metrics |= state.evaluation.record()
-    metrics["baselines"] = state.baselines
+    metrics["baselines"] = state.baselines.scores
     return metrics
 
 
@@ -122,6 +136,7 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str], war
         data_args=job.data_args,
         results=state.evaluation.results,
         caveats=_caveats(state, warnings),
+        about_linear=" ".join(_about_linear(state)),
     )
     return model_card(run)
 

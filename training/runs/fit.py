@@ -8,7 +8,13 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.summary import data_lines, describe_data
-from lstmpool.training.evaluation.baselines import fit_baselines, top_states
+from lstmpool.training.evaluation.baselines import (
+    Baselines,
+    Vectors,
+    fit_baselines,
+    split_vectors,
+    why_no_linear_model,
+)
 from lstmpool.training.evaluation.learned_head import Arrays, Learned, calibrate, find_thresholds, fold_scale
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.defaults import Limits
@@ -178,9 +184,7 @@ def _read_layer_states(state: State) -> None:
 def train(state: State) -> None:
     """Trains, if that is wanted, and ends with the best epoch's weights."""
     state.trainer = _trainer(state)
-    state.frozen_states = {}
-    if state.args.baselines:
-        state.frozen_states = {name: top_states(state.trainer, state.inputs[name]) for name in state.labelled}
+    state.frozen_vectors = _frozen_vectors(state)
     if state.args.do_train:
         print(describe_length(state.args, len(state.job.splits["train"])), flush=True)
         with stop_at_step(state.trainer):
@@ -190,6 +194,33 @@ def train(state: State) -> None:
         state.trainer.model = merged
         state.trainer.model_wrapped = merged
     state.model = state.trainer.model
+
+
+def _frozen_vectors(state: State) -> dict[str, Vectors]:
+    """What the linear baseline reads, in the first process; empty if there is none. Others wait meanwhile."""
+    job, args = state.job, state.args
+    if not args.baselines or not args.do_train:
+        return {}
+    if reason := why_no_linear_model(job.task, vars(args) | vars(job.model_args)):
+        print(f"No linear baseline: {reason}.", flush=True)
+        return {}
+    found = {}
+    # each fold's test rows would be read for numbers that nobody sees: folds are judged together
+    names = [name for name in state.labelled if name != "test" or not job.data_args.cv_folds]
+    if state.is_first_process:
+        for name in names:
+            found[name] = split_vectors(
+                state.trainer.model,
+                job.splits[name],
+                state.inputs[name],
+                state.collator,
+                job.tokenizer,
+                batch_size=args.per_device_eval_batch_size,
+                seed=args.seed,
+                title=name,
+            )
+    args.distributed_state.wait_for_everyone()
+    return found
 
 
 def _trainer(state: State) -> LstmPoolTrainer:
@@ -218,13 +249,21 @@ def _trainer(state: State) -> LstmPoolTrainer:
 # ------------------------------------------------------------------------------------------------------------- measure
 def measure(state: State) -> None:
     """Folds what validation teaches into the weights, and measures what the model then gives."""
-    job, args = state.job, state.args
-    splits = [name for name in state.inputs if name != "train" or args.baselines]  # train only beside the baselines
+    job = state.job
+    splits = [name for name in state.inputs if name != "train"]
     logits = {name: predict_logits(state.trainer, state.inputs[name]) for name in splits}
     targets = {name: np.asarray(job.splits[name].labels) for name in splits if name in state.labelled}
     logits, learned = _learn_from_validation(state, logits, targets)
     state.evaluation = Evaluation.of(job.task, logits, targets, learned)
-    state.baselines = fit_baselines(state.frozen_states, targets, job.task) if args.baselines else {}
+    state.baselines = _baselines(state, targets)
+
+
+def _baselines(state: State, targets: Arrays) -> Baselines:
+    """The baselines, in the process that tells of them."""
+    if not state.args.baselines or not state.args.do_train or not state.is_first_process:
+        return Baselines()
+    labels = {"train": np.asarray(state.job.splits["train"].labels)} | targets
+    return fit_baselines(state.frozen_vectors, labels, state.evaluation, state.args.seed)
 
 
 def _learn_from_validation(state: State, logits: Arrays, targets: Arrays) -> Learned:

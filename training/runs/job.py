@@ -21,7 +21,7 @@ from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
 from lstmpool.training.tasks.multi_label import LabelTable
-from lstmpool.training.tasks.task import SCORED, BestBy, Task
+from lstmpool.training.tasks.task import BestBy, Task
 
 
 def as_column(labels: Sequence[Any]) -> Any:
@@ -158,11 +158,6 @@ def read_job(
 
 def _check_labels(splits: dict[str, Split], task: Task, args: TrainingArguments) -> None:
     """Prints what the user should know of the labels. Raises InputError if they cannot be learnt as `args` say."""
-    if args.baselines and len(task.names) > SCORED:
-        raise InputError(
-            f"--baselines is for up to {SCORED} outputs, found {len(task.names)}: linear models of so many take "
-            "hours, and all the memory. Leave it out."
-        )
     if args.do_train:
         task.check_learnable(splits["train"].labels, splits["train"].source)
         for remark in remarks(splits, task, weighted=args.class_weights is not None):

@@ -10,8 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.data.data_collator import DataCollator
 
-from lstmpool.training.evaluation.baselines import Scores
-from lstmpool.training.evaluation.learned_head import Arrays
+from lstmpool.training.evaluation.baselines import Baselines, Vectors
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
@@ -64,11 +63,11 @@ class State:
 
     # train
     trainer: LstmPoolTrainer = field(init=False)
-    frozen_states: Arrays = field(init=False)  # (N, H) before training, for the baselines
+    frozen_vectors: dict[str, Vectors] = field(init=False)  # before training, for the linear baseline
 
     # measure
     evaluation: Evaluation = field(init=False)
-    baselines: dict[str, Scores] = field(init=False)
+    baselines: Baselines = field(init=False)
 
     @property
     def folder(self) -> Path:

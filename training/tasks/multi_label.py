@@ -29,7 +29,7 @@ from lstmpool.training.tasks.cells import (
 from lstmpool.training.tasks.intervals import among_alike, bootstrap
 from lstmpool.training.tasks.metrics import MultiLabelMetric
 from lstmpool.training.tasks.single_label import check_known
-from lstmpool.training.tasks.task import BINS, Classification, blocks
+from lstmpool.training.tasks.task import BINS, ITERATIONS, Classification, blocks
 
 
 class LabelTable(Sequence):
@@ -181,10 +181,16 @@ class MultiLabel(Classification):
         return ["|".join(names[row > 0]) for row in table]
 
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-        answers, labels = self._as_rows(answers), self._as_rows(labels)
-        hits = (answers & labels).sum(1)
-        given = answers.sum(1) + labels.sum(1)
+        hits, given = self.by_row(answers, labels)
         return bootstrap(_micro_f1, hits, given) or among_alike(float(_micro_f1(hits, given)), len(hits))
+
+    def by_row(self, answers: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+        answers, labels = self._as_rows(answers), self._as_rows(labels)
+        return (answers & labels).sum(1), answers.sum(1) + labels.sum(1)
+
+    @staticmethod
+    def headline_of(*by_row: np.ndarray, axis: int = -1) -> np.ndarray:
+        return _micro_f1(*by_row, axis=axis)
 
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
         return np.asarray(values).reshape(len(values), -1).astype(np.uint8, copy=False)
@@ -201,7 +207,7 @@ class MultiLabel(Classification):
         return self.probabilities(logits).ravel(), np.asarray(labels, dtype=float).ravel()
 
     def linear_model(self, strength: float) -> BaseEstimator:
-        logistic = LogisticRegression(C=strength, max_iter=5000)
+        logistic = LogisticRegression(C=strength, max_iter=ITERATIONS)
         return make_pipeline(StandardScaler(), OneVsRestClassifier(logistic))
 
     def simplest_model(self) -> BaseEstimator:

@@ -38,6 +38,7 @@ class Regression(Task):
     pictures = ("predicted_against_true",)
     has_probabilities = False
     has_numbers = True
+    linear_title = "ridge regression on the frozen backbone"
     simplest_title = "mean of training"
 
     @property
@@ -101,8 +102,14 @@ class Regression(Task):
         return {f"{title}_{name}": table[:, i] for i, name in enumerate(self.names)}
 
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
-        errors = (self._as_rows(answers) - self._as_rows(labels)) ** 2  # (N, C)
-        return bootstrap(_mse if len(self.names) == 1 else _mcrmse, *errors.T)
+        return bootstrap(self.headline_of, *self.by_row(answers, labels))
+
+    def by_row(self, answers: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(((self._as_rows(answers) - self._as_rows(labels)) ** 2).T)  # C columns
+
+    @staticmethod
+    def headline_of(*by_row: np.ndarray, axis: int = -1) -> np.ndarray:
+        return _mse(*by_row, axis=axis) if len(by_row) == 1 else _mcrmse(*by_row, axis=axis)
 
     def _as_rows(self, values: Any) -> np.ndarray:
         return np.asarray(values, dtype=float).reshape(len(values), -1)  # (N, C)
@@ -112,9 +119,6 @@ class Regression(Task):
 
     def linear_model(self, strength: float) -> BaseEstimator:
         return make_pipeline(StandardScaler(), Ridge(alpha=1 / strength))
-
-    def linear_title(self, strength: float) -> str:
-        return f"ridge regression on the frozen backbone (alpha={1 / strength:g})"
 
     def simplest_model(self) -> BaseEstimator:
         return DummyRegressor(strategy="mean")

@@ -17,7 +17,7 @@ from lstmpool.training.tasks.cells import Columns, check_names
 from lstmpool.training.tasks.intervals import wilson
 from lstmpool.training.tasks.losses import WeightedCrossEntropy, balanced_weights
 from lstmpool.training.tasks.metrics import SingleLabelMetric
-from lstmpool.training.tasks.task import BINS, Classification, LossSettings, RowLosses, blocks
+from lstmpool.training.tasks.task import BINS, ITERATIONS, Classification, LossSettings, RowLosses, blocks
 
 
 class SingleLabel(Classification):
@@ -88,6 +88,14 @@ class SingleLabel(Classification):
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         return wilson(self._as_rows(answers) == self._as_rows(labels))
 
+    def by_row(self, answers: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+        return ((self._as_rows(answers) == self._as_rows(labels)).astype(float),)
+
+    @staticmethod
+    def headline_of(*by_row: np.ndarray, axis: int = -1) -> np.ndarray:
+        (is_right,) = by_row
+        return is_right.mean(axis)
+
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
         return np.asarray(values)
 
@@ -122,7 +130,7 @@ class SingleLabel(Classification):
         return WeightedCrossEntropy(weights, settings.label_smoothing_factor)
 
     def linear_model(self, strength: float) -> BaseEstimator:
-        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
+        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=ITERATIONS))
 
     def simplest_model(self) -> BaseEstimator:
         return DummyClassifier(strategy="most_frequent")

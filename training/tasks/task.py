@@ -26,6 +26,7 @@ from lstmpool.training.tasks.metrics import LOWER_IS_BETTER, TaskMetric
 BINS = 10  # splits of numbers are balanced over this many bins, each with equally many rows
 
 SCORED = 1000  # outputs: with more, there is no table of predictions with a column each, nor a linear baseline
+ITERATIONS = 200  # of a logistic regression at most; on vectors of unit spread, more gain nothing
 BLOCK = 2**22  # numbers that are computed at a time: with many labels, whole tables (N, C) would fill the memory
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]  # from logits (B, C) and labels to the sum of the rows' losses
@@ -69,6 +70,7 @@ class Task(ABC):
     has_probabilities: ClassVar[bool] = True
     has_thresholds: ClassVar[bool] = False  # each output is given above a threshold of its own
     has_numbers: ClassVar[bool] = False  # outputs are numbers, whose spread training should not depend on
+    linear_title: ClassVar[str]  # what a table calls `linear_model`
     simplest_title: ClassVar[str]  # what a table calls `simplest_model`
 
     # ------------------------------------------------------------------------------------------------ labels
@@ -193,6 +195,15 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def by_row(self, answers: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What each row adds to the headline metric, in one or more numbers, (N,) each."""
+
+    @staticmethod
+    @abstractmethod
+    def headline_of(*by_row: np.ndarray, axis: int = -1) -> np.ndarray:
+        """The headline metric of rows, along `axis` of what `by_row` gives."""
+
+    @abstractmethod
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
         """Answers or labels in the shape that the metric needs."""
 
@@ -203,11 +214,7 @@ class Task(ABC):
 
     @abstractmethod
     def linear_model(self, strength: float) -> BaseEstimator:
-        """A linear baseline on vectors (N, H). Its regularisation has C, or 1 / alpha, equal to `strength`."""
-
-    @abstractmethod
-    def linear_title(self, strength: float) -> str:
-        """What a table calls `linear_model`."""
+        """A linear baseline on features (N, F). Its regularisation has C, or 1 / alpha, equal to `strength`."""
 
     @abstractmethod
     def simplest_model(self) -> BaseEstimator:
@@ -219,6 +226,7 @@ class Classification(Task):
 
     hub_tag = "text-classification"
     output_title = "Label"
+    linear_title = "logistic regression on the frozen backbone"
     simplest_title = "majority class"
 
     @abstractmethod
@@ -239,9 +247,6 @@ class Classification(Task):
 
         A claim is a row's likeliest class or, with several labels a text, each label of each row.
         """
-
-    def linear_title(self, strength: float) -> str:
-        return f"logistic regression on the frozen backbone (C={strength:g})"
 
     @property
     def shows_all_scores(self) -> bool:
