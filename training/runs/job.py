@@ -152,6 +152,9 @@ def read_job(
     best = task.best_by(args.metric_for_best_model)
     fields = model_args.config_fields() | task.config_fields
     check_layers(model_args, backbone.check_fields(config, fields))
+    if finished is None:
+        fields["token_pooling"], reason = backbone.token_pooling(config, model_args.token_pooling)
+        print(as_line(f"Token pooling: {fields['token_pooling']}, {reason}."))
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
     return Job(model_args, data_args, backbone, fields, splits, task, best, tokenizer, settings, command)
 
