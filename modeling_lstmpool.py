@@ -27,7 +27,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 
 from .capture_lstmpool import LayerCapture, find_stack
 from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, LstmPoolConfig, read_config
-from .families_lstmpool import QUANTISE_LATER, Families, is_post_norm, quantisation_of, stack_config
+from .families_lstmpool import (
+    QUANTISE_LATER,
+    Families,
+    is_post_norm,
+    quantisation_of,
+    stack_config,
+    stated_token_pooling,
+)
 from .fields_lstmpool import MULTI, REGRESSION, SINGLE, no_model
 from .pooling_lstmpool import POOLING_CLASSES, WeightedPooling
 
@@ -132,11 +139,12 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
     def from_backbone(cls, name_or_path: str, **kwargs) -> LstmPoolPreTrainedModel:
         """A model on the pretrained weights of a Hub repository or folder, with a new pooler (and classifier).
 
-        Fields of [`LstmPoolConfig`], `num_labels`, `id2label`, `label2id` and `problem_type` go to the config. Other
-        keywords go to the loading of the backbone (`revision`, `dtype`, `trust_remote_code`, `attn_implementation`
-        ...). With `output_loading_info=True` it returns (model, report), and the report's `missing_keys` include those
-        of the new modules. Raises ValueError for a field that no model can be built from, a checkpoint that is an
-        LstmPool already, or quantised weights.
+        Fields of [`LstmPoolConfig`], `num_labels`, `id2label`, `label2id` and `problem_type` go to the config. Unset,
+        `token_pooling` is what a sentence-transformers model states for itself. Other keywords go to the loading of
+        the backbone (`revision`, `dtype`, `trust_remote_code`, `attn_implementation` ...). With
+        `output_loading_info=True` it returns (model, report), and the report's `missing_keys` include those of the
+        new modules. Raises ValueError for a field that no model can be built from, a checkpoint that is an LstmPool
+        already, or quantised weights.
         """
         fields = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
         report = kwargs.pop("output_loading_info", False)
@@ -145,6 +153,8 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
         if method := quantisation_of(found, kwargs):
             raise ValueError(f"the backbone must be in full precision, got {method} quantisation. {QUANTISE_LATER}")
         LstmPoolConfig(backbone_config=found, **fields)  # a wrong field is refused before any weights are read
+        if fields.get("token_pooling") is None and (stated := stated_token_pooling(name_or_path, found, **hub)):
+            fields["token_pooling"] = stated[0]
         if found.model_type == "funnel":  # with the class that the config above has chosen
             kwargs["config"] = found
         known = MODEL_MAPPING.get(type(found), None)

@@ -146,6 +146,8 @@ def _run_alone(
     job = read_job(model_args, data_args, args, places, settings, command)
     extras = Extras(hub.open(), publish=hub.publish) if hub else Extras()
     print(describe_task(job.task), flush=True)
+    if job.token_pooling:
+        print(job.token_pooling, flush=True)
 
     if data_args.cv_folds:
         cross_validate(job, args, start)

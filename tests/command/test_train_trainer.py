@@ -219,6 +219,30 @@ def test_the_same_seed_gives_the_same_numbers_and_a_run_can_be_resumed(work, mon
     assert written[0] < written[1] == written[2]  # the resumed run did not train its first half again
 
 
+def test_the_token_pooling_is_what_the_backbone_states_or_what_the_run_began_with(tmp_path, monkeypatch, capsys):
+    """A run that an earlier release began, which did not ask the backbone, goes on as it began."""
+    write_csv(tmp_path / "rows.csv", {"text": sentences(12), "label": ["no", "yes"] * 6})
+    backbone = save_backbone(tmp_path / "backbone")
+
+    def train(folder, *words):
+        rows = ["--train_file=rows.csv", "--validation_file=rows.csv", "--logging_strategy=no"]
+        assert in_process(tmp_path, monkeypatch, *rows, f"--output_dir={folder}", *words) == 0
+        chosen = json.loads((tmp_path / folder / "config.json").read_text())["token_pooling"]
+        return chosen, [line for line in capsys.readouterr().out.splitlines() if line.startswith("Token pooling")]
+
+    assert train("old") == ("cls", ["Token pooling: cls, the default of its family."])
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    for name, content in {"modules": modules, "1_Pooling/config": {"pooling_mode": "mean"}}.items():
+        (backbone / f"{name}.json").parent.mkdir(exist_ok=True)
+        (backbone / f"{name}.json").write_text(json.dumps(content))
+    stated = "Token pooling: mean, as the backbone's 1_Pooling/config.json says."
+    assert train("new") == ("mean", [stated])
+    assert train("asked", "--token_pooling=max") == ("max", ["Token pooling: max, as --token_pooling says."])
+    record = json.loads((tmp_path / "old" / "run.json").read_text())
+    (tmp_path / "old" / "run.json").write_text(json.dumps(record | {"finished": False}))
+    assert train("old") == ("cls", [stated, "Token pooling: cls, with which this run began."])
+
+
 def test_a_run_counts_as_finished_once_it_is_published_or_cannot_be(work, monkeypatch, capsys):
     class Hub:
         """Stopped the first time, and refused the second time."""

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig, read_config
-from lstmpool.families_lstmpool import QUANTISE_LATER, quantisation_of
+from lstmpool.families_lstmpool import QUANTISE_LATER, quantisation_of, stated_token_pooling
 from lstmpool.fields_lstmpool import SINGLE
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.errors import InputError
@@ -139,6 +139,19 @@ class Backbone:
             return LstmPoolConfig(backbone_config=config, **fields)
         except ValueError as error:
             raise InputError(error) from None
+
+    def token_pooling(self, config: PretrainedConfig, asked: str | None) -> tuple[str, str]:
+        """The token pooling of a new model on this backbone, of the loaded `config`, and in words why it is that one.
+
+        `asked` is `--token_pooling`. Unset, it is what the backbone states for itself, else the default of its family.
+        """
+        if asked is not None:
+            return asked, "as --token_pooling says"
+        stated = stated_token_pooling(self.path, config, **self.loading)
+        if stated is not None:
+            pooling, file = stated
+            return pooling, f"as the backbone's {file} says"
+        return LstmPoolConfig(backbone_config=config).token_pooling, "the default of its family"
 
     def load_model(self, fields: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
         """Loads the model in float32, and says whether its classifier is new.

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
+from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.summary import data_lines, describe_data
 from lstmpool.training.evaluation.baselines import (
@@ -124,7 +125,7 @@ def _load_model(state: State) -> tuple[PreTrainedModel, bool]:
     """The model, with adapters if they are wanted, and whether its classifier is new."""
     job = state.job
     with quiet_loading():
-        model, is_fresh = job.backbone.load_model(job.fields)
+        model, is_fresh = job.backbone.load_model(_fields(state))
     job.check_tokens(state.tokens, TokenLimits.of(model))
     prepare_layers(model, job.model_args)
     if job.model_args.peft:
@@ -133,6 +134,23 @@ def _load_model(state: State) -> tuple[PreTrainedModel, bool]:
         model = add_adapters(model, job.model_args, job.backbone)
     learning_rates(model, state.args)  # called for its errors: they should come before the caches are filled
     return model, is_fresh
+
+
+def _fields(state: State) -> dict[str, Any]:
+    """The fields of the model. A run that goes on keeps the token pooling that it began with, unless a flag sets it.
+
+    An earlier release may have chosen another one than this.
+    """
+    job = state.job
+    if not state.resumed or job.model_args.init_from or job.model_args.token_pooling is not None:
+        return job.fields
+    try:
+        begun = LstmPoolConfig.from_pretrained(state.resumed).token_pooling
+    except (OSError, ValueError):  # `check_resumed` will say so
+        return job.fields
+    if begun != job.fields["token_pooling"]:
+        print(f"Token pooling: {begun}, with which this run began.", flush=True)
+    return job.fields | {"token_pooling": begun}
 
 
 def _prepare_folder(state: State) -> None:

@@ -75,6 +75,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     settings: dict[str, Any]  # see `settings_of`
     command: list[str]  # as it was typed, for the model card
+    token_pooling: str = ""  # a line that says which one a new model has, and why
 
     @property
     def is_adapter(self) -> bool:
@@ -152,8 +153,12 @@ def read_job(
     best = task.best_by(args.metric_for_best_model)
     fields = model_args.config_fields() | task.config_fields
     check_layers(model_args, backbone.check_fields(config, fields))
+    pooling = ""
+    if finished is None:
+        fields["token_pooling"], reason = backbone.token_pooling(config, model_args.token_pooling)
+        pooling = as_line(f"Token pooling: {fields['token_pooling']}, {reason}.")
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
-    return Job(model_args, data_args, backbone, fields, splits, task, best, tokenizer, settings, command)
+    return Job(model_args, data_args, backbone, fields, splits, task, best, tokenizer, settings, command, pooling)
 
 
 def _check_labels(splits: dict[str, Split], task: Task, args: TrainingArguments) -> None:

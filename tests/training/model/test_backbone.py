@@ -38,6 +38,20 @@ def test_a_package_is_found_and_not_imported(package):
     assert backbone.check_fields(backbone.load_config(), {"num_labels": 2}).num_labels == 2
 
 
+def test_the_token_pooling_and_its_reason(package, capsys):
+    backbone = find("package:some_model")
+    config = backbone.load_config()
+    assert backbone.token_pooling(config, None) == ("cls", "the default of its family")
+    assert backbone.token_pooling(config, "max") == ("max", "as --token_pooling says")
+    modules = [{"path": "model", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    for name, content in {"modules": modules, "1_Pooling/config": {"pooling_mode": "mean"}}.items():
+        path = package / "deep" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content))
+    assert backbone.token_pooling(config, None) == ("mean", "as the backbone's 1_Pooling/config.json says")
+    assert backbone.token_pooling(config, "max") == ("max", "as --token_pooling says")
+
+
 def test_a_package_with_two_models_or_none(package):
     save_backbone(package / "other")
     with pytest.raises(InputError, match="one folder with config.json and model.safetensors, found 2"):
