@@ -61,6 +61,22 @@ class ModelSource:
 class TrainedParts:
     """Which parts of the pretrained model are trained, and how."""
 
+    stages: str = field(
+        default="two",
+        metadata={
+            "choices": ("two", "one"),
+            "help": "two: the model starts at a linear model of all layers of the frozen backbone, whose strength "
+            "cross-validation chooses; then everything is trained from there, and the better of both is kept. one: "
+            "everything is trained from a random head.",
+        },
+    )
+    original_defaults: bool = field(
+        default=False,
+        metadata={
+            "help": "Train as this model was first described: one stage of 3 epochs, the family's token pooling (cls "
+            "for most encoders), pairs encoded together. A flag that is named still counts."
+        },
+    )
     freeze_backbone: bool = field(
         default=False, metadata={"help": "Train only the new layers. The backbone then runs without dropout."}
     )

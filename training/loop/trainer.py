@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint as recompute
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -117,6 +117,29 @@ def check_room(model: torch.nn.Module, args: TrainingArguments) -> None:
         )
 
 
+class StartCounts(TrainerCallback):
+    """The model as it is before the first step is evaluated and saved, and is the first of those that may be kept.
+
+    Args:
+        trainer: its checkpoint is number 0.
+        scores: metrics that are already known of the model. They go to the log, which checkpoints keep.
+    """
+
+    def __init__(self, trainer: "LstmPoolTrainer", scores: dict[str, float]):
+        self.trainer = trainer
+        self.scores = scores
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Does it, unless the run goes on from a checkpoint."""
+        if state.log_history:
+            return
+        state.log_history.append({"epoch": 0, "step": 0, "start": self.scores})
+        if args.load_best_model_at_end:
+            self.trainer.count_start()
+
+
 class _LengthGroupedSampler(LengthGroupedSampler):
     """The library's sampler, with an order that depends on the seed and the epoch alone.
 
@@ -170,6 +193,13 @@ class LstmPoolTrainer(Trainer):
             by_name = {name.removeprefix("module."): parameter for name, parameter in named}
             split_groups(optimizer, {id(by_name[name]): rate for name, rate in rates.items() if name in by_name})
         return optimizer
+
+    def count_start(self) -> None:
+        """Evaluates and saves the model before its first step. `train` has set up everything by then."""
+        metrics = self.evaluate()
+        if self._determine_best_metric(metrics, trial=None):
+            self.state.best_model_checkpoint = str(self.kept.of_step(self.state))  # the library takes step 0 for none
+        self._save_checkpoint(self.model_wrapped, trial=None)
 
     def train_from(self, checkpoint: str | None) -> None:
         """Trains to the end, from `checkpoint` if there is one. If training was over there, it only loads the weights.

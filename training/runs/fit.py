@@ -26,7 +26,7 @@ from lstmpool.training.loop.interruption import stop_at_step
 from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.measuring import TrainerMetrics
 from lstmpool.training.loop.progress import Progress
-from lstmpool.training.loop.trainer import EarlyStoppingCallback, LstmPoolTrainer
+from lstmpool.training.loop.trainer import EarlyStoppingCallback, LstmPoolTrainer, StartCounts
 from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments, within_limits
 from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.layer_cache import CACHE, StatesCollator, cached_states
@@ -41,6 +41,7 @@ from lstmpool.training.output.start import Resume, Start
 from lstmpool.training.output.terminal import describe_length, describe_model
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.runs.stages import start_head
 from lstmpool.training.runs.state import Extras, State
 from lstmpool.training.tasks.losses import MeanLoss
 from lstmpool.training.tasks.task import LossSettings
@@ -103,18 +104,18 @@ def load(state: State) -> None:
     """Loads the model, and prepares the output folder and what Trainer reads."""
     job, args = state.job, state.args
     set_seed(args.seed)
-    state.model, is_fresh = _load_model(state)  # before an earlier run is replaced: the model may be refused
+    state.model, state.is_fresh = _load_model(state)  # before an earlier run is replaced: the model may be refused
     resumed_from = state.start.resumed_from if isinstance(state.start, Resume) else ""
     state.record = RunRecord.of(job.settings, job.splits, resumed_from)
     _prepare_folder(state)
     state.scale = None
     if job.task.has_numbers and args.do_train and args.standardize_targets:
         state.scale = TargetScale(job.splits["train"].labels)
-        state.scale.switch_on(trained_head(state.model), is_fresh)
-    if is_fresh and args.do_train and not state.resumed:
-        set_prior(trained_head(state.model), _targets(state, "train"), job.task, args.class_weights == "balanced")
+        state.scale.switch_on(trained_head(state.model), state.is_fresh)
+    if state.is_fresh and args.do_train and not state.resumed:
+        set_prior(trained_head(state.model), state.targets("train"), job.task, args.class_weights == "balanced")
     print(describe_model(state.model, job.backbone.title), flush=True)
-    state.inputs = {name: tokens.with_labels(_targets(state, name)) for name, tokens in state.tokens.items()}
+    state.inputs = {name: tokens.with_labels(state.targets(name)) for name, tokens in state.tokens.items()}
     state.collator = DataCollatorWithPadding(job.tokenizer)  # each batch is padded to its longest text
     if state.caches_states:
         _read_layer_states(state)
@@ -172,14 +173,6 @@ def _prepare_folder(state: State) -> None:
     args.distributed_state.wait_for_everyone()
 
 
-def _targets(state: State, split: str) -> list[Any] | None:
-    """The labels of a split as the model is trained on them."""
-    labels = state.job.splits[split].labels
-    if labels is None or state.scale is None:
-        return labels
-    return state.scale.divide(labels)
-
-
 def _read_layer_states(state: State) -> None:
     """Has Trainer read the layer states of the frozen backbone in place of tokens."""
     args, model = state.args, state.model
@@ -203,6 +196,10 @@ def train(state: State) -> None:
     """Trains, if that is wanted, and ends with the best epoch's weights."""
     state.trainer = _trainer(state)
     state.frozen_vectors = _frozen_vectors(state)
+    if state.has_two_stages:
+        if not state.resumed:
+            start_head(state)
+        state.trainer.add_callback(StartCounts(state.trainer, state.start_scores))
     if state.args.do_train:
         print(describe_length(state.args, len(state.job.splits["train"])), flush=True)
         with stop_at_step(state.trainer):

@@ -56,6 +56,7 @@ class State:
 
     # load
     model: PreTrainedModel = field(init=False)
+    is_fresh: bool = field(init=False)  # whether the classifier is new
     record: RunRecord = field(init=False)
     scale: TargetScale | None = field(init=False)  # of regression targets
     inputs: dict[str, Dataset] = field(init=False)  # what Trainer reads: tokens or layer states, and labels
@@ -63,6 +64,7 @@ class State:
 
     # train
     trainer: LstmPoolTrainer = field(init=False)
+    start_scores: dict[str, float] = field(default_factory=dict)  # of stage 1, by metric; see `start_head`
     frozen_vectors: dict[str, Vectors] = field(init=False)  # before training, for the linear baseline
 
     # measure
@@ -93,6 +95,18 @@ class State:
     def caches_states(self) -> bool:
         """Whether Trainer reads the frozen backbone's layer states in place of tokens."""
         return self.job.model_args.freeze_backbone and self.args.layer_cache != "no"
+
+    @property
+    def has_two_stages(self) -> bool:
+        """Whether the model starts at a linear model of the frozen layers, see `start_head`."""
+        return self.args.do_train and self.is_fresh and self.job.why_one_stage == ""
+
+    def targets(self, split: str) -> Any:
+        """The labels of a split as the model is trained on them; None if it has none."""
+        labels = self.job.splits[split].labels
+        if labels is None or self.scale is None:
+            return labels
+        return self.scale.divide(labels)
 
     @property
     def is_first_process(self) -> bool:
