@@ -37,13 +37,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from lstmpool.training.errors import InputError
+from lstmpool.training.errors import InputError, as_line
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.help import exit_with_help_if_asked
 
 
 if TYPE_CHECKING:  # takes seconds to import, and --help does not need it
     from lstmpool.training.flags.training_arguments import TrainingArguments
+    from lstmpool.training.runs.job import Job
 
 
 READER_GONE = 141  # the status that a shell gives a command whose output nobody reads any more
@@ -146,11 +147,12 @@ def _run_alone(
     job = read_job(model_args, data_args, args, places, settings, command)
     extras = Extras(hub.open(), publish=hub.publish) if hub else Extras()
     print(describe_task(job.task), flush=True)
-    if job.token_pooling:
-        print(job.token_pooling, flush=True)
+    for line in job.said:
+        print(as_line(line), flush=True)
 
     if data_args.cv_folds:
         cross_validate(job, args, start)
+        _forget_states(job, args)
         return
     try:
         tokens = job.encode()
@@ -161,11 +163,20 @@ def _run_alone(
             check_goes_on(start, args, job.settings)
             extras = replace(extras, files=search.table)
         fit(job, args, start, tokens, extras)
+        _forget_states(job, args)
     finally:
         if hub:
             hub.wait()
     if hub:
         hub.check()
+
+
+def _forget_states(job: Job, args: TrainingArguments) -> None:
+    """Removes the layer states that the runs of the command have shared."""
+    from lstmpool.training.model.layer_cache import forget_states
+
+    if args.process_index == 0:
+        forget_states(job.states_folder)
 
 
 @contextlib.contextmanager

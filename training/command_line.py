@@ -46,7 +46,7 @@ def parse_arguments(
     check(WITH_SPLITS, Flags(model_args, data_args, given, values, places))
 
     args = build(values)
-    args.limits = Limits.of(given)
+    args.limits = Limits() if model_args.original_defaults else Limits.of(given)
     loggers = tuple(get_available_reporting_integrations())
     found = {"processes": args.world_size, "device": args.device.type, "loggers": loggers}
     flags = Flags(model_args, data_args, given, vars(args), places, **found)

@@ -140,14 +140,20 @@ class Backbone:
         except ValueError as error:
             raise InputError(error) from None
 
-    def token_pooling(self, config: PretrainedConfig, asked: str | None) -> tuple[str, str]:
+    def stated_pooling(self, config: PretrainedConfig) -> tuple[str, str] | None:
+        """The token pooling that the backbone was trained with for sentence vectors, and the file that says so."""
+        return stated_token_pooling(self.path, config, **self.loading)
+
+    def token_pooling(
+        self, config: PretrainedConfig, asked: str | None, stated: tuple[str, str] | None
+    ) -> tuple[str, str]:
         """The token pooling of a new model on this backbone, of the loaded `config`, and in words why it is that one.
 
-        `asked` is `--token_pooling`. Unset, it is what the backbone states for itself, else the default of its family.
+        `asked` is `--token_pooling`. Unset, it is what the backbone has `stated` for itself, else the default of its
+        family.
         """
         if asked is not None:
             return asked, "as --token_pooling says"
-        stated = stated_token_pooling(self.path, config, **self.loading)
         if stated is not None:
             pooling, file = stated
             return pooling, f"as the backbone's {file} says"

@@ -9,6 +9,7 @@ that the disk has damaged is found, and made again. No other file is ever remove
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -32,6 +33,8 @@ from lstmpool.training.writing import DIGEST_SIZE, digest_of, writing
 
 
 CACHE = Path(HF_HOME) / "lstmpool"  # beside the library's own caches, so never in an output folder
+FOLDER = CACHE / "first_stage"  # what is here goes when its command is done
+KEPT_FOR = 7 * 24 * 60 * 60  # seconds: what a command that was killed has left, and nobody went on with
 DTYPES = {"float32": np.float32, "float16": np.float16}
 SEAL = b"blake2b "  # begins the last bytes of a file; the digest of all before follows
 SEAL_SIZE = len(SEAL) + 2 * DIGEST_SIZE
@@ -92,6 +95,20 @@ def cached_states(
     if labels is not None:  # added before `select`: on selected rows, `add_column` copies all states to memory
         states = states.add_column("labels", labels.take(pyarrow.array(order)))
     return states.select(np.argsort(order)).with_format("numpy")
+
+
+def states_folder(output_dir: str) -> Path:
+    """Where the layer states of the runs of a command lie. They are large, and nobody's business afterwards."""
+    name = hashlib.blake2b(str(Path(output_dir).resolve()).encode(), digest_size=8).hexdigest()
+    return FOLDER / name
+
+
+def forget_states(folder: Path) -> None:
+    """Removes the layer states of a command's runs, and what others have left that were killed long ago."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for left in FOLDER.glob("*"):
+        if time.time() - left.stat().st_mtime > KEPT_FOR:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def damage(path: Path) -> str:

@@ -47,6 +47,9 @@ from lstmpool.training.tasks.losses import MeanLoss
 from lstmpool.training.tasks.task import LossSettings
 
 
+CHOSEN = ("token_pooling", "linear_skip", "pair_encoding", "pair_template")  # fields of a new model, for its backbone
+
+
 def fit(
     job: Job,
     args: TrainingArguments,
@@ -138,20 +141,22 @@ def _load_model(state: State) -> tuple[PreTrainedModel, bool]:
 
 
 def _fields(state: State) -> dict[str, Any]:
-    """The fields of the model. A run that goes on keeps the token pooling that it began with, unless a flag sets it.
+    """The fields of the model. A run that goes on keeps what was chosen when it began, unless a flag names another.
 
-    An earlier release may have chosen another one than this.
+    An earlier release may have chosen otherwise.
     """
     job = state.job
-    if not state.resumed or job.model_args.init_from or job.model_args.token_pooling is not None:
+    if not state.resumed or job.model_args.init_from:
         return job.fields
     try:
-        begun = LstmPoolConfig.from_pretrained(state.resumed).token_pooling
+        begun = LstmPoolConfig.from_pretrained(state.resumed)
     except (OSError, ValueError):  # `check_resumed` will say so
         return job.fields
-    if begun != job.fields["token_pooling"]:
-        print(f"Token pooling: {begun}, with which this run began.", flush=True)
-    return job.fields | {"token_pooling": begun}
+    kept = {name: getattr(begun, name) for name in CHOSEN if getattr(job.model_args, name, None) is None}
+    changed = [name for name in kept if kept[name] != job.fields.get(name) and name != "pair_template"]
+    for name in changed:
+        print(f"{name} {kept[name]}, with which this run began.", flush=True)
+    return job.fields | kept
 
 
 def _prepare_folder(state: State) -> None:

@@ -2,22 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
 from lstmpool.training.data.summary import remarks
-from lstmpool.training.errors import InputError, as_line, one_line
+from lstmpool.fields_lstmpool import APART
+from lstmpool.pairs_lstmpool import pair_template
+from lstmpool.training.errors import InputError, one_line
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.conditions import Flags
 from lstmpool.training.flags.rules import WITH_TASK, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
+from lstmpool.training.model.layer_cache import FOLDER, states_folder
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
 from lstmpool.training.tasks.multi_label import LabelTable
@@ -75,7 +79,9 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     settings: dict[str, Any]  # see `settings_of`
     command: list[str]  # as it was typed, for the model card
-    token_pooling: str = ""  # a line that says which one a new model has, and why
+    said: tuple[str, ...] = ()  # lines on what was chosen for a new model, and why
+    why_one_stage: str = ""  # empty if there are two, see `stages`
+    states_folder: Path = FOLDER  # where the layer states of the first stage lie meanwhile
 
     @property
     def is_adapter(self) -> bool:
@@ -151,14 +157,80 @@ def read_job(
     _check_labels(splits, task, args)
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
     best = task.best_by(args.metric_for_best_model)
+    tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
     fields = model_args.config_fields() | task.config_fields
     check_layers(model_args, backbone.check_fields(config, fields))
-    pooling = ""
+    why = why_one_stage(model_args, args, task)
+    said = []
     if finished is None:
-        fields["token_pooling"], reason = backbone.token_pooling(config, model_args.token_pooling)
-        pooling = as_line(f"Token pooling: {fields['token_pooling']}, {reason}.")
-    tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
-    return Job(model_args, data_args, backbone, fields, splits, task, best, tokenizer, settings, command, pooling)
+        reads_pairs = next(iter(splits.values())).pairs is not None
+        chosen, said = choose_fields(backbone, config, tokenizer, model_args, reads_pairs, two_stages=not why)
+        fields |= chosen
+    return Job(
+        model_args,
+        data_args,
+        backbone,
+        fields,
+        splits,
+        task,
+        best,
+        tokenizer,
+        settings,
+        command,
+        said=tuple(said),
+        why_one_stage=why,
+        states_folder=states_folder(args.output_dir),
+    )
+
+
+def why_one_stage(model_args: ModelArguments, args: TrainingArguments, task: Task) -> str:
+    """Says why a run trains everything from a random head; empty if it has the two stages of `stages`."""
+    if model_args.original_defaults or model_args.stages == "one":
+        return "as the flags say"
+    if model_args.init_from:
+        return "the model of --init_from has been trained"
+    if len(task.names) > SCORED:
+        return f"a linear model is for up to {SCORED} outputs, found {len(task.names)}"
+    if model_args.reinit_layers:
+        return "--reinit_layers replaces layers that a linear model would read"
+    if args.fsdp or args.deepspeed:
+        return "the model is spread over processes"
+    return ""
+
+
+def choose_fields(
+    backbone: Backbone,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    args: ModelArguments,
+    reads_pairs: bool,
+    two_stages: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """What a new model is given beyond the flags, and lines that say why.
+
+    The two texts of a pair are read apart where the backbone says that it was made for sentence vectors, if its
+    tokenizer allows it: such backbones have hardly seen pairs.
+    """
+    stated = None if args.original_defaults else backbone.stated_pooling(config)
+    pooling, reason = backbone.token_pooling(config, args.token_pooling, stated)
+    fields: dict[str, Any] = {"token_pooling": pooling, "linear_skip": two_stages or bool(args.linear_skip)}
+    said = [f"Token pooling: {pooling}, {reason}."]
+    if not reads_pairs:
+        return fields, said
+    encoding, reason = args.pair_encoding, "as --pair_encoding says"
+    if encoding is None:
+        encoding, reason = "joint", "as is usual"
+        if stated is not None:
+            encoding, reason = APART, "since the backbone was made for single texts"
+    if encoding == APART:
+        try:
+            fields["pair_template"] = pair_template(tokenizer)
+        except ValueError as error:
+            if args.pair_encoding is not None:
+                raise InputError(error) from None
+            encoding, reason = "joint", "since its tokenizer does not tell two texts apart"
+    said.append(f"Pairs: {encoding}, {reason}.")
+    return fields | {"pair_encoding": encoding}, said
 
 
 def _check_labels(splits: dict[str, Split], task: Task, args: TrainingArguments) -> None:

@@ -8,17 +8,14 @@ everything from there.
 A run that is killed in the first stage repeats it, and gets the same weights.
 """
 
-import hashlib
-import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
 from lstmpool.training.data.holdout import draw_by_class
-from lstmpool.training.model.layer_cache import CACHE, cached_states
+from lstmpool.training.model.layer_cache import cached_states
 from lstmpool.training.model.linear_start import LinearStart, fit_start, summed_loss
 from lstmpool.training.runs.state import State
 from lstmpool.training.tasks.task import LossSettings, Task
@@ -26,8 +23,6 @@ from lstmpool.training.tasks.task import LossSettings, Task
 
 MOST_ROWS = 20_000  # whose layer states are taken
 MOST_BYTES = 2 * 10**9  # that their file may take
-FOLDER = CACHE / "first_stage"
-KEPT_FOR = 7 * 24 * 60 * 60  # seconds: what a run that was killed has left, and nobody went on with
 
 
 def start_head(state: State) -> None:
@@ -101,17 +96,3 @@ def describe_start(
     read = "the top layer's vectors" if start.layers == "top" else "all layers' vectors"
     how = f"{task.titles[task.headline]} {scores[task.headline]:.3f} on rows held out from it"
     return f"Stage 1 of 2: a linear model of {read}, fitted to {of} in {seconds:.0f} s: {how}. Stage 2 goes on from it."
-
-
-def states_folder(output_dir: str) -> Path:
-    """Where the layer states of the runs of a command lie. They are large, and nobody's business afterwards."""
-    name = hashlib.blake2b(str(Path(output_dir).resolve()).encode(), digest_size=8).hexdigest()
-    return FOLDER / name
-
-
-def forget_states(folder: Path) -> None:
-    """Removes the layer states of a command's runs, and what others have left that were killed long ago."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for left in FOLDER.glob("*"):
-        if time.time() - left.stat().st_mtime > KEPT_FOR:
-            shutil.rmtree(left, ignore_errors=True)
