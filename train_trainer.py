@@ -145,6 +145,7 @@ def _run_alone(
     check_settings(args)
     hub = HubRun(args) if args.push_to_hub and args.process_index == 0 else None
     job = read_job(model_args, data_args, args, places, settings, command)
+    args = job.arguments(args)
     extras = Extras(hub.open(), publish=hub.publish) if hub else Extras()
     print(describe_task(job.task), flush=True)
     for line in job.said:

@@ -39,22 +39,32 @@ EVALUATION = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "sav
 LOGGING = ("logging_strategy", "logging_steps")
 
 
+FEW_ROWS = 500  # of fewer, none are held out: a tenth of them would decide by chance, and is missed in training
+VALIDATION = (
+    *("validation_size", "do_eval", "eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end"),
+    *("metric_for_best_model", "greater_is_better", "early_stopping_patience", "calibrate", "tune_thresholds"),
+    *("hp_search", "max_eval_samples", "group_column"),
+)
+
+
 class Limits(NamedTuple):
     """How long a run is at least, and how often it evaluates and logs at most. 0: as its other arguments say."""
 
     least_steps: int = 0
     most_evaluations: int = 0  # and saves, which go with them
     logs: int = 0
+    few_rows: int = 0  # if there are fewer, none are held out for validation
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Limits":
         """The limits of a run whose user has named the flags `given`. What is named wins."""
+        few_rows = 0 if any(name in given for name in VALIDATION) else FEW_ROWS
         if any(name in given for name in LENGTH):
-            return cls()
+            return cls(few_rows=few_rows)
         evaluations, logs = [
             0 if any(name in given for name in names) else MOST_EVALUATIONS for names in (EVALUATION, LOGGING)
         ]
-        return cls(LEAST_STEPS, evaluations, logs)
+        return cls(LEAST_STEPS, evaluations, logs, few_rows)
 
 
 class Budget(NamedTuple):

@@ -62,8 +62,17 @@ def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
     if not args.load_best_model_at_end or state.best_model_checkpoint is None:  # None: the metric was always NaN
         return f"The model after the last step, {state.global_step}, was kept."
     metric = args.metric_for_best_model
+    title = titles.get(metric, metric)
     epoch = state.best_global_step * state.epoch / state.global_step
-    return f"Epoch {epoch:.3g} was kept: validation {titles.get(metric, metric)} {state.best_metric:.3f}."
+    kept = f"validation {title} {state.best_metric:.3f}"
+    values = [entry[f"eval_{metric}"] for entry in state.log_history if f"eval_{metric}" in entry]
+    if len(values) < 2 or not any("start" in entry for entry in state.log_history):
+        return f"Epoch {epoch:.3g} was kept: {kept}."
+    start, later = values[0], [value for value in values[1:] if not math.isnan(value)]
+    if state.best_global_step:
+        return f"Stage 2 was kept, at epoch {epoch:.3g}: {kept}, {start:.3f} after stage 1."
+    best = max(later) if args.greater_is_better else min(later)
+    return f"Stage 1 was kept: {kept}; training everything from there gave {best:.3f} at best."
 
 
 def beside_baselines(evaluation: Evaluation, baselines: dict[str, Scores]) -> list[str]:

@@ -85,6 +85,9 @@ def _metrics(state: State) -> dict[str, Any]:
     metrics = {"problem_type": state.job.task.problem_type, "data": state.summary}
     metrics |= state.evaluation.record()
     metrics["baselines"] = state.baselines.scores
+    starts = [entry["start"] for entry in state.trainer.state.log_history if "start" in entry]
+    if starts:
+        metrics["stage_1_out_of_fold"] = starts[0]
     return metrics
 
 

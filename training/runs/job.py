@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.trainer_utils import IntervalStrategy
 
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
@@ -20,6 +21,7 @@ from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.conditions import Flags
 from lstmpool.training.flags.rules import WITH_TASK, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.layer_cache import FOLDER, states_folder
 from lstmpool.training.model.token_limits import TokenLimits
@@ -93,6 +95,14 @@ class Job:
         """Whether a row is a pair of texts."""
         return next(iter(self.splits.values())).pairs is not None
 
+    def arguments(self, args: TrainingArguments) -> TrainingArguments:
+        """The arguments for the rows at hand: without validation rows, nothing is evaluated during training."""
+        if not args.do_eval or "validation" in self.splits or self.data_args.cv_folds:
+            return args
+        return changed(
+            args, do_eval=False, eval_strategy=IntervalStrategy.NO, load_best_model_at_end=False
+        )
+
     def encode(self) -> dict[str, Tokens]:
         """The rows of each split as tokens. Raises InputError if the backbone cannot read them."""
         tokens = {name: self._tokens_of(name) for name in self.splits}
@@ -152,15 +162,19 @@ def read_job(
     places = {name: place for name, place in places.items() if wanted[name]}
     finished = config if model_args.init_from else None
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
+    why = why_one_stage(model_args, args, task)
     if args.do_eval and "validation" not in splits and not data_args.cv_folds:
-        splits = _with_validation(splits, task, data_args)
+        few = args.limits.few_rows if not why else 0
+        if len(splits["train"]) < few:
+            print(f"No validation rows: fewer than {few} training rows, of which none are held out for validation.")
+        else:
+            splits = _with_validation(splits, task, data_args)
     _check_labels(splits, task, args)
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
     best = task.best_by(args.metric_for_best_model)
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
     fields = model_args.config_fields() | task.config_fields
     check_layers(model_args, backbone.check_fields(config, fields))
-    why = why_one_stage(model_args, args, task)
     said = []
     if finished is None:
         reads_pairs = next(iter(splits.values())).pairs is not None
