@@ -141,8 +141,8 @@ class LstmPoolFields:
         None,
         "How one layer's (B, T, H) becomes (B, H): cls is the first token that the mask keeps (for XLNet the last), "
         "mean and max run over all tokens that it keeps, last is the last of them. Causal backbones refuse cls. "
-        "Unset: as the backbone's sentence-transformers files say, which from_backbone and the command read; else by "
-        "family, last for causal backbones, mean for the encoder of an encoder-decoder, cls for the others.",
+        "Unset: by family, last for causal backbones, mean for the encoder of an encoder-decoder, cls for the others; "
+        "from_backbone and the command rather take what a sentence-transformers backbone states for itself.",
         choices=TOKEN_POOLINGS,
     )
     layer_pooling: str = _field(
