@@ -24,6 +24,8 @@ PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
 TOKEN_POOLINGS = ("cls", "mean", "max", "last")
 LAYER_POOLINGS = ("lstm", "gru", "attention", "weighted", "max", "concat", "last")
 LSTM_READOUTS = ("last", "final", "mean")
+APART = "apart"
+PAIR_ENCODINGS = ("joint", APART)
 UNSET = " Unset: "  # the text after it says how an unset field is resolved
 # No model comes near these. The library makes lists of such lengths, which could fill the memory.
 MOST_LAYERS, MOST_LABELS, MOST_UNITS = 10_000, 1_000_000, 1_000_000
@@ -175,6 +177,17 @@ class LstmPoolFields:
     )
     pooler_dropout: Annotated[float, probability] = _field(
         0.1, "Probability of dropout between the layer pooling and the classifier."
+    )
+    linear_skip: Annotated[bool, true_or_false] = _field(
+        False,
+        "Whether a linear map of all layers' vectors, side by side, is added to the logits. It starts at zero, and no "
+        "dropout comes before it.",
+    )
+    pair_encoding: str = _field(
+        "joint",
+        "How the backbone reads a pair of texts: joint as one text, apart each by itself. Then a layer's vector is "
+        "(B, 4 H): those of both texts, u and v, the absolute value of u - v, and u * v.",
+        choices=PAIR_ENCODINGS,
     )
 
 
