@@ -134,6 +134,38 @@ def is_causal(backbone_config: PretrainedConfig) -> bool:
     return known and type(backbone_config) not in MODEL_FOR_MASKED_LM_MAPPING
 
 
+def default_token_pooling(backbone_config: PretrainedConfig) -> str:
+    """The token pooling of a family, where none is set."""
+    if is_causal(backbone_config):
+        return "last"
+    return "mean" if backbone_config.is_encoder_decoder else "cls"
+
+
+def resolve_layers(layers: Any, n: int) -> list[int]:
+    """The layers that are read of `n`, as positive numbers. Raises ValueError unless they are there, and in order."""
+    if layers is None:
+        return list(range(1, n + 1))
+    try:
+        if isinstance(layers, (str, bytes, dict, set)) or any(isinstance(layer, bool) for layer in layers):
+            raise TypeError
+        given = [operator.index(layer) for layer in layers]
+    except TypeError:
+        raise ValueError(f"layers must be a list of integers such as [2, 4, 6], got {shown(layers)}.") from None
+    bad = [layer for layer in given if layer == 0 or abs(layer) > n]
+    if bad or not given:
+        raise ValueError(
+            f"layers must lie in 1..{n} (or -{n}..-1, counted from the top), got {shown(bad) if given else 'none'}; "
+            f"this backbone has {n} layers, and 0, its embeddings, cannot be read."
+        )
+    resolved = [layer if layer > 0 else n + 1 + layer for layer in given]
+    if any(low >= high for low, high in zip(resolved, resolved[1:], strict=False)):
+        raise ValueError(
+            f"layers must be ascending and without repeats, got {shown(given)}, which is {shown(resolved)} from the "
+            f"bottom up. Use {shown(sorted(set(resolved)))}."
+        )
+    return resolved
+
+
 def quantisation_of(config: PretrainedConfig, loading: dict[str, Any] | None = None) -> str:
     """The method by which weights are quantised, as their `config` or keywords for `loading` say; empty if none is."""
     loading = loading or {}

@@ -137,6 +137,36 @@ assert from_base(torch.tensor([[5, 6]])).logits.shape == (1, 3)
     run_isolated(code, tmp_path / "empty", tmp_path)
 
 
+@pytest.mark.slow
+def test_a_model_of_pairs_apart_is_complete_too(tmp_path, tokenizer):
+    from lstmpool.pairs_lstmpool import pair_template
+
+    template = pair_template(tokenizer)
+    model = tiny_model(pair_encoding="apart", pair_template=template, linear_skip=True)
+    torch.nn.init.normal_(model.linear_skip.weight)
+    model.save_pretrained(tmp_path / "pairs")
+    tokenizer.save_pretrained(tmp_path / "pairs")
+    with torch.no_grad():
+        outputs = model(**tokenizer("where is my order", "money back", return_tensors="pt"))
+    torch.save({"logits": outputs.logits, "layer_states": outputs.layer_states}, tmp_path / "wanted.pt")
+    code = f"""
+folder, wanted = {str(tmp_path / "pairs")!r}, torch.load({str(tmp_path / "wanted.pt")!r})
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer("where is my order", "money back", return_tensors="pt")
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    assert torch.equal(model(**inputs).logits, wanted["logits"])
+    assert torch.allclose(base(**inputs).layer_states, wanted["layer_states"], atol=1e-6)
+classify = pipeline("text-classification", model=folder, trust_remote_code=True)
+found = classify({{"text": "where is my order", "text_pair": "money back"}})
+assert abs(found["score"] - float(wanted["logits"].softmax(-1).max())) < 1e-5, found
+model.save_pretrained({str(tmp_path / "again")!r})
+"""
+    run_isolated(code, tmp_path / "empty", tmp_path)
+    assert CODE <= {path.name for path in (tmp_path / "again").iterdir()}
+
+
 LOCAL_CODE_IS_KEYED = "5.8"  # by its content, from about this version on
 LOAD_ALL = """
 found = []
@@ -198,6 +228,7 @@ def test_the_code_that_travels_is_known():
         "families_lstmpool.py",
         "fields_lstmpool.py",
         "modeling_lstmpool.py",
+        "pairs_lstmpool.py",
         "pooling_lstmpool.py",
     }
 

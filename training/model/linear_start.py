@@ -64,7 +64,8 @@ class LinearStart:
         Targets that are scaled during training must be scaled here too. The classifier's weights stay: what the LSTM
         adds is small at first.
         """
-        trained_skip(model).weight.copy_(self.weight)
+        skip = trained_skip(model)
+        skip.weight.copy_(self.weight[:, -skip.in_features :])
         trained_head(model).bias.copy_(self.bias)
 
 
@@ -78,7 +79,13 @@ def summed_loss(problem_type: str) -> Loss:
 
 
 def fit_start(
-    states: np.ndarray, labels: np.ndarray, outputs: int, loss: Loss, strata: np.ndarray | None, seed: int
+    states: np.ndarray,
+    labels: np.ndarray,
+    outputs: int,
+    loss: Loss,
+    strata: np.ndarray | None,
+    seed: int,
+    choices: tuple[str, ...] = (TOP, ALL),
 ) -> LinearStart:
     """Chooses and fits the linear model.
 
@@ -89,11 +96,12 @@ def fit_start(
         loss: the sum of the rows' losses.
         strata: the class of each row, (N,), which every fold should hold equally often; None: folds at random.
         seed: of the folds, and of the rows that are read if there are more than `ROWS`.
+        choices: which layers it may read.
     """
     order = np.random.default_rng(seed).permutation(len(states))[:ROWS]
     few = order[:ROWS_TO_CHOOSE]
     best = None
-    for layers in (TOP, ALL):
+    for layers in choices:
         features, _, _ = _standardised(_flat(states[few], layers))
         choice = _choose_strength(features, labels[few], outputs, loss, strata if strata is None else strata[few], seed)
         if best is None or choice.loss < best[1].loss:

@@ -16,7 +16,7 @@ from transformers import DataCollatorWithPadding
 
 from lstmpool.training.data.holdout import draw_by_class
 from lstmpool.training.model.layer_cache import cached_states
-from lstmpool.training.model.linear_start import LinearStart, fit_start, summed_loss
+from lstmpool.training.model.linear_start import ALL, TOP, LinearStart, fit_start, summed_loss
 from lstmpool.training.runs.state import State
 from lstmpool.training.tasks.task import LossSettings, Task
 
@@ -38,9 +38,9 @@ def start_head(state: State) -> None:
     states, rows = _layer_states(state, strata)
     settings = LossSettings(args.class_weights, args.label_smoothing_factor, args.regression_loss)
     loss = job.task.loss(settings, job.splits["train"].labels) or summed_loss(job.task.problem_type)
-    start = fit_start(
-        states, labels[rows], len(job.task.names), loss, None if strata is None else strata[rows], args.seed
-    )
+    choices = (TOP,) if state.model.config.layer_pooling == "last" else (TOP, ALL)
+    of_rows = None if strata is None else strata[rows]
+    start = fit_start(states, labels[rows], len(job.task.names), loss, of_rows, args.seed, choices)
     start.put(state.model)
     state.start_scores = _scores(start, labels[rows], job.task)
     seconds = time.monotonic() - began
