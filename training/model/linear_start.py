@@ -103,7 +103,9 @@ def fit_start(
     best = None
     for layers in choices:
         features, _, _ = _standardised(_flat(states[few], layers))
-        choice = _choose_strength(features, labels[few], outputs, loss, strata if strata is None else strata[few], seed)
+        choice = _choose_strength(
+            features, labels[few], outputs, loss, strata if strata is None else strata[few], seed
+        )
         if best is None or choice.loss < best[1].loss:
             best = layers, choice
     layers, choice = best
@@ -118,7 +120,7 @@ def fit_start(
     return LinearStart(weight, bias, layers, float(choice.strengths[-1]), few[choice.held], choice.logits.numpy())
 
 
-# -------------------------------------------------------------------------------------------------------------- choosing
+# ------------------------------------------------------------------------------------------------------------ choosing
 @dataclass(frozen=True)
 class _Choice:
     """The strengths up to the chosen one, and what models of that strength gave for rows held out from them."""
@@ -161,9 +163,9 @@ def _folds(rows: int, strata: np.ndarray | None, seed: int) -> list[tuple[np.nda
     return folds if rows <= FEW else folds[:1]
 
 
-# --------------------------------------------------------------------------------------------------------------- fitting
+# ------------------------------------------------------------------------------------------------------------- fitting
 def _path(features: Tensor, labels: Tensor, outputs: int, loss: Loss, strengths: np.ndarray) -> list[Weights]:
-    """The linear models of all `strengths`, from the strongest regularisation on; each starts where the last ended."""
+    """The linear models of all `strengths`, the strongest regularisation first; each starts where the last ended."""
     weights = torch.zeros(outputs, features.shape[1]), torch.zeros(outputs)
     fits = []
     for strength in strengths:

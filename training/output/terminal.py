@@ -5,10 +5,10 @@ import math
 from transformers import PreTrainedModel, Trainer
 
 from lstmpool.training.errors import as_line
-from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.loop.trainer_arguments import budget_of
 from lstmpool.training.evaluation.baselines import Baselines, Scores
 from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.loop.trainer_arguments import budget_of
 from lstmpool.training.output.markdown import python_text, visible
 from lstmpool.training.tasks.task import Task
 

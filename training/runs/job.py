@@ -11,12 +11,12 @@ from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
+from lstmpool.fields_lstmpool import APART
+from lstmpool.pairs_lstmpool import pair_template
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
 from lstmpool.training.data.summary import remarks
-from lstmpool.fields_lstmpool import APART
-from lstmpool.pairs_lstmpool import pair_template
-from lstmpool.training.errors import InputError, one_line
+from lstmpool.training.errors import InputError, as_line, one_line
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.conditions import Flags
 from lstmpool.training.flags.rules import WITH_TASK, check
@@ -27,7 +27,7 @@ from lstmpool.training.model.layer_cache import FOLDER, states_folder
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
 from lstmpool.training.tasks.multi_label import LabelTable
-from lstmpool.training.tasks.task import BestBy, Task
+from lstmpool.training.tasks.task import SCORED, BestBy, Task
 
 
 def as_column(labels: Sequence[Any]) -> Any:
@@ -99,9 +99,7 @@ class Job:
         """The arguments for the rows at hand: without validation rows, nothing is evaluated during training."""
         if not args.do_eval or "validation" in self.splits or self.data_args.cv_folds:
             return args
-        return changed(
-            args, do_eval=False, eval_strategy=IntervalStrategy.NO, load_best_model_at_end=False
-        )
+        return changed(args, do_eval=False, eval_strategy=IntervalStrategy.NO, load_best_model_at_end=False)
 
     def encode(self) -> dict[str, Tokens]:
         """The rows of each split as tokens. Raises InputError if the backbone cannot read them."""
