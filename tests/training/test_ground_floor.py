@@ -1,4 +1,4 @@
-"""What stands below all rooms: errors of one line, cells that a spreadsheet would run, files whole or absent, precision."""
+"""What stands below all rooms: errors of one line, cells that a spreadsheet runs, files whole or absent, precision."""
 
 import errno
 import os
