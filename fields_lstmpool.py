@@ -182,8 +182,8 @@ class LstmPoolFields:
     linear_skip: Annotated[bool, true_or_false] = _field(
         False,
         "Whether a linear map of the layers' vectors is added to the logits: of all that are read, side by side, or, "
-        "if layer_pooling is last, of the top one. No dropout comes before it. It starts at zero; the command starts it "
-        "at a regularised linear model, unless it trains in one stage.",
+        "if layer_pooling is last, of the top one. No dropout comes before it. It starts at zero; the command starts "
+        "it at a regularised linear model, unless it trains in one stage.",
     )
     pair_encoding: str | None = _field(
         None,

@@ -19,7 +19,7 @@ from lstmpool.training.flags.documents import parse_document, typed
 from lstmpool.training.flags.help import exit_with_help_if_asked, make_parser
 from lstmpool.training.flags.recipe import unknown, with_recipe
 from lstmpool.training.flags.rules import AT_ONCE, WITH_PROCESSES, WITH_SPLITS, Flags, check
-from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments, build
+from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments, build, choose_precision
 
 
 def parse_arguments(
@@ -47,6 +47,8 @@ def parse_arguments(
 
     args = build(values)
     args.limits = Limits() if model_args.original_defaults else Limits.of(given)
+    if not model_args.original_defaults:
+        choose_precision(args, given, trains_backbone=not model_args.freeze_backbone)
     loggers = tuple(get_available_reporting_integrations())
     found = {"processes": args.world_size, "device": args.device.type, "loggers": loggers}
     flags = Flags(model_args, data_args, given, vars(args), places, **found)

@@ -292,10 +292,11 @@ def test_a_new_classifier_starts_at_the_labels_shares_and_an_old_one_as_it_is(wo
     for name, words in {
         "fresh": [],
         "balanced": ["--class_weights=balanced"],
-        "kept": ["--init_from=balanced"],
-        "other_labels": ["--init_from=balanced", "--label_column_name=price"],  # 8 classes of 12 rows each
+        "kept": ["--init_from=start_balanced"],
+        "other_labels": ["--init_from=start_balanced", "--label_column_name=price"],  # 8 classes of 12 rows each
     }.items():
-        folder, _ = run(work, monkeypatch, name, *STILL, *words, backbone=not any("init" in word for word in words))
+        old = any("init" in word for word in words)
+        folder, _ = run(work, monkeypatch, f"start_{name}", *STILL, *words, backbone=not old)
         bias[name] = load_file(folder / "model.safetensors")["classifier.bias"].numpy()
     np.testing.assert_allclose(bias["fresh"], shares, rtol=1e-6)
     assert (bias["balanced"] == 0).all() and (bias["kept"] == 0).all()

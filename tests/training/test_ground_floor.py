@@ -1,4 +1,4 @@
-"""What stands below all rooms: messages of one line, cells that a spreadsheet would run, files whole or absent."""
+"""What stands below all rooms: errors of one line, cells that a spreadsheet runs, files whole or absent, precision."""
 
 import errno
 import os
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lstmpool.training import writing as module
+from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import LONGEST, InputError, one_line
 from lstmpool.training.spreadsheet import guard, unguard
 from lstmpool.training.writing import changed_since, digests_of, move, saving, settle, sync, write_text, writing
@@ -183,3 +184,54 @@ def test_digests_tell_what_has_changed(tmp_path, monkeypatch):
         assert changed_since(tmp_path, digests).startswith("two is not what was written")
     (tmp_path / "one").unlink()
     assert changed_since(tmp_path, digests) == "one is missing"
+
+
+# ----------------------------------------------------------------------------------------------------------- precision
+def parse(*words):
+    return parse_arguments(list(words), description="")[2]
+
+
+@pytest.fixture
+def native(monkeypatch, tmp_path):
+    """A processor with instructions for matrices of bfloat16."""
+    monkeypatch.setattr("lstmpool.training.flags.training_arguments.CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f amx_bf16 amx_tile\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "precision"),
+    [
+        ([], "bf16"),
+        (["--use_cpu"], "bf16"),
+        (["--bf16", "False"], "no"),
+        (["--fp16", "False"], "no"),
+        (["--freeze_backbone"], "no"),
+        (["--do_train", "False", "--do_eval"], "no"),
+    ],
+)
+def test_bf16_is_the_default_where_it_is_faster_and_the_user_has_said_nothing(native, words, precision, capsys):
+    files = ["--train_file=t.csv", "--validation_file=v.csv", "--output_dir=out"]
+    args = parse(*files, "--init_from=m", *words)
+    assert (args.bf16, args.mixed_precision) == (precision == "bf16", precision)
+    assert ("bfloat16 where it is safe" in capsys.readouterr().out) == args.bf16
+
+
+def test_bf16_is_off_where_it_is_slow_unknown_or_fails(native, monkeypatch, tmp_path, capsys):
+    words = ["--backbone=b", "--train_file=t.csv", "--output_dir=out"]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # by accelerate launch
+    assert not parse(*words).bf16
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+
+    def refuse(*args, **options):
+        raise RuntimeError("no such kernel\nand more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.autocast", refuse)
+        assert not parse(*words).bf16
+    assert "Precision: float32, since bfloat16 fails here: no such kernel\n" in capsys.readouterr().out
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f\n")
+    assert not parse(*words).bf16
+    (tmp_path / "cpuinfo").unlink()
+    assert not parse(*words).bf16
+    assert capsys.readouterr().out == ""

@@ -1,8 +1,10 @@
 """The library's training arguments and ours in one class; imported only where a command really runs."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,10 @@ DEFAULTS = FINE_TUNING | {
     "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU, every epoch warns about it
     "report_to": ["tensorboard"] if importlib.util.find_spec("tensorboard") else ["none"],
 }
+CPU_INFO = Path("/proc/cpuinfo")
+MULTIPLIES_BF16 = {"amx_bf16", "avx512_bf16"}  # what it calls processors with instructions for matrices of bfloat16
+# Who names one of these has chosen a precision, or has a file that does.
+OF_PRECISION = {"bf16", "fp16", "deepspeed", "fsdp", "fsdp_config"}
 
 
 @dataclass(repr=False)
@@ -66,3 +72,35 @@ def _passes(without: Callable[[str], Any], name: str) -> bool:
     except Exception:
         return False
     return True
+
+
+def choose_precision(args: TrainingArguments, given: Mapping[str, Any], trains_backbone: bool) -> None:
+    """Trains in bfloat16 mixed precision where that is faster, unless a flag in `given` says otherwise. Says so.
+
+    A frozen backbone gains nothing from it: it runs once, in float32.
+    """
+    chosen = OF_PRECISION & given.keys() or "ACCELERATE_MIXED_PRECISION" in os.environ
+    device = args.device.type
+    if chosen or not (args.do_train and trains_backbone and multiplies_bf16(device)):
+        return
+    try:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            weight = torch.ones(8, 8, device=device, requires_grad=True)
+            (weight @ weight).float().sum().backward()
+    except RuntimeError as error:
+        print(f"Precision: float32, since bfloat16 fails here: {str(error).splitlines()[0]}")
+        return
+    args.bf16 = True
+    args.mixed_precision = "bf16"
+    print("Precision: bfloat16 where it is safe, which is faster here. --bf16 False trains in float32.")
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether this kind of device, "cuda" or "cpu", multiplies matrices of bfloat16 faster than of float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        words = CPU_INFO.read_text(encoding="utf-8").split() if device == "cpu" else []
+    except OSError:  # of another system
+        return False
+    return bool(MULTIPLIES_BF16 & set(words))

@@ -71,7 +71,7 @@ def fit(
         Interrupted: after a signal, at the end of the step, once a checkpoint is saved.
     """
     works_there = changed(args, output_dir=str(start.place(args.output_dir)))
-    state = State(job, _long_enough(job, works_there, start), start, extras or Extras(), tokens)
+    state = State(job, works_there, start, extras or Extras(), tokens)
     with locked(state.final) if state.is_first_process else nullcontext():
         read(state)
         load(state)
@@ -81,25 +81,25 @@ def fit(
     return state.evaluation
 
 
-def _long_enough(job: Job, args: TrainingArguments, start: Start) -> TrainingArguments:
-    """The arguments with a budget of steps for the rows at hand. A run that an older release began goes on without."""
-    if not args.do_train:
-        return args
-    earlier = RunRecord.read(start.checkpoint.parent) if isinstance(start, Resume) else None
-    if earlier is not None and "least_steps" not in earlier.settings:
-        args = changed(args, limits=Limits())
-    return within_limits(args, len(job.splits["train"]))
-
-
 # ---------------------------------------------------------------------------------------------------------------- read
 def read(state: State) -> None:
-    """Looks at the rows and their tokens, and says what they are like."""
+    """Looks at the rows and their tokens, says what they are like, and settles how long the run is."""
     job = state.job
+    if state.args.do_train:
+        state.args = _long_enough(job, state.args, state.start)
     datasets = {name: tokens.choose(tokens.dataset) for name, tokens in state.tokens.items()}
     cut = {name: tokens.cut for name, tokens in state.tokens.items()}
     state.summary = describe_data(job.splits, datasets, cut, job.task)
     lines = ["Data:", *data_lines(state.summary, job.tokenizer.model_max_length)]
     print("\n".join(lines), flush=True)
+
+
+def _long_enough(job: Job, args: TrainingArguments, start: Start) -> TrainingArguments:
+    """The arguments with a budget of steps for the rows at hand. A run that an older release began goes on without."""
+    earlier = RunRecord.read(start.checkpoint.parent) if isinstance(start, Resume) else None
+    if earlier is not None and "least_steps" not in earlier.settings:
+        args = changed(args, limits=Limits())
+    return within_limits(args, len(job.splits["train"]))
 
 
 # ---------------------------------------------------------------------------------------------------------------- load
