@@ -113,7 +113,7 @@ def test_metrics_and_card(finished):
     folder, done = finished
     metrics = json.loads((folder / "metrics.json").read_text())
     assert {name: of["rows"] for name, of in metrics["data"].items()} == {"train": 24, "validation": 8, "test": 10}
-    assert set(metrics["results"]) == {"train", "validation", "test"}
+    assert set(metrics["results"]) == {"validation", "test"}
     known = {"accuracy", "f1_macro", "f1_weighted", "matthews_correlation", "log_loss", "brier", "ece"}
     assert known <= set(metrics["results"]["test"])
     interval = metrics["intervals"]["test"]

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, pipeline
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.train_trainer import main
 from lstmpool.training.evaluation.calibration import probability_metrics
+from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.tasks.single_label import SingleLabel
 
 from ..training_fixtures import save_backbone, sentences, write_csv
@@ -72,12 +73,46 @@ def test_test_rows_without_labels_are_predicted_and_not_measured(work, monkeypat
     rows = pandas.read_csv(work / "test.csv")[["text", "key"]]
     rows.to_parquet(work / "unlabelled.parquet")
     files = [*FILES[:2], "--test_file=unlabelled.parquet", "--id_column_name=key"]
-    words = ["--predictions_format=parquet", "--baselines"]
+    words = ["--predictions_format=parquet"]
     folder, metrics = run(work, monkeypatch, "unlabelled", *words, files=files)
     table = pandas.read_parquet(folder / "test_predictions.parquet")
     assert table["id"].tolist() == rows["key"].tolist()
-    assert set(metrics["results"]) == set(metrics["baselines"]["majority class"]) == {"train", "validation"}
+    assert set(metrics["results"]) == set(metrics["baselines"]["majority class"]) == {"validation"}
     assert metrics["data"]["test"]["labels"] is None
+
+
+def test_the_linear_baseline_reads_the_backbone_as_it_was_before_training(work, monkeypatch, capsys):
+    """Whatever weights training ends with, or begins from, as a run that goes on does."""
+    _, metrics = run(work, monkeypatch, "before")
+    linear = metrics["baselines"]["logistic regression on the frozen backbone"]
+    said = capsys.readouterr().out
+    assert f"; logistic regression on the frozen backbone {linear['test']['accuracy']:.3f}; majority class " in said
+
+    def wreck(trainer, checkpoint):
+        for parameter in trainer.model.parameters():
+            parameter.data.zero_()
+
+    monkeypatch.setattr(LstmPoolTrainer, "train_from", wreck)
+    folder, metrics = run(work, monkeypatch, "wrecked")
+    assert metrics["baselines"]["logistic regression on the frozen backbone"] == linear
+    ours = metrics["results"]["test"]["accuracy"]
+    assert ours < linear["test"]["accuracy"]
+    warning = (
+        "Warning: a linear model on the backbone's vectors is better than this model on test: accuracy "
+        f"{linear['test']['accuracy']:.3f} beside {ours:.3f}. Train on more rows"
+    )
+    assert warning in capsys.readouterr().out and warning in (folder / "README.md").read_text()
+
+
+def test_baselines_can_be_turned_off_and_one_that_cannot_be_fitted_is_named(work, monkeypatch, capsys):
+    monkeypatch.setattr(LstmPoolTrainer, "train_from", lambda trainer, checkpoint: None)
+    _, metrics = run(work, monkeypatch, "reinit", "--reinit_layers=1")
+    assert list(metrics["baselines"]) == ["majority class"]
+    assert "No linear baseline: --reinit_layers has replaced layers that it would read." in capsys.readouterr().out
+    monkeypatch.setattr("lstmpool.training.runs.fit.split_vectors", None)
+    _, metrics = run(work, monkeypatch, "off", "--baselines=False")
+    said = capsys.readouterr().out
+    assert metrics["baselines"] == {} and "majority" not in said and "linear" not in said
 
 
 TARGETS = ["--label_column_name=price,weight", "--num_train_epochs=10", "--head_learning_rate=1e-2"]

@@ -21,6 +21,7 @@ def test_settings_that_decide_what_a_run_comes_to(tmp_path):
     ours = settings(tmp_path)
     assert ours == settings(tmp_path / "elsewhere", overwrite=True, disable_tqdm=True, logging_steps=3, run_name="r")
     assert ours == settings(tmp_path, per_device_eval_batch_size=1, do_predict=True)
+    assert ours == settings(tmp_path, baselines=False)  # earlier releases recorded the default of then
     record = RunRecord(ours, {})
     assert record.differs(settings(tmp_path)) == ""
     for other in (
