@@ -143,6 +143,9 @@ class LinearSkip(nn.Linear):
     def __init__(self, config: LstmPoolConfig):
         super().__init__(len(config.layers) * config.state_size, config.num_labels, bias=False)
 
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)  # without a random number, so the layers made after it start as without it
+
     def forward(self, layer_states: Tensor) -> Tensor:
         return super().forward(layer_states.flatten(1))  # (B, L, S) -> (B, C)
 

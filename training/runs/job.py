@@ -9,6 +9,7 @@ import pyarrow
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from lstmpool.fields_lstmpool import APART
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
 from lstmpool.training.data.summary import remarks
@@ -150,10 +151,23 @@ def read_job(
     _check_labels(splits, task, args)
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
     best = task.best_by(args.metric_for_best_model)
-    fields = model_args.config_fields() | task.config_fields
-    check_layers(model_args, backbone.check_fields(config, fields))
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
+    fields = backbone.with_template(model_args.config_fields() | task.config_fields, tokenizer)
+    config = backbone.check_fields(config, fields)
+    check_layers(model_args, config)
+    if config.pair_encoding == APART:
+        _check_pairs(splits)
     return Job(model_args, data_args, backbone, fields, splits, task, best, tokenizer, settings, command)
+
+
+def _check_pairs(splits: dict[str, Split]) -> None:
+    """Raises InputError unless each row has two texts."""
+    for split in splits.values():
+        if split.pairs is None:
+            raise InputError(
+                f"{split.source}: expected two texts a row, which the model reads apart (pair_encoding), found one. "
+                "Name both columns, as in --text_column_names sentence1,sentence2, or use pair_encoding joint."
+            )
 
 
 def _check_labels(splits: dict[str, Split], task: Task, args: TrainingArguments) -> None:
