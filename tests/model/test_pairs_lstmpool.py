@@ -370,6 +370,19 @@ def test_saved_and_loaded_it_answers_in_a_pipeline(tmp_path, tokenizer):
         classify("the order")
 
 
+@pytest.mark.parametrize("elsewhere", ["lstmpool.backbone", "lstmpool.pooler", "linear_skip"])
+def test_its_parts_may_lie_on_several_devices(tmp_path, elsewhere):
+    model = tiny_model(pair_encoding="apart", pair_template=BERT, linear_skip=True)
+    nn.init.normal_(model.linear_skip.weight)
+    model.save_pretrained(tmp_path)
+    parts = dict.fromkeys(("lstmpool.backbone", "lstmpool.pooler", "classifier", "linear_skip"), "cpu")
+    loaded = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, device_map=parts | {elsewhere: "disk"}, offload_folder=str(tmp_path / "offload")
+    )
+    with torch.no_grad():
+        assert torch.equal(loaded(**joined(BERT, PAIRS)).logits, model(**joined(BERT, PAIRS)).logits)
+
+
 def test_the_order_of_a_pair_counts():
     model = tiny_model(pair_encoding="apart", pair_template=BERT)
     with torch.no_grad():
