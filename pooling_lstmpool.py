@@ -144,6 +144,9 @@ class LinearSkip(nn.Linear):
         self.layers = 1 if config.layer_pooling == "last" else len(config.layers)  # that are read, from the top
         super().__init__(self.layers * config.state_size, config.num_labels, bias=False)
 
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)  # without a random number, so the layers made after it start as without it
+
     def forward(self, layer_states: Tensor) -> Tensor:
         return super().forward(layer_states[:, -self.layers :].flatten(1))  # (B, L, S) -> (B, C)
 

@@ -22,8 +22,10 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig, read_config
 from lstmpool.families_lstmpool import QUANTISE_LATER, quantisation_of, stated_token_pooling
-from lstmpool.fields_lstmpool import SINGLE
+from lstmpool.fields_lstmpool import APART, SINGLE
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
+from lstmpool.pairs_lstmpool import pair_template
+from lstmpool.pooling_lstmpool import LinearSkip
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.flags.rules import MODEL, Flags, check
@@ -159,6 +161,19 @@ class Backbone:
             return pooling, f"as the backbone's {file} says"
         return LstmPoolConfig(backbone_config=config).token_pooling, "the default of its family"
 
+    def with_template(self, fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """`fields`, with what `tokenizer` puts around two texts if they are read apart.
+
+        Raises:
+            InputError: if the tokenizer puts nothing between them.
+        """
+        if fields["pair_encoding"] != APART:
+            return fields
+        try:
+            return fields | {"pair_template": pair_template(tokenizer)}
+        except ValueError as error:
+            raise InputError(f"{self.flag} {self.title}: {_first_lines(error)}") from None
+
     def load_model(self, fields: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
         """Loads the model in float32, and says whether its classifier is new.
 
@@ -195,6 +210,9 @@ class Backbone:
             setattr(config, name, fields[name])
         model.classifier = nn.Linear(model.classifier.in_features, config.num_labels)
         model._init_weights(model.classifier)
+        if config.linear_skip:
+            model.linear_skip = LinearSkip(config)
+            model._init_weights(model.linear_skip)
         return model, True
 
     def load_tokenizer(self, max_seq_length: int | None) -> PreTrainedTokenizerBase:

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.data.data_collator import DataCollator
 
+from lstmpool.fields_lstmpool import APART
 from lstmpool.training.data.order import by_length
 from lstmpool.training.errors import InputError
 from lstmpool.training.writing import DIGEST_SIZE, digest_of, writing
@@ -41,13 +42,13 @@ SEAL_SIZE = len(SEAL) + 2 * DIGEST_SIZE
 
 
 class StatesCollator:
-    """Makes batches of cached rows: `layer_states` (B, L, H) in float32, and `labels` where there are any."""
+    """Makes batches of cached rows: `layer_states` (B, L, S) in float32, and `labels` where there are any."""
 
-    def __init__(self, layers: int, hidden: int):
-        self.shape = (-1, layers, hidden)
+    def __init__(self, layers: int, width: int):
+        self.shape = (-1, layers, width)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        states = np.stack([row["layer_states"] for row in rows])  # (B, L * H)
+        states = np.stack([row["layer_states"] for row in rows])  # (B, L * S)
         batch = {"layer_states": torch.from_numpy(states.astype(np.float32)).view(self.shape)}
         if "labels" in rows[0]:
             labels = np.array([row["labels"] for row in rows])
@@ -65,7 +66,7 @@ def cached_states(
     folder: Path | None = None,
     title: str = "texts",
 ) -> Dataset:
-    """The rows of `tokens` with `layer_states` (L * H) in place of the tokenizer's columns; `labels` stay.
+    """The rows of `tokens` with `layer_states` (L * S) in place of the tokenizer's columns; `labels` stay.
 
     Args:
         model: its backbone runs, in eval mode, on the device where it is.
@@ -165,7 +166,7 @@ def _write(
 ) -> None:
     """Writes the file, which takes its place once it is whole. The caller holds its lock."""
     base = model.base_model.eval()
-    width = len(model.config.layers) * model.config.hidden_size
+    width = len(model.config.layers) * model.config.state_size
     column_type = pyarrow.list_(pyarrow.from_numpy_dtype(DTYPES[dtype]), width)
     schema = pyarrow.schema({"layer_states": column_type})
     with writing(path) as unfinished:  # this first removes what a killed run left, so its room counts as free
@@ -174,7 +175,7 @@ def _write(
             for start in tqdm(range(0, len(tokens), batch_size), desc=f"layer states of {title}", leave=False):
                 rows = [tokens[i] for i in range(start, min(start + batch_size, len(tokens)))]
                 batch = {name: value.to(base.device) for name, value in collator(rows).items()}
-                states = base(**batch).layer_states.flatten(1)  # (B, L * H)
+                states = base(**batch).layer_states.flatten(1)  # (B, L * S)
                 flat = _cast(states.float().cpu().numpy().ravel(), dtype)
                 column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), width)
                 writer.write_batch(pyarrow.record_batch([column], schema=schema))
@@ -209,11 +210,13 @@ def _cast(states: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _digest(model: PreTrainedModel, tokens: Dataset, dtype: str) -> str:
-    """A digest of the backbone's weights and config, the layers and vectors read, the tokens in order, and `dtype`."""
+    """A digest of the backbone's weights and config, what is read and how, the tokens in order, and `dtype`."""
     config = model.config
     backbone = {name: value for name, value in config.backbone_config.to_dict().items() if not name.startswith("_")}
     backbone.pop("transformers_version", None)
     settings = [dtype, config.layers, config.token_readout, backbone, sorted(tokens.column_names)]
+    if config.pair_encoding == APART:
+        settings.append([APART, config.pair_template])
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr(settings).encode())
     for name, tensor in model.base_model.backbone.state_dict().items():

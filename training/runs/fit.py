@@ -33,7 +33,7 @@ from lstmpool.training.model.layer_cache import CACHE, StatesCollator, cached_st
 from lstmpool.training.model.starts import set_prior
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.model.token_limits import TokenLimits
-from lstmpool.training.model.trainable_parts import learning_rates, prepare_layers, trained_head
+from lstmpool.training.model.trainable_parts import learning_rates, prepare_layers, trained_head, trained_skip
 from lstmpool.training.output.folder import check_resumed, prepare_output
 from lstmpool.training.output.lock import locked
 from lstmpool.training.output.run_record import RunRecord
@@ -114,7 +114,7 @@ def load(state: State) -> None:
     state.scale = None
     if job.task.has_numbers and args.do_train and args.standardize_targets:
         state.scale = TargetScale(job.splits["train"].labels)
-        state.scale.switch_on(trained_head(state.model), state.is_fresh)
+        state.scale.switch_on(trained_head(state.model), state.is_fresh, trained_skip(state.model))
     if state.is_fresh and args.do_train and not state.resumed:
         set_prior(trained_head(state.model), state.targets("train"), job.task, args.class_weights == "balanced")
     print(describe_model(state.model, job.backbone.title), flush=True)
@@ -192,7 +192,7 @@ def _read_layer_states(state: State) -> None:
                 dtype=args.layer_cache,
                 title=name,
             )
-    state.collator = StatesCollator(len(model.config.layers), model.config.hidden_size)
+    state.collator = StatesCollator(len(model.config.layers), model.config.state_size)
     print(f"Layer states: computed once, and kept in {CACHE}.", flush=True)
 
 
@@ -287,15 +287,15 @@ def _baselines(state: State, targets: Arrays) -> Baselines:
 
 
 def _learn_from_validation(state: State, logits: Arrays, targets: Arrays) -> Learned:
-    """Folds scale, temperature and thresholds, in this order, into the classifier. See `learned_head`."""
+    """Folds scale, temperature and thresholds, in this order, into the classifier and the skip. See `learned_head`."""
     task, args = state.job.task, state.args
-    head = trained_head(state.model)
+    head, skip = trained_head(state.model), trained_skip(state.model)
     learned: dict[str, Any] = {}
     if state.scale is not None:
-        logits, found = fold_scale(head, state.scale, logits)
+        logits, found = fold_scale(head, state.scale, logits, skip)
         learned |= found
     if args.calibrate:
-        logits, found = calibrate(head, task, logits, targets)
+        logits, found = calibrate(head, task, logits, targets, skip)
         learned |= found
     if task.has_thresholds and "validation" in targets:
         logits, found = find_thresholds(head, task, logits, targets, fold=args.tune_thresholds)

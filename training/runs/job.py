@@ -12,7 +12,6 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
 from lstmpool.fields_lstmpool import APART
-from lstmpool.pairs_lstmpool import pair_template
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.rows import Split, read_splits
 from lstmpool.training.data.summary import remarks
@@ -172,12 +171,17 @@ def read_job(
     best = task.best_by(args.metric_for_best_model)
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
     fields = model_args.config_fields() | task.config_fields
-    check_layers(model_args, backbone.check_fields(config, fields))
+    if model_args.pair_encoding == APART:
+        _check_pairs(splits)
     said = []
     if finished is None:
         reads_pairs = next(iter(splits.values())).pairs is not None
         chosen, said = choose_fields(backbone, config, tokenizer, model_args, reads_pairs, two_stages=not why)
         fields |= chosen
+    config = backbone.check_fields(config, fields)
+    check_layers(model_args, config)
+    if config.pair_encoding == APART:
+        _check_pairs(splits)
     return Job(
         model_args,
         data_args,
@@ -234,15 +238,26 @@ def choose_fields(
         encoding, reason = "joint", "as is usual"
         if stated is not None:
             encoding, reason = APART, "since the backbone was made for single texts"
-    if encoding == APART:
-        try:
-            fields["pair_template"] = pair_template(tokenizer)
-        except ValueError as error:
-            if args.pair_encoding is not None:
-                raise InputError(error) from None
-            encoding, reason = "joint", "since its tokenizer does not tell two texts apart"
+    fields["pair_encoding"] = encoding
+    try:
+        fields = backbone.with_template(fields, tokenizer)
+    except InputError:
+        if args.pair_encoding is not None:
+            raise
+        fields["pair_encoding"] = encoding = "joint"
+        reason = "since its tokenizer does not tell two texts apart"
     said.append(f"Pairs: {encoding}, {reason}.")
-    return fields | {"pair_encoding": encoding}, said
+    return fields, said
+
+
+def _check_pairs(splits: dict[str, Split]) -> None:
+    """Raises InputError unless each row has two texts."""
+    for split in splits.values():
+        if split.pairs is None:
+            raise InputError(
+                f"{split.source}: expected two texts a row, which the model reads apart (pair_encoding), found one. "
+                "Name both columns, as in --text_column_names sentence1,sentence2, or use pair_encoding joint."
+            )
 
 
 def _check_labels(splits: dict[str, Split], task: Task, args: TrainingArguments) -> None:

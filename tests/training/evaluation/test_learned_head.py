@@ -15,14 +15,14 @@ from lstmpool.training.tasks.single_label import SingleLabel
 from ...training_fixtures import task_of
 
 
-def learn(head, task, logits, targets, scale=None, temperature=False, thresholds=False):
+def learn(head, task, logits, targets, scale=None, temperature=False, thresholds=False, skip=None):
     """What a run does after training, in its order."""
     learned = {}
     if scale is not None:
-        logits, found = fold_scale(head, scale, logits)
+        logits, found = fold_scale(head, scale, logits, skip)
         learned |= found
     if temperature:
-        logits, found = calibrate(head, task, logits, targets)
+        logits, found = calibrate(head, task, logits, targets, skip)
         learned |= found
     if task.has_thresholds:
         logits, found = find_thresholds(head, task, logits, targets, fold=thresholds)
@@ -89,3 +89,31 @@ def test_thresholds_come_after_the_temperature():
     logits, folded, learned = fold(MultiLabel, labels, temperature=True, thresholds=True)
     wanted = logits["test"] / learned["temperature"] - learned["folded_thresholds"]
     np.testing.assert_allclose(folded["test"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (SingleLabel, {"temperature": True}),
+        (MultiLabel, {"temperature": True, "thresholds": True}),
+        (Regression, {}),
+    ],
+)
+def test_what_stands_beside_the_head_learns_it_too(kind, options):
+    torch.manual_seed(0)
+    head, skip = torch.nn.Linear(6, 3), torch.nn.Linear(5, 3, bias=False)
+    labels = {
+        SingleLabel: [0, 1, 2, 1] * 20,
+        MultiLabel: [[1, 0, 1], [0, 0, 1]] * 40,
+        Regression: [[1.0, 100.0, 5000.0], [3.0, 500.0, 9000.0]] * 40,
+    }[kind]
+    scale = TargetScale(labels) if kind is Regression else None
+    if scale is not None:
+        scale.switch_on(head, fresh=True, skip=skip)
+    inputs, wide = 4 * torch.randn(80, 6), 4 * torch.randn(80, 5)
+    logits = {"validation": (head(inputs) + skip(wide)).detach().numpy().astype(float)}
+    targets = {"validation": np.array(labels)}
+    folded, _ = learn(head, task_of(kind), logits, targets, scale, skip=skip, **options)
+    assert not np.allclose(folded["validation"], logits["validation"])
+    given = (head(inputs) + skip(wide)).detach().numpy()
+    np.testing.assert_allclose(given, folded["validation"], rtol=1e-4, atol=1e-3)

@@ -10,6 +10,7 @@ from datasets import Dataset
 from filelock import FileLock
 from transformers import DataCollatorWithPadding
 
+from lstmpool.pairs_lstmpool import pair_template
 from lstmpool.training.errors import InputError
 from lstmpool.training.model.layer_cache import StatesCollator, cached_states, damage
 
@@ -50,6 +51,21 @@ def test_every_row_has_its_own_states_in_the_order_of_the_rows(cache, rows):
         with torch.no_grad():
             alone = model.eval()(**{name: torch.tensor([value]) for name, value in row.items()}).layer_states[0]
         torch.testing.assert_close(batch["layer_states"][i], alone, atol=1e-6, rtol=1e-5)
+
+
+def test_pairs_that_are_read_apart_have_states_of_their_own(cache, tokenizer, tmp_path):
+    template = pair_template(tokenizer)
+    encoded = tokenizer(["the order", "my", "broken"], ["late", "is not late", "back"])
+    rows = Dataset.from_dict(dict(encoded))
+    apart, joint = tiny_model(pair_encoding="apart", pair_template=template), tiny_model()
+    found = StatesCollator(4, 64)(list(cache(apart, rows)))["layer_states"]
+    batch = tokenizer.pad(encoded, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(found, apart(**batch).layer_states, atol=1e-6, rtol=1e-5)
+    assert StatesCollator(4, 16)(list(cache(joint, rows)))["layer_states"].shape == (3, 4, 16)
+    other = template | {"suffix": []}
+    cache(tiny_model(pair_encoding="apart", pair_template=other), rows)
+    assert len(files(tmp_path)) == 3
 
 
 def test_the_head_trains_on_them_as_on_the_tokens(cache, rows, tokenizer):

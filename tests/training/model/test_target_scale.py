@@ -71,3 +71,18 @@ def test_switching_off_folds_the_scale_into_the_weights(head):
     assert all(torch.equal(p, original[name]) for name, p in head.named_parameters())
     head.load_state_dict({name: 3 * tensor for name, tensor in original.items()})
     assert all(torch.equal(p, 3 * original[name]) for name, p in head.named_parameters())
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_is_added_to_the_head_has_its_scale_too(head, fresh):
+    skip, scale = torch.nn.Linear(4, 2, bias=False), TargetScale(TARGETS)
+    original = skip.weight.detach().clone()
+    scale.switch_on(head, fresh, skip)
+    by = torch.tensor(scale.scale).float()[:, None]
+    assert (by > 1).any() or (by < 1).any()
+    assert torch.equal(skip.weight * by, original)
+    assert torch.equal(skip.state_dict()["weight"], original)  # in real units
+    skip.load_state_dict({"weight": 3 * original})
+    assert torch.equal(skip.weight * by, 3 * original)
+    scale.switch_off(head, skip)
+    assert torch.equal(skip.weight, 3 * original) and torch.equal(skip.state_dict()["weight"], 3 * original)

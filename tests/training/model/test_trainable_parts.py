@@ -6,7 +6,13 @@ from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.model.trainable_parts import check_layers, learning_rates, prepare_layers, stack_of
+from lstmpool.training.model.trainable_parts import (
+    check_layers,
+    learning_rates,
+    prepare_layers,
+    stack_of,
+    trained_skip,
+)
 
 from ...conftest import backbone_config, random_inputs, tiny_config, tiny_model
 
@@ -106,6 +112,17 @@ def test_rates_fall_layer_by_layer(tmp_path):
             assert rate == 0.5 ** (3 - int(name.split(".")[3])), name
         else:
             assert rate == (0.5**4 if name.startswith("backbone.embeddings.") else 3.0), name
+
+
+def test_the_linear_skip_goes_as_fast_as_the_backbone(tmp_path):
+    # it starts at weights that fit, as the backbone does, and not at random ones
+    model = tiny_model(linear_skip=True)
+    assert trained_skip(model) is model.linear_skip and trained_skip(tiny_model()) is None
+    found = rates(model, tmp_path, layerwise_lr_decay=0.5, head_learning_rate=3.0)
+    assert found["linear_skip.weight"] == 1.0
+    assert found["classifier.weight"] == found["pooler.rnn.weight_hh_l0"] == 3.0
+    found = rates(prepared(model, freeze_backbone=True), tmp_path, head_learning_rate=3.0)
+    assert found["linear_skip.weight"] == 1.0 and not any("backbone" in name for name in found)
 
 
 def test_what_lies_above_the_layers_goes_as_fast_as_the_highest(tmp_path):
