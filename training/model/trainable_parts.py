@@ -89,13 +89,6 @@ def _trained(model: PreTrainedModel, module: nn.Module) -> nn.Linear:
     return module if copies is None else copies[model.active_adapter]
 
 
-def trained_skip(model: PreTrainedModel) -> nn.Linear | None:
-    """The linear path around the LSTM that is trained and saved, if the model has one. See `trained_head`."""
-    skip = model.linear_skip
-    copies = getattr(skip, "modules_to_save", None)
-    return skip if copies is None else copies[model.active_adapter]
-
-
 def not_finite(model: nn.Module) -> str:
     """The name of the first weight tensor that holds NaN or infinity; empty if there is none.
 
