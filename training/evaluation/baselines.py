@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.data.data_collator import DataCollator
 
+from lstmpool.fields_lstmpool import APART
 from lstmpool.training.data.order import by_length, lengths_of
 from lstmpool.training.data.rows import Split
 from lstmpool.training.evaluation.linear import ROWS, drawn, fit_linear, linear_features, rows_fitted
@@ -60,7 +61,7 @@ class Baselines:
 def text_vectors(
     model: PreTrainedModel, rows: Dataset, collator: DataCollator, batch_size: int, title: str = "texts"
 ) -> np.ndarray:
-    """The top layer's vector of each row, of length 1, in the rows' order, (N, H), from the backbone as it is now.
+    """The top layer's vector of each row, in the rows' order, (N, S), from the backbone as it is now.
 
     Args:
         model: runs in eval mode, on the device where it is. No random number is drawn.
@@ -80,9 +81,14 @@ def text_vectors(
             batch = {name: value.to(device) for name, value in batch.items()}
             states = batch["layer_states"] if "layer_states" in batch else base(**batch).layer_states  # (B, L, H)
             found.append(states[:, -1].float().cpu().numpy())
-    vectors = np.zeros((len(rows), model.config.hidden_size), dtype=np.float32)
+    vectors = np.zeros((len(rows), model.config.state_size), dtype=np.float32)
     if found:
         vectors[order[:readable]] = np.concatenate(found)
+    return vectors
+
+
+def of_length_1(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (N, H) as directions. Those of zeros stay."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
@@ -106,17 +112,21 @@ def split_vectors(
     For the others, see `text_vectors`.
     """
     rows = drawn(len(split), ROWS, seed)
-    if split.pairs is None:
+    if split.pairs is None or model.config.pair_encoding == APART:
         inputs = inputs if len(rows) == len(inputs) else inputs.select(rows)
         inputs = inputs.remove_columns("labels") if "labels" in inputs.column_names else inputs
-        return Vectors(rows, text_vectors(model, inputs, collator, batch_size, title))
+        vectors = text_vectors(model, inputs, collator, batch_size, title)
+        if split.pairs is None:
+            return Vectors(rows, of_length_1(vectors))
+        u, v = np.split(vectors, 4, axis=1)[:2]
+        return Vectors(rows, of_length_1(u), of_length_1(v))
     some = split.take(rows.tolist())
     padding = DataCollatorWithPadding(tokenizer)
     u, v = (
         text_vectors(model, replace(some, texts=texts, pairs=None).tokenize(tokenizer)[0], padding, batch_size, title)
         for texts in (some.texts, some.pairs)
     )
-    return Vectors(rows, u, v)
+    return Vectors(rows, of_length_1(u), of_length_1(v))
 
 
 def why_no_linear_model(task: Task, flags: Mapping[str, Any]) -> str:
