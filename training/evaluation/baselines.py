@@ -92,6 +92,14 @@ def of_length_1(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
+def vectors_of(top: np.ndarray, rows: np.ndarray, are_pairs: bool) -> Vectors:
+    """The vectors of the `rows` whose top layer states are `top`, (M, H) or, of pairs read apart, (M, 4 H)."""
+    if not are_pairs:
+        return Vectors(rows, of_length_1(top))
+    u, v = np.split(top, 4, axis=1)[:2]
+    return Vectors(rows, of_length_1(u), of_length_1(v))
+
+
 def split_vectors(
     model: PreTrainedModel,
     split: Split,
@@ -115,11 +123,7 @@ def split_vectors(
     if split.pairs is None or model.config.pair_encoding == APART:
         inputs = inputs if len(rows) == len(inputs) else inputs.select(rows)
         inputs = inputs.remove_columns("labels") if "labels" in inputs.column_names else inputs
-        vectors = text_vectors(model, inputs, collator, batch_size, title)
-        if split.pairs is None:
-            return Vectors(rows, of_length_1(vectors))
-        u, v = np.split(vectors, 4, axis=1)[:2]
-        return Vectors(rows, of_length_1(u), of_length_1(v))
+        return vectors_of(text_vectors(model, inputs, collator, batch_size, title), rows, split.pairs is not None)
     some = split.take(rows.tolist())
     padding = DataCollatorWithPadding(tokenizer)
     u, v = (

@@ -237,4 +237,5 @@ def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _tensor(labels: np.ndarray) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(labels))
-    return tensor.float() if tensor.is_floating_point() else tensor.long()
+    is_class = tensor.ndim == 1 and not tensor.is_floating_point()
+    return tensor.long() if is_class else tensor.float()

@@ -7,6 +7,7 @@ import numpy as np
 from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.fields_lstmpool import APART
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.summary import data_lines, describe_data
 from lstmpool.training.evaluation.baselines import (
@@ -14,6 +15,7 @@ from lstmpool.training.evaluation.baselines import (
     Vectors,
     fit_baselines,
     split_vectors,
+    vectors_of,
     why_no_linear_model,
 )
 from lstmpool.training.evaluation.learned_head import Arrays, Learned, calibrate, find_thresholds, fold_scale
@@ -200,11 +202,11 @@ def _read_layer_states(state: State) -> None:
 def train(state: State) -> None:
     """Trains, if that is wanted, and ends with the best epoch's weights."""
     state.trainer = _trainer(state)
-    state.frozen_vectors = _frozen_vectors(state)
     if state.has_two_stages:
         if not state.resumed:
             start_head(state)
         state.trainer.add_callback(StartCounts(state.trainer, state.start_scores))
+    state.frozen_vectors = _frozen_vectors(state)
     if state.args.do_train:
         print(describe_length(state.args, len(state.job.splits["train"])), flush=True)
         with stop_at_step(state.trainer):
@@ -227,8 +229,13 @@ def _frozen_vectors(state: State) -> dict[str, Vectors]:
     found = {}
     # each fold's test rows would be read for numbers that nobody sees: folds are judged together
     names = [name for name in state.labelled if name != "test" or not job.data_args.cv_folds]
+    reads_apart = state.model.config.pair_encoding == APART
     if state.is_first_process:
         for name in names:
+            if name == "train" and state.top_states is not None and (not job.reads_pairs or reads_apart):
+                rows = np.arange(len(state.top_states))
+                found[name] = vectors_of(state.top_states, rows, are_pairs=job.reads_pairs)
+                continue
             found[name] = split_vectors(
                 state.trainer.model,
                 job.splits[name],

@@ -46,6 +46,8 @@ def start_head(state: State) -> None:
     of_rows = None if strata is None else strata[rows]
     start = fit_start(states, labels[rows], len(job.task.names), loss, of_rows, args.seed, choices)
     start.put(state.model)
+    if len(rows) == len(labels):
+        state.top_states = states[:, -1].copy()
     state.start_scores = _scores(start, labels[rows], job.task)
     seconds = time.monotonic() - began
     print(describe_start(start, state.start_scores, job.task, len(rows), len(labels), seconds), flush=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.data.data_collator import DataCollator
@@ -64,6 +65,7 @@ class State:
 
     # train
     trainer: LstmPoolTrainer = field(init=False)
+    top_states: np.ndarray | None = None  # (N, S) of the training rows, if stage 1 has read them all
     start_scores: dict[str, float] = field(default_factory=dict)  # of stage 1, by metric; see `start_head`
     frozen_vectors: dict[str, Vectors] = field(init=False)  # before training, for the linear baseline
 

@@ -88,7 +88,7 @@ def test_the_logits_are_of_rows_that_a_model_has_not_seen():
 
 
 def test_several_labels_are_fitted_each():
-    labels = np.stack([np.arange(90) % 2, np.arange(90) % 3 == 0, np.zeros(90)], axis=1).astype(np.float32)
+    labels = np.stack([np.arange(90) % 2, np.arange(90) % 3 == 0, np.zeros(90)], axis=1).astype(int)
     states = states_of(labels[:, 0])
     states[:, 1, 1] += 5 * labels[:, 1]
     logits = logits_of(fit(states, labels, 3, MULTI), states)
