@@ -75,7 +75,7 @@ def _passes(without: Callable[[str], Any], name: str) -> bool:
 
 
 def choose_precision(args: TrainingArguments, given: Mapping[str, Any], trains_backbone: bool) -> None:
-    """Trains in bfloat16 mixed precision where that is faster, unless a flag in `given` says otherwise. Says so.
+    """Trains in bfloat16 mixed precision where that is faster, unless a flag in `given` says otherwise.
 
     A frozen backbone gains nothing from it: it runs once, in float32.
     """
@@ -92,7 +92,6 @@ def choose_precision(args: TrainingArguments, given: Mapping[str, Any], trains_b
         return
     args.bf16 = True
     args.mixed_precision = "bf16"
-    print("Precision: bfloat16 where it is safe, which is faster here. --bf16 False trains in float32.")
 
 
 def multiplies_bf16(device: str) -> bool:

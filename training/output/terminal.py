@@ -48,6 +48,8 @@ def describe_length(args: TrainingArguments, rows: int) -> str:
     """Says how many steps will be trained, and what sets another number."""
     length, usual = budget_of(args, rows), TrainingArguments.num_train_epochs
     line = f"Training: {length.steps} steps on {rows} rows, {length.epochs:.3g} epochs"
+    if args.bf16:
+        line += ", in bfloat16 where that is safe (--bf16 False: in float32)"
     if not args.limits.least_steps or length.epochs == usual:
         return f"{line}."
     few = f"since {usual:g} are fewer than {args.limits.least_steps} steps"
