@@ -4,9 +4,11 @@ The readers guess no kinds: a cell of a CSV is a string ("None" and "NA" are wor
 raises an error that names it. Only the columns that are needed are read. `rows.py` decides what they mean.
 """
 
+import codecs
 import gzip
 import io
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ FIRST_BYTES = {
 BYTES_OF_A_BYTE = 6  # memory that a byte of a file takes: as bytes, as text, as cells and as a table
 SWELL = 100  # times its size that a gzip may unpack to; text gives 3 to 20
 UNASKED = 2**28  # bytes that any file may unpack to
+PART = 2**20  # bytes of a text that are decoded at a time
 MEMORY = 8 * 2**30  # bytes, where the system does not say
 
 
@@ -120,15 +123,15 @@ def _read_file(path: Path, wanted: Wanted) -> Dataset:
         _check_kind(content, ending, path)
     if ending == ".parquet":
         return _read_parquet(content, wanted, limit, path)
-    text = _decoded(content, path)
-    del content
-    if not text.strip():
-        raise InputError(f"{path} holds no rows.")
+    _check_text(content, path)
     if ending in (".csv", ".tsv"):
-        header, cells = read_delimited(text, "," if ending == ".csv" else "\t", str(path))
+        header, cells = read_delimited(content, "," if ending == ".csv" else "\t", str(path))
         columns = dict(zip(tidy_names(header, str(path)), cells, strict=True))
         columns.pop("", None)  # cells without a header cannot be named
-        return Dataset.from_dict({name: columns[name] for name in wanted(list(columns))})
+        table = pyarrow.table({name: columns[name] for name in wanted(list(columns))})
+        return Dataset(table, fingerprint=uuid.uuid4().hex)  # else the library hashes all rows to make one
+    text = _decoded(content, path)
+    del content
     return _as_table(_read_json(text, path), wanted, path)
 
 
@@ -217,6 +220,23 @@ def _plain(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
     """The batch without dictionaries (the categories of pandas), which `datasets` does not take."""
     columns = [column.dictionary_decode() if hasattr(column, "dictionary_decode") else column for column in batch]
     return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _check_text(content: bytes, path: Path) -> None:
+    """Raises InputError unless the content is UTF-8 and more than white space.
+
+    It is decoded a part at a time: as a whole, one emoji lets each character of a file take four bytes.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    is_blank = True
+    try:
+        for start in range(0, len(content), PART):
+            part = decoder.decode(content[start : start + PART], final=start + PART >= len(content))
+            is_blank = is_blank and not part.strip()
+    except UnicodeDecodeError:
+        _decoded(content, path)  # says in which line
+    if is_blank:
+        raise InputError(f"{path} holds no rows.")
 
 
 def _decoded(content: bytes, path: Path) -> str:

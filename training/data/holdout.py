@@ -5,9 +5,9 @@ validation asks for nothing that training could not know. Every other stratum, h
 least one, as long as fewer strata than texts are wanted there.
 """
 
+import array
 import heapq
 import random
-from collections import Counter
 
 import numpy as np
 import pandas
@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
+from lstmpool.training.tasks.columns import Cells, places_of
 from lstmpool.training.tasks.task import Task
 
 
@@ -35,20 +36,20 @@ def hold_out(train: Split, task: Task, share: float, seed: int, limit: int | Non
         InputError: if one of the two sides would have no rows.
     """
     share = share if limit is None else min(share, limit / len(train))
-    rows_of: dict[int, list[int]] = {}
-    for row, unit in enumerate(units_of(train)):
-        rows_of.setdefault(unit, []).append(row)
-    strata = task.strata(train.labels)
-    units_in = Counter(strata[rows[0]] for rows in rows_of.values())  # of each stratum
-    units = [rows for rows in rows_of.values() if units_in[strata[rows[0]]] > 1]
+    unit_of = np.asarray(units_of(train))  # (N,)
+    _, first_row = np.unique(unit_of, return_index=True)  # of each unit
+    strata = np.asarray(task.strata(train.labels))[first_row]
+    _, stratum, units_in = np.unique(strata, return_inverse=True, return_counts=True)
+    units = array.array("q", np.flatnonzero(units_in[stratum] > 1))
     random.Random(seed).shuffle(units)
-    units.sort(key=lambda rows: strata[rows[0]])  # stable: within a stratum the order stays random
+    units = np.array(units)
+    units = units[np.argsort(strata[units], kind="stable")]  # within a stratum the order stays random
     # Every k-th unit in the order of strata is held out, so each stratum gives its share.
-    positions = np.arange(0.5 / share, len(units), 1 / share).astype(int).tolist()
-    positions = _with_rare_ones(positions, [strata[rows[0]] for rows in units])
-    held_out = sorted(row for position in positions for row in units[position])
-    kept = sorted(set(range(len(train))) - set(held_out))
-    if not held_out or not kept:
+    positions = np.arange(0.5 / share, len(units), 1 / share).astype(int)
+    is_held = np.zeros(len(first_row), dtype=bool)
+    is_held[units[_with_rare_ones(positions, strata[units])]] = True
+    held_out, kept = np.flatnonzero(is_held[unit_of]), np.flatnonzero(~is_held[unit_of])
+    if not len(held_out) or not len(kept):
         raise InputError(
             f"{len(train)} training rows are too few to hold out {share:g} of them. Name a --validation_file, or "
             "train without one: --validation_size 0."
@@ -56,15 +57,16 @@ def hold_out(train: Split, task: Task, share: float, seed: int, limit: int | Non
     return train.take(kept), train.take(held_out, source=f"{share:.0%} of {train.source}")
 
 
-def _with_rare_ones(positions: list[int], strata: list[int]) -> list[int]:
+def _with_rare_ones(positions: np.ndarray, strata: np.ndarray) -> list[int]:
     """As many positions, but one in each stratum that had none, in place of one in the stratum that has most.
 
     `strata` holds the stratum at each position, in order. It stops where no stratum has more than one.
     """
-    first_of = {stratum: position for position, stratum in reversed(list(enumerate(strata)))}
+    different, first = np.unique(strata, return_index=True)
+    first_of = dict(zip(different.tolist(), first.tolist(), strict=True))
     chosen_in: dict[int, list[int]] = {}
-    for position in positions:
-        chosen_in.setdefault(strata[position], []).append(position)
+    for position, stratum in zip(positions.tolist(), strata[positions].tolist(), strict=True):
+        chosen_in.setdefault(stratum, []).append(position)
     givers = [(-len(chosen), stratum) for stratum, chosen in chosen_in.items()]
     heapq.heapify(givers)
     for stratum in sorted(first_of.keys() - chosen_in.keys()):
@@ -77,20 +79,19 @@ def _with_rare_ones(positions: list[int], strata: list[int]) -> list[int]:
     return [position for chosen in chosen_in.values() for position in chosen]
 
 
-def units_of(rows: Split) -> list[int]:
+def units_of(rows: Split) -> Cells:
     """The number of each row's unit, (N,), counted in the order of the rows.
 
     Rows with the same text, or of the same group, are one unit. So are rows that a chain of others links: if each
     essay is a group and one quotes a part of another, both essays are one unit.
     """
-    inputs = np.fromiter(map(repr, rows.inputs()), dtype=object)
-    text_of, _ = pandas.factorize(inputs)
+    text_of = places_of(*rows.columns)
     if rows.groups is None:
-        return text_of.tolist()
+        return Cells(text_of)
     # A graph whose nodes are the texts, then the groups. Each row links its text to its group.
-    group_of, _ = pandas.factorize(np.array(rows.groups, dtype=object))
+    group_of, _ = pandas.factorize(np.asarray(rows.groups, dtype=object))
     ends = (text_of, group_of + len(rows))
     links = coo_array((np.ones(len(rows)), ends), shape=(2 * len(rows), 2 * len(rows)))
     _, component_of = connected_components(links, directed=False)
     unit_of, _ = pandas.factorize(component_of[text_of])
-    return unit_of.tolist()
+    return Cells(unit_of)

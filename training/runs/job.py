@@ -20,12 +20,14 @@ from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
-from lstmpool.training.tasks.multi_label import LabelTable
+from lstmpool.training.tasks.columns import Cells, LabelTable
 from lstmpool.training.tasks.task import SCORED, BestBy, Task
 
 
 def as_column(labels: Sequence[Any]) -> Any:
-    """What `Dataset.add_column` makes a column of: the labels, or a table of them as an array of bytes."""
+    """What `Dataset.add_column` makes a column of: the labels in Arrow, a row of a table as a list."""
+    if isinstance(labels, Cells):
+        return labels.array
     if not isinstance(labels, LabelTable):
         return labels
     table = np.asarray(labels)  # (N, C)
@@ -53,7 +55,7 @@ class Tokens:
         if self.chosen is not None:
             source = np.zeros(len(self.dataset), dtype=int)
             source[self.chosen] = np.arange(len(labels))
-            labels = labels[source] if isinstance(labels, LabelTable) else [labels[row] for row in source]
+            labels = labels[source] if isinstance(labels, (Cells, LabelTable)) else [labels[row] for row in source]
         return self.dataset.add_column("labels", as_column(labels))
 
     def choose(self, dataset: Dataset) -> Dataset:
