@@ -20,6 +20,9 @@ from lstmpool.training.tasks.columns import Cells, places_of
 from lstmpool.training.tasks.task import Task
 
 
+FEWEST = 5  # rows that each class keeps where rows are drawn
+
+
 def hold_out(train: Split, task: Task, share: float, seed: int, limit: int | None = None) -> tuple[Split, Split]:
     """Splits `train` into the rows that stay and the rows held out.
 
@@ -55,6 +58,49 @@ def hold_out(train: Split, task: Task, share: float, seed: int, limit: int | Non
             "train without one: --validation_size 0."
         )
     return train.take(kept), train.take(held_out, source=f"{share:.0%} of {train.source}")
+
+
+def draw_by_class(codes: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """The numbers of at most `most` rows, ascending, drawn in proportion to the classes.
+
+    Every class keeps `FEWEST` rows, or all if it has fewer, even where these are then more than `most`. Rows of
+    several labels or of numbers have no class: they are drawn at random.
+
+    Args:
+        codes: the class of each row, (N,) of whole numbers; or labels (N, C), or numbers.
+        most: the rows that are wanted.
+        seed: of the choice.
+    """
+    codes = np.asarray(codes)
+    generator = np.random.default_rng(seed)
+    if len(codes) <= most:
+        return np.arange(len(codes))
+    if codes.ndim > 1 or not np.issubdtype(codes.dtype, np.integer):
+        return np.sort(generator.choice(len(codes), most, replace=False))
+    _, code_of, rows_in = np.unique(codes, return_inverse=True, return_counts=True)
+    wanted = _shares(rows_in, most)
+    shuffled = generator.permutation(len(codes))
+    by_class = shuffled[np.argsort(code_of[shuffled], kind="stable")]  # within a class the order stays random
+    starts = np.cumsum(rows_in) - rows_in
+    chosen = [by_class[start : start + count] for start, count in zip(starts, wanted, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _shares(rows_in: np.ndarray, most: int) -> np.ndarray:
+    """How many rows of each class are drawn, (C,), if it has so many. In all, about `most`."""
+    least = np.minimum(rows_in, FEWEST)
+    is_free = rows_in > least  # classes that give more than the least
+    while is_free.any():  # a share below the least is raised to it, and the others share what is left
+        left = most - least[~is_free].sum()
+        shares = left * rows_in / rows_in[is_free].sum()
+        too_small = is_free & (shares < least)
+        if not too_small.any():
+            whole = np.floor(shares).astype(int)
+            in_order = np.argsort(np.where(is_free, whole - shares, 1), kind="stable")  # the largest remainder first
+            whole[in_order[: left - whole[is_free].sum()]] += 1
+            return np.where(is_free, whole, least)
+        is_free &= ~too_small
+    return least
 
 
 def _with_rare_ones(positions: np.ndarray, strata: np.ndarray) -> list[int]:

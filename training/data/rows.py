@@ -1,8 +1,10 @@
 """Reads the rows, checks them before any model is loaded, and turns them into tokens and numeric labels."""
 
+import gc
 import random
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -107,6 +109,19 @@ class Split:
         return tokens.remove_columns("was_cut"), cut
 
 
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Within this block, Python does not look for garbage. The lists of a thousand rows would set it off each time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_no_search_for_cycles()
 def _encode(rows: pyarrow.RecordBatch, tokenizer: PreTrainedTokenizerBase, pads: bool) -> pyarrow.Table:
     """The tokenizer's columns for some rows, and whether it has cut each (`was_cut`)."""
     texts, *pairs = [column.to_pylist() for column in rows.columns]

@@ -96,6 +96,7 @@ class Job:
             limits = TokenLimits.of_config(config)
         if limits is not None:  # else `check_tokens` will see
             self.check_tokens(tokens, limits)
+        pyarrow.default_memory_pool().release_unused()
         return tokens
 
     def _tokens_of(self, name: str) -> Tokens:
@@ -149,6 +150,7 @@ def read_job(
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
     if args.do_eval and "validation" not in splits and not data_args.cv_folds:
         splits = _with_validation(splits, task, data_args)
+    pyarrow.default_memory_pool().release_unused()  # what reading took, the system may have back
     _check_labels(splits, task, args)
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
     best = task.best_by(args.metric_for_best_model)
