@@ -177,3 +177,9 @@ def test_a_run_of_50000_labels_ends(tmp_path):
     assert len(metrics["data"]["train"]["labels"]) == 50_000
     card = (tmp_path / "out" / "README.md").read_text()
     assert "and 49800 more, which config.json names" in card and len(card) < 20_000
+
+
+@pytest.mark.slow
+def test_200000_rows_take_less_than_900_megabytes(tmp_path):
+    rows = [{"text": f"alpha beta gamma delta {i}", "label": "abcd"[i % 4]} for i in range(200_000)]
+    assert run(tmp_path, rows, "--max_eval_samples", "500") < 900

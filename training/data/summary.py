@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from lstmpool.training.data.order import lengths_of
 from lstmpool.training.data.rows import Split
+from lstmpool.training.tasks.columns import are_in
 from lstmpool.training.tasks.task import Task
 
 
@@ -29,7 +30,6 @@ def describe_data(
         cut: the share of each split's texts that were cut.
         task: what the labels mean.
     """
-    seen = set(splits["train"].inputs()) if "train" in splits else set()
     numbers = {}
     for name, split in splits.items():
         lengths = lengths_of(rows[name])
@@ -37,11 +37,11 @@ def describe_data(
             "source": split.source,
             "rows": len(split),
             "labels": None if split.labels is None else task.describe_labels(split.labels),
-            "tokens": {"median": float(np.median(lengths)), "longest": max(lengths)},
+            "tokens": {"median": float(np.median(lengths)), "longest": int(lengths.max())},
             "truncated": cut[name],
         }
-        if name != "train" and seen:
-            numbers[name]["also_in_train"] = sum(text in seen for text in split.inputs())
+        if name != "train" and "train" in splits:
+            numbers[name]["also_in_train"] = int(are_in(split.columns, splits["train"].columns).sum())
     return numbers
 
 

@@ -25,12 +25,14 @@ from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.layer_cache import FOLDER, states_folder
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
-from lstmpool.training.tasks.multi_label import LabelTable
+from lstmpool.training.tasks.columns import Cells, LabelTable
 from lstmpool.training.tasks.task import SCORED, BestBy, Task
 
 
 def as_column(labels: Sequence[Any]) -> Any:
-    """What `Dataset.add_column` makes a column of: the labels, or a table of them as an array of bytes."""
+    """What `Dataset.add_column` makes a column of: the labels in Arrow, a row of a table as a list."""
+    if isinstance(labels, Cells):
+        return labels.array
     if not isinstance(labels, LabelTable):
         return labels
     table = np.asarray(labels)  # (N, C)
@@ -58,7 +60,7 @@ class Tokens:
         if self.chosen is not None:
             source = np.zeros(len(self.dataset), dtype=int)
             source[self.chosen] = np.arange(len(labels))
-            labels = labels[source] if isinstance(labels, LabelTable) else [labels[row] for row in source]
+            labels = labels[source] if isinstance(labels, (Cells, LabelTable)) else [labels[row] for row in source]
         return self.dataset.add_column("labels", as_column(labels))
 
     def choose(self, dataset: Dataset) -> Dataset:
@@ -108,6 +110,7 @@ class Job:
             limits = TokenLimits.of_config(config)
         if limits is not None:  # else `check_tokens` will see
             self.check_tokens(tokens, limits)
+        pyarrow.default_memory_pool().release_unused()
         return tokens
 
     def _tokens_of(self, name: str) -> Tokens:
@@ -166,6 +169,7 @@ def read_job(
             print(f"No validation rows: fewer than {few} training rows, of which none are held out for validation.")
         else:
             splits = _with_validation(splits, task, data_args)
+    pyarrow.default_memory_pool().release_unused()  # what reading took, the system may have back
     _check_labels(splits, task, args)
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
     best = task.best_by(args.metric_for_best_model)

@@ -14,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
+from lstmpool.training.data.holdout import draw_by_class
 from lstmpool.training.model.layer_cache import cached_states
 from lstmpool.training.model.linear_start import ALL, TOP, LinearStart, fit_start, summed_loss
 from lstmpool.training.runs.state import State
@@ -22,11 +23,6 @@ from lstmpool.training.tasks.task import LossSettings, Task
 
 MOST_ROWS = 20_000  # whose layer states are taken
 MOST_BYTES = 2 * 10**9  # that their file may take
-
-
-def draw_by_class(codes, most, seed):  # TEMPORARY
-    order = np.random.default_rng(seed).permutation(len(codes))[:most]
-    return np.sort(order)
 
 
 def start_head(state: State) -> None:
@@ -60,7 +56,7 @@ def _layer_states(state: State, strata: np.ndarray | None) -> tuple[np.ndarray, 
     most = max(1, min(MOST_ROWS, MOST_BYTES // (4 * shape[1] * shape[2])))
     total = len(state.inputs["train"])
     if state.caches_states:
-        rows = draw_by_class(np.zeros(total) if strata is None else strata, most, state.args.seed)
+        rows = draw_by_class(np.zeros(total, dtype=int) if strata is None else strata, most, state.args.seed)
         states = state.inputs["train"].select(rows)
     else:
         states, rows = _cached(state, strata, most)

@@ -1,6 +1,7 @@
 """One number a text, or several. Labels are numbers, (N,), or (N, C) with several targets."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from lstmpool.fields_lstmpool import REGRESSION
 from lstmpool.training.errors import InputError
 from lstmpool.training.tasks.cells import Columns, numbers_of
+from lstmpool.training.tasks.columns import Cells, LabelTable
 from lstmpool.training.tasks.intervals import bootstrap
 from lstmpool.training.tasks.losses import SmoothL1
 from lstmpool.training.tasks.metrics import RegressionMetric, SeveralTargetsMetric
@@ -45,35 +47,35 @@ class Regression(Task):
     def metric(self) -> RegressionMetric:
         return ONE_TARGET if len(self.names) == 1 else SEVERAL_TARGETS
 
-    def encode(self, columns: Columns, where: str) -> list[Any]:
+    def encode(self, columns: Columns, where: str) -> Sequence[Any]:
         columns = self.in_columns(columns, where)
         numbers = [numbers_of(values, f"{where}, column {name!r}") for name, values in columns.items()]
         if len(self.names) == 1:
-            return numbers[0]
-        return [list(row) for row in zip(*numbers, strict=True)]
+            return Cells(numbers[0])
+        return LabelTable(np.column_stack(numbers))
 
-    def check_learnable(self, labels: list[Any], where: str) -> None:
+    def check_learnable(self, labels: Sequence[Any], where: str) -> None:
         """Refuses numbers that float32, which models compute in, cannot hold or cannot tell apart."""
         table = self._as_rows(labels)
         for name, column in zip(self.names, table.T, strict=True):
             _check_float32(column, f"{where}, column {name!r}")
 
-    def describe_labels(self, labels: list[Any]) -> dict[str, Any]:
+    def describe_labels(self, labels: Sequence[Any]) -> dict[str, Any]:
         table = self._as_rows(labels)
         means = table.mean(0).tolist()
         deviations = spread_of(table).tolist()
         columns = zip(self.names, means, deviations, strict=True)
         return {name: {"mean": mean, "std": deviation} for name, mean, deviation in columns}
 
-    def strata(self, labels: list[Any], bins: int = BINS) -> list[int]:
+    def strata(self, labels: Sequence[Any], bins: int = BINS) -> Cells:
         """The bin of the row's level, which is the mean of its standardized targets."""
         table = self._as_rows(labels)
         spread = spread_of(table)
         level = ((table - table.mean(0)) / np.where(spread > 0, spread, 1)).mean(1)  # (N,)
         rank = level.argsort(kind="stable").argsort(kind="stable")
-        return (rank * bins // len(labels)).tolist()
+        return Cells(rank * bins // len(labels))
 
-    def indicators(self, labels: list[Any], units: np.ndarray, folds: int) -> np.ndarray | None:
+    def indicators(self, labels: Sequence[Any], units: np.ndarray, folds: int) -> np.ndarray | None:
         """The bins of each of several targets, as is usual in competitions with such targets."""
         if len(self.names) == 1:
             return None
@@ -93,7 +95,7 @@ class Regression(Task):
     def prediction_columns(self, logits: np.ndarray) -> dict[str, Any]:
         return self._columns("prediction", logits)
 
-    def label_columns(self, labels: list[Any]) -> dict[str, Any]:
+    def label_columns(self, labels: Sequence[Any]) -> dict[str, Any]:
         return self._columns("label", self._as_rows(labels))
 
     def _columns(self, title: str, table: np.ndarray) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class Regression(Task):
     def _as_rows(self, values: Any) -> np.ndarray:
         return np.asarray(values, dtype=float).reshape(len(values), -1)  # (N, C)
 
-    def loss(self, settings: LossSettings, labels: list[Any]) -> RowLosses | None:
+    def loss(self, settings: LossSettings, labels: Sequence[Any]) -> RowLosses | None:
         return SmoothL1() if settings.regression_loss == "smooth_l1" else None
 
     def linear_model(self, strength: float) -> BaseEstimator:

@@ -7,7 +7,7 @@ one a run has; after that, the code asks the `Task` for whatever differs. N rows
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -91,7 +91,7 @@ class Task(ABC):
         return len(self.names) > 1
 
     @abstractmethod
-    def encode(self, columns: Columns, where: str) -> list[Any]:
+    def encode(self, columns: Columns, where: str) -> Sequence[Any]:
         """The labels as the model is trained on them, row by row.
 
         Args:
@@ -103,18 +103,18 @@ class Task(ABC):
                 no number. The message names `where`, the row and the value.
         """
 
-    def check_learnable(self, labels: list[Any], where: str) -> None:  # noqa: B027
+    def check_learnable(self, labels: Sequence[Any], where: str) -> None:  # noqa: B027
         """Raises InputError, which begins with `where`, if no model in float32 can give the training rows' labels."""
 
     @abstractmethod
-    def describe_labels(self, labels: list[Any]) -> dict[str, Any]:
+    def describe_labels(self, labels: Sequence[Any]) -> dict[str, Any]:
         """By name of each output, how many rows have it, or the mean ("mean") and spread ("std") of its numbers."""
 
     @abstractmethod
-    def strata(self, labels: list[Any], bins: int = BINS) -> list[int]:
+    def strata(self, labels: Sequence[Any], bins: int = BINS) -> Sequence[int]:
         """The stratum of each row, (N,), for splits that keep the balance. Numbers go into so many `bins`."""
 
-    def indicators(self, labels: list[Any], units: np.ndarray, folds: int) -> np.ndarray | None:
+    def indicators(self, labels: Sequence[Any], units: np.ndarray, folds: int) -> np.ndarray | None:
         """K features that every fold should hold equally often, (U, K) of zeros and ones for U units.
 
         None if one stratum a row is enough.
@@ -126,7 +126,7 @@ class Task(ABC):
         """
         return None
 
-    def rarest_class(self, labels: list[Any], units: np.ndarray) -> tuple[str, int] | None:
+    def rarest_class(self, labels: Sequence[Any], units: np.ndarray) -> tuple[str, int] | None:
         """The class that the fewest units have, and how many have it; None if labels are not classes."""
         return None
 
@@ -155,7 +155,7 @@ class Task(ABC):
         """The columns of the prediction table, by name, for `logits` (N, C)."""
 
     @abstractmethod
-    def label_columns(self, labels: list[Any]) -> dict[str, Any]:
+    def label_columns(self, labels: Sequence[Any]) -> dict[str, Any]:
         """The columns of the prediction table that hold the true labels, by name."""
 
     # ------------------------------------------------------------------------------------------------ measuring
@@ -208,7 +208,7 @@ class Task(ABC):
         """Answers or labels in the shape that the metric needs."""
 
     # ------------------------------------------------------------------------------------------------ learning
-    def loss(self, settings: LossSettings, labels: list[Any]) -> RowLosses | None:
+    def loss(self, settings: LossSettings, labels: Sequence[Any]) -> RowLosses | None:
         """The loss to train with, from the `labels` of the training rows; None for the model's own loss."""
         return None
 

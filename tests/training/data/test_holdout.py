@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lstmpool.training.data.holdout import hold_out
+from lstmpool.training.data.holdout import draw_by_class, hold_out
 from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
 from lstmpool.training.tasks.multi_label import MultiLabel
@@ -119,3 +119,31 @@ def test_no_group_is_on_both_sides():
     train, held = hold_out(rows, task_of(SingleLabel), 0.25, seed=0)
     assert held.groups and not set(train.groups) & set(held.groups)
     assert held.groups == [groups[i] for i in held.ids]
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "most", "drawn_of"),
+    [
+        ([600, 300, 100], 100, [60, 30, 10]),
+        ([900, 96, 4], 100, [87, 9, 4]),  # the 4 all stay; 96 places for 996 rows, of which 86.7 and 9.3
+        ([1000, 20, 20], 50, [40, 5, 5]),  # in proportion, each of 20 would have 1
+        ([10, 10, 10], 9, [5, 5, 5]),  # each keeps 5, though these are more than 9
+        ([3, 2], 5, [3, 2]),
+        ([3, 0, 4], 5, [3, 0, 4]),  # a class without rows
+    ],
+)
+def test_rows_are_drawn_by_class(rows_of, most, drawn_of):
+    codes = np.random.default_rng(0).permutation(np.repeat(np.arange(len(rows_of)), rows_of))
+    rows = draw_by_class(codes, most, seed=1)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert np.bincount(codes[rows], minlength=len(rows_of)).tolist() == drawn_of
+    assert rows.tolist() == draw_by_class(codes, most, seed=1).tolist()
+    if sum(drawn_of) < len(codes):
+        assert rows.tolist() != draw_by_class(codes, most, seed=2).tolist()
+
+
+@pytest.mark.parametrize("labels", [np.arange(300) / 7, np.eye(300, 3, dtype=np.uint8)])
+def test_rows_without_a_class_are_drawn_at_random(labels):
+    rows = draw_by_class(labels, 20, seed=0)
+    assert len(set(rows.tolist())) == 20 and (np.diff(rows) > 0).all() and rows.max() < 300
+    assert draw_by_class(labels, 300, seed=0).tolist() == list(range(300))
