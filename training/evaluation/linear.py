@@ -14,7 +14,7 @@ from lstmpool.training.tasks.metrics import LOWER_IS_BETTER
 from lstmpool.training.tasks.task import Task
 
 
-ROWS = 20_000  # that a linear model is fitted to, or scored on, at most
+ROWS = 5000  # that a linear model is fitted to, or scored on, at most
 FOLDS, STRENGTHS = 5, (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # strengths: C, or 1 / alpha
 FEW_FOLDS, FEW_STRENGTHS = 3, (1e-3, 0.01, 0.1, 1.0)  # where all of them would take long
 # Rows x features x outputs, of the last fit and of all fits before it. One core does about 2e8 a second.

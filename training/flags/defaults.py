@@ -32,7 +32,8 @@ DOING = {  # flag -> the split whose rows it needs
     "do_predict": "test",
 }
 STEPS = 500  # between evaluations by steps, if no number is named: the library's own default
-LEAST_STEPS = 300  # of a run, where the user leaves its length to the command
+LEAST_STEPS = 200  # of a run, where the user leaves its length to the command
+LEAST_TOKENS = 100_000  # fewer steps will do if they read so many
 MOST_EVALUATIONS = 10  # of a run that is made longer: its epochs may be tiny
 LENGTH = ("num_train_epochs", "max_steps")
 EVALUATION = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps")
@@ -76,6 +77,11 @@ class Budget(NamedTuple):
     def every(self, most: int) -> int:
         """The steps between evaluations, of which there are `most`; 0 if one an epoch is not too often."""
         return 0 if most == 0 or self.epochs <= most else math.ceil(self.steps / most)
+
+
+def steps_for(tokens: float, batch: int, least_steps: int) -> int:
+    """The least number of steps for texts of so many `tokens`: fewer for long ones, which cost more."""
+    return min(least_steps, math.ceil(LEAST_TOKENS / (batch * max(tokens, 1))))
 
 
 def budget(rows: int, batch: int, epochs: float, least_steps: int = LEAST_STEPS) -> Budget:

@@ -123,11 +123,13 @@ class StartCounts(TrainerCallback):
     Args:
         trainer: its checkpoint is number 0.
         scores: metrics that are already known of the model. They go to the log, which checkpoints keep.
+        may_be_kept: if not, only the scores are noted.
     """
 
-    def __init__(self, trainer: "LstmPoolTrainer", scores: dict[str, float]):
+    def __init__(self, trainer: "LstmPoolTrainer", scores: dict[str, float], may_be_kept: bool):
         self.trainer = trainer
         self.scores = scores
+        self.may_be_kept = may_be_kept
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -136,7 +138,7 @@ class StartCounts(TrainerCallback):
         if state.log_history:
             return
         state.log_history.append({"epoch": 0, "step": 0, "start": self.scores})
-        if args.load_best_model_at_end:
+        if args.load_best_model_at_end and self.may_be_kept:
             self.trainer.count_start()
 
 

@@ -25,7 +25,7 @@ from lstmpool.fields_lstmpool import MULTI, REGRESSION
 from lstmpool.training.model.trainable_parts import trained_head, trained_skip
 
 
-ROWS = 5000  # that the linear model is fitted on; more of them were not seen to change its answers
+ROWS = 5000  # that are read, at most: training everything overtakes a linear model long before
 ROWS_TO_CHOOSE = 2000  # on which its strength is chosen
 FOLDS = 5  # of the cross-validation, for up to `FEW` rows; else one split, with a fifth held out
 FEW = 1000
@@ -95,11 +95,10 @@ def fit_start(
         outputs: C.
         loss: the sum of the rows' losses.
         strata: the class of each row, (N,), which every fold should hold equally often; None: folds at random.
-        seed: of the folds, and of the rows that are read if there are more than `ROWS`.
+        seed: of the folds, and of the rows on which the strength is chosen.
         choices: which layers it may read.
     """
-    order = np.random.default_rng(seed).permutation(len(states))[:ROWS]
-    few = order[:ROWS_TO_CHOOSE]
+    few = np.random.default_rng(seed).permutation(len(states))[:ROWS_TO_CHOOSE]
     best = None
     for layers in choices:
         features, _, _ = _standardised(_flat(states[few], layers))
@@ -109,9 +108,9 @@ def fit_start(
         if best is None or choice.loss < best[1].loss:
             best = layers, choice
     layers, choice = best
-    features, mean, scale = _standardised(_flat(states[order], layers))
+    features, mean, scale = _standardised(_flat(states, layers))
     axes = _Axes.of(features)
-    weight, bias = _path(axes.inside, _tensor(labels[order]), outputs, loss, choice.strengths)[-1]
+    weight, bias = _path(axes.inside, _tensor(labels), outputs, loss, choice.strengths)[-1]
     weight = axes.outside(weight) / scale
     bias = bias - weight @ mean
     if layers == TOP:

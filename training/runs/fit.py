@@ -87,21 +87,25 @@ def fit(
 def read(state: State) -> None:
     """Looks at the rows and their tokens, says what they are like, and settles how long the run is."""
     job = state.job
-    if state.args.do_train:
-        state.args = _long_enough(job, state.args, state.start)
     datasets = {name: tokens.choose(tokens.dataset) for name, tokens in state.tokens.items()}
     cut = {name: tokens.cut for name, tokens in state.tokens.items()}
     state.summary = describe_data(job.splits, datasets, cut, job.task)
     lines = ["Data:", *data_lines(state.summary, job.tokenizer.model_max_length)]
     print("\n".join(lines), flush=True)
+    if state.args.do_train:
+        tokens = state.summary["train"]["tokens"]["median"]
+        state.args = _long_enough(job, state.args, state.start, tokens)
 
 
-def _long_enough(job: Job, args: TrainingArguments, start: Start) -> TrainingArguments:
-    """The arguments with a budget of steps for the rows at hand. A run that an older release began goes on without."""
+def _long_enough(job: Job, args: TrainingArguments, start: Start, tokens: float) -> TrainingArguments:
+    """The arguments with a budget of steps for the rows at hand. A run that an older release began goes on without.
+
+    `tokens`: of the median training row.
+    """
     earlier = RunRecord.read(start.checkpoint.parent) if isinstance(start, Resume) else None
     if earlier is not None and "least_steps" not in earlier.settings:
         args = changed(args, limits=Limits())
-    return within_limits(args, len(job.splits["train"]))
+    return within_limits(args, len(job.splits["train"]), tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------- load
@@ -205,7 +209,7 @@ def train(state: State) -> None:
     if state.has_two_stages:
         if not state.resumed:
             start_head(state)
-        state.trainer.add_callback(StartCounts(state.trainer, state.start_scores))
+        state.trainer.add_callback(StartCounts(state.trainer, state.start_scores, may_be_kept=state.read_all))
     state.frozen_vectors = _frozen_vectors(state)
     if state.args.do_train:
         print(describe_length(state.args, len(state.job.splits["train"])), flush=True)

@@ -29,6 +29,9 @@ from lstmpool.training.tasks.columns import Cells, LabelTable
 from lstmpool.training.tasks.task import SCORED, BestBy, Task
 
 
+HELD_OUT = 10_000  # rows are enough for validation, where nobody asks for another share
+
+
 def as_column(labels: Sequence[Any]) -> Any:
     """What `Dataset.add_column` makes a column of: the labels in Arrow, a row of a table as a list."""
     if isinstance(labels, Cells):
@@ -274,7 +277,10 @@ def _check_labels(splits: dict[str, Split], task: Task, args: TrainingArguments)
 
 def _with_validation(splits: dict[str, Split], task: Task, args: DataArguments) -> dict[str, Split]:
     """Holds out some of the training rows as validation rows."""
-    train, held = hold_out(splits["train"], task, args.validation_size, args.shuffle_seed, args.max_eval_samples)
+    enough = args.max_eval_samples
+    if enough is None and args.validation_size == DataArguments.validation_size:
+        enough = HELD_OUT
+    train, held = hold_out(splits["train"], task, args.validation_size, args.shuffle_seed, enough)
     print(f"No validation rows: {len(held)} of the training rows, stratified, are held out for validation.")
     others = {name: split for name, split in splits.items() if name != "train"}
     return {"train": train, "validation": held} | others

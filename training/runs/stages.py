@@ -1,6 +1,6 @@
 """The first stage of a run: the model's linear path starts at a linear model of the frozen backbone's layers.
 
-The backbone runs once over the training rows, or over `MOST_ROWS` of them, drawn by class. Its layer states lie in a
+The backbone runs once over the training rows, or over `ROWS` of them, drawn by class. Its layer states lie in a
 file meanwhile, whose name is a digest of all that it depends on: the folds of a cross-validation, the trials of a
 search and a run that goes on share it. `forget_states` removes it when the command is done. The second stage trains
 everything from there.
@@ -16,12 +16,11 @@ from transformers import DataCollatorWithPadding
 
 from lstmpool.training.data.holdout import draw_by_class
 from lstmpool.training.model.layer_cache import cached_states
-from lstmpool.training.model.linear_start import ALL, TOP, LinearStart, fit_start, summed_loss
+from lstmpool.training.model.linear_start import ALL, ROWS, TOP, LinearStart, fit_start, summed_loss
 from lstmpool.training.runs.state import State
 from lstmpool.training.tasks.task import LossSettings, Task
 
 
-MOST_ROWS = 20_000  # whose layer states are taken
 MOST_BYTES = 2 * 10**9  # that their file may take
 
 
@@ -42,7 +41,8 @@ def start_head(state: State) -> None:
     of_rows = None if strata is None else strata[rows]
     start = fit_start(states, labels[rows], len(job.task.names), loss, of_rows, args.seed, choices)
     start.put(state.model)
-    if len(rows) == len(labels):
+    state.read_all = len(rows) == len(labels)
+    if state.read_all:
         state.top_states = states[:, -1].copy()
     state.start_scores = _scores(start, labels[rows], job.task)
     seconds = time.monotonic() - began
@@ -50,10 +50,10 @@ def start_head(state: State) -> None:
 
 
 def _layer_states(state: State, strata: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Layer states (M, L, S) of at most `MOST_ROWS` training rows, and the numbers of these rows, (M,)."""
+    """Layer states (M, L, S) of at most `ROWS` training rows, and the numbers of these rows, (M,)."""
     config = state.model.config
     shape = (-1, len(config.layers), config.state_size)
-    most = max(1, min(MOST_ROWS, MOST_BYTES // (4 * shape[1] * shape[2])))
+    most = max(1, min(ROWS, MOST_BYTES // (4 * shape[1] * shape[2])))
     total = len(state.inputs["train"])
     if state.caches_states:
         rows = draw_by_class(np.zeros(total, dtype=int) if strata is None else strata, most, state.args.seed)

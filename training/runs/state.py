@@ -65,6 +65,7 @@ class State:
 
     # train
     trainer: LstmPoolTrainer = field(init=False)
+    read_all: bool = False  # whether stage 1 has read all training rows
     top_states: np.ndarray | None = None  # (N, S) of the training rows, if stage 1 has read them all
     start_scores: dict[str, float] = field(default_factory=dict)  # of stage 1, by metric; see `start_head`
     frozen_vectors: dict[str, Vectors] = field(init=False)  # before training, for the linear baseline

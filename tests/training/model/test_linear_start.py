@@ -115,7 +115,6 @@ def test_a_constant_feature_is_no_error():
 
 
 def test_of_many_rows_some_are_read(monkeypatch):
-    monkeypatch.setattr(linear_start, "ROWS", 30)
     monkeypatch.setattr(linear_start, "ROWS_TO_CHOOSE", 20)
     labels = np.arange(100) % 2
     start = fit(states_of(labels), labels, 2, strata=labels)
