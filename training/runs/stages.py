@@ -21,7 +21,7 @@ from lstmpool.training.runs.state import State
 from lstmpool.training.tasks.task import LossSettings, Task
 
 
-MOST_BYTES = 2 * 10**9  # that their file may take
+MOST_BYTES = 5 * 10**8  # that their file may take
 
 
 def start_head(state: State) -> None:
