@@ -115,6 +115,14 @@ def test_a_run_over_few_rows_is_long_enough_and_is_evaluated_and_saved_ten_times
     assert how_often(within_limits(arguments(), rows=1000)) == ["epoch", "epoch"]
 
 
+def test_long_texts_make_a_run_shorter_but_never_shorter_than_its_epochs():
+    args = within_limits(arguments(), rows=300, tokens=62.5)  # 1,000 tokens a step: 100 steps, and 19 an epoch
+    assert args.num_train_epochs == 6 and how_often(args) == ["epoch", "epoch"]
+    assert describe_length(args, 300).startswith("Training: 114 steps on 300 rows, 6 epochs, since 3 are fewer than 100")
+    args = within_limits(arguments(), rows=300, tokens=500)
+    assert args.num_train_epochs == 3 and describe_length(args, 300) == "Training: 57 steps on 300 rows, 3 epochs."
+
+
 def test_what_was_named_stays():
     args = within_limits(arguments(Limits(300, 0, 10)), rows=300)
     assert args.num_train_epochs == 16 and how_often(args) == ["epoch", "epoch"] and args.logging_steps == 31
@@ -131,8 +139,8 @@ def test_a_run_that_an_older_release_began_keeps_its_length(tmp_path, earlier, e
     RunRecord(earlier, {}).write(tmp_path)
     job = SimpleNamespace(splits={"train": [0] * 300})
     start = Resume(tmp_path / "checkpoint-7")
-    assert _long_enough(job, arguments(), start).num_train_epochs == epochs
-    assert _long_enough(job, arguments(), Fresh()).num_train_epochs == 16
+    assert _long_enough(job, arguments(), start, tokens=5).num_train_epochs == epochs
+    assert _long_enough(job, arguments(), Fresh(), tokens=5).num_train_epochs == 16
 
 
 @pytest.mark.parametrize(

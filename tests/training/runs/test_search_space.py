@@ -111,12 +111,12 @@ def test_a_list_of_choices_is_no_range():
     assert math.isnan(Values(int, choices=(1,)).low)
 
 
-def limited(given, limits, rows=300, **flags):
-    """The space and the arguments for so many rows, 16 a step."""
+def limited(given, limits, rows=300, tokens=1, **flags):
+    """The space and the arguments for so many rows of so many tokens, 16 a step."""
     flags |= {"output_dir": "out", "use_cpu": True, "hp_search": 5, "hp_space": given}
     args = TrainingArguments(per_device_train_batch_size=16, **flags)
     args.limits = limits
-    return of_rows(space_of(ModelArguments(), args), args, rows)
+    return of_rows(space_of(ModelArguments(), args), args, rows, tokens)
 
 
 def test_where_rows_are_few_the_default_space_has_as_many_more_epochs_as_a_run_without_a_search():
@@ -124,6 +124,8 @@ def test_where_rows_are_few_the_default_space_has_as_many_more_epochs_as_a_run_w
     found, args = limited(None, Limits(300, 10, 10))
     assert found["num_train_epochs"].choices == (11, 16, 21, 32) and args.num_train_epochs == 16
     assert args.limits == (0, 10, 10)  # each trial has the epochs that it says
+    found, args = limited(None, Limits(300, 10, 10), tokens=62.5)  # 100 steps are enough: 6 epochs
+    assert found["num_train_epochs"].choices == (4, 6, 8, 12) and args.num_train_epochs == 6
     found, args = limited(None, Limits(300, 10, 10), rows=10_000)
     assert found["num_train_epochs"].choices == (2, 3, 4, 6) and args.num_train_epochs == 3
 
