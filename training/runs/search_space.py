@@ -90,10 +90,8 @@ def space_of(model_args: ModelArguments, args: TrainingArguments) -> Space:
     return {name: _values(name, given) for name, given in space.items()}
 
 
-def of_rows(
-    space: Space, args: TrainingArguments, rows: int, tokens: float = 1
-) -> tuple[Space, TrainingArguments]:
-    """The space and the arguments of a search that is to train on `rows`, the median one of which has so many `tokens`.
+def of_rows(space: Space, args: TrainingArguments, rows: int, tokens: float = 1) -> tuple[Space, TrainingArguments]:
+    """The space and the arguments of a search that is to train on `rows`. `tokens`: of the median row.
 
     Where the numbers of epochs are searched, they alone say how long a trial is. Those of the default space are for
     runs that are long enough; where rows are few, each becomes as many times larger as the run without a search.

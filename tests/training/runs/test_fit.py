@@ -118,7 +118,7 @@ def test_a_run_over_few_rows_is_long_enough_and_is_evaluated_and_saved_ten_times
 def test_long_texts_make_a_run_shorter_but_never_shorter_than_its_epochs():
     args = within_limits(arguments(), rows=300, tokens=62.5)  # 1,000 tokens a step: 100 steps, and 19 an epoch
     assert args.num_train_epochs == 6 and how_often(args) == ["epoch", "epoch"]
-    assert describe_length(args, 300).startswith("Training: 114 steps on 300 rows, 6 epochs, since 3 are fewer than 100")
+    assert "114 steps on 300 rows, 6 epochs, since 3 are fewer than 100 steps" in describe_length(args, 300)
     args = within_limits(arguments(), rows=300, tokens=500)
     assert args.num_train_epochs == 3 and describe_length(args, 300) == "Training: 57 steps on 300 rows, 3 epochs."
 
