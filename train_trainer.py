@@ -158,7 +158,7 @@ def _run_alone(
     try:
         tokens = job.encode()
         if space:
-            space, args = of_rows(space, args, len(job.splits["train"]))
+            space, args = of_rows(space, args, len(job.splits["train"]), tokens["train"].median_length)
             search = Search(job, args, space, tokens)
             job, args = search.run()
             check_goes_on(start, args, job.settings)

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,9 @@ def forget_states(folder: Path) -> None:
     """Removes the layer states of a command's runs, and what others have left that were killed long ago."""
     shutil.rmtree(folder, ignore_errors=True)
     for left in FOLDER.glob("*"):
-        if time.time() - left.stat().st_mtime > KEPT_FOR:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # another command has removed it meanwhile, or another user owns it
+            if time.time() - left.stat().st_mtime > KEPT_FOR:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def damage(path: Path) -> str:

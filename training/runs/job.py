@@ -13,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from lstmpool.fields_lstmpool import APART
 from lstmpool.training.data.holdout import hold_out
+from lstmpool.training.data.order import lengths_of
 from lstmpool.training.data.rows import Split, read_splits
 from lstmpool.training.data.summary import remarks
 from lstmpool.training.errors import InputError, as_line, one_line
@@ -65,6 +66,11 @@ class Tokens:
             source[self.chosen] = np.arange(len(labels))
             labels = labels[source] if isinstance(labels, (Cells, LabelTable)) else [labels[row] for row in source]
         return self.dataset.add_column("labels", as_column(labels))
+
+    @property
+    def median_length(self) -> float:
+        """The number of tokens of the median row."""
+        return float(np.median(lengths_of(self.choose(self.dataset))))
 
     def choose(self, dataset: Dataset) -> Dataset:
         """The chosen rows of `dataset`, which has a row for each row of the tokens."""
