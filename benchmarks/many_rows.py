@@ -41,6 +41,8 @@ PHASES = {  # by the module and the name of a function, what it does
     "lstmpool.training.runs.job.Job.encode": "tokens",
     "lstmpool.training.runs.fit.read": "summary",
     "lstmpool.training.runs.fit.load": "model and digests",
+    "lstmpool.training.runs.fit.start_head": "stage 1",
+    "lstmpool.training.runs.fit._frozen_vectors": "vectors of the baseline",
 }
 PROGRAM = "import sys; from lstmpool.benchmarks.many_rows import run; run(sys.argv[1:])"
 
