@@ -178,7 +178,12 @@ def test_regression_with_several_targets(work, monkeypatch, capsys):
 
 
 def test_multi_label_with_another_pooling(work, monkeypatch, capsys):
-    words = ["--train_file=train.jsonl", "--test_file=test.jsonl", "--layer_pooling=attention", "--validation_size=0.1"]
+    words = [
+        "--train_file=train.jsonl",
+        "--test_file=test.jsonl",
+        "--layer_pooling=attention",
+        "--validation_size=0.1",
+    ]
     assert in_process(work, monkeypatch, "--output_dir=multi", *words) == 0
     config = json.loads((work / "multi" / "config.json").read_text())
     assert (config["problem_type"], config["layer_pooling"]) == ("multi_label_classification", "attention")
