@@ -59,7 +59,9 @@ def loaded_logits(folder, texts):
 
 
 def test_the_table_says_of_each_row_what_the_saved_model_says(work, monkeypatch):
-    folder, metrics = run(work, monkeypatch, "table", "--predictions_with_text", "--per_device_eval_batch_size=5")
+    # a linear model of vectors that are nearly alike, as the tiny backbone's are, would magnify what batches round
+    words = ["--stages=one", "--predictions_with_text", "--per_device_eval_batch_size=5"]
+    folder, metrics = run(work, monkeypatch, "table", *words)
     table, rows = pandas.read_csv(folder / "test_predictions.csv"), pandas.read_csv(work / "test.csv")
     assert list(table.columns) == ["id", "text", "score_animal", "score_other", "prediction"]
     assert table["id"].tolist() == rows["key"].tolist() and table["text"].tolist() == rows["text"].tolist()
