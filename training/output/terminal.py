@@ -68,7 +68,9 @@ def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
     epoch = state.best_global_step * state.epoch / state.global_step
     kept = f"validation {title} {state.best_metric:.3f}"
     values = [entry[f"eval_{metric}"] for entry in state.log_history if f"eval_{metric}" in entry]
-    if len(values) < 2 or not any("start" in entry for entry in state.log_history):
+    has_start = any("start" in entry for entry in state.log_history)
+    measured = any(entry.get("step") == 0 for entry in state.log_history if f"eval_{metric}" in entry)
+    if len(values) < 2 or not (has_start and measured):  # of many rows, stage 1 has read some and is not measured
         return f"Epoch {epoch:.3g} was kept: {kept}."
     start, later = values[0], [value for value in values[1:] if not math.isnan(value)]
     if state.best_global_step:
