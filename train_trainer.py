@@ -17,6 +17,11 @@ TSV, JSON, JSON lines or Parquet, or a data set on the Hub. They have a column `
 `sentence2`) and a column `label`: names or whole numbers are classes, decimal numbers a regression, and lists several
 labels.
 
+By default, stage 1 fits a linear model to all layers of the frozen backbone, or to the top one, as cross-validation
+finds better. Stage 2 trains everything from there, for 3 epochs and at least 200 steps, fewer where texts are long.
+With validation rows, the better of the start and the best epoch is kept, and the run says which; fewer than 500
+training rows are all trained on, and the last step is kept.
+
 A run that was cut off goes on from its last checkpoint when you repeat the command. Ctrl-C and SIGTERM save a
 checkpoint at the end of the step; the status is then 130 or 143. `accelerate launch` and `torchrun` start several
 processes.

@@ -65,16 +65,16 @@ class TrainedParts:
         default="two",
         metadata={
             "choices": ("two", "one"),
-            "help": "two: the model starts at a linear model of all layers of the frozen backbone, whose strength "
-            "cross-validation chooses; then everything is trained from there, and the better of both is kept. one: "
-            "everything is trained from a random head.",
+            "help": "two: the model starts at a linear model of the frozen backbone's layers, which cross-validation "
+            "chooses; then everything is trained from there, and the better on validation rows is kept. one: "
+            "everything is trained from a random head, whose bias gives the labels' shares.",
         },
     )
     original_defaults: bool = field(
         default=False,
         metadata={
-            "help": "Train as this model was first described: one stage of 3 epochs, the family's token pooling (cls "
-            "for most encoders), pairs encoded together. A flag that is named still counts."
+            "help": "Train as this model was first described: one stage of 3 epochs in float32, the family's token "
+            "pooling (cls for most encoders), pairs encoded together. A flag that is named still counts."
         },
     )
     freeze_backbone: bool = field(
@@ -161,7 +161,10 @@ class DataArguments:
     )
     validation_size: float = field(
         default=0.1,
-        metadata={"help": "Without validation rows, hold out this share of the training rows; 0: none."},
+        metadata={
+            "help": "Without validation rows, hold out this share of the training rows; 0: none. Unset: at most "
+            "10,000 rows, and none of fewer than 500 where there are two stages and no flag is about validation."
+        },
     )
     text_column_names: str | None = field(
         default=None,

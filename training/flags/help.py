@@ -42,7 +42,7 @@ class LibraryFlags:
     num_train_epochs: float = _flag(
         3.0,
         "Number of passes over the training rows. Unset, and without max_steps: more where 3 are fewer than "
-        f"{LEAST_STEPS} steps.",
+        f"{LEAST_STEPS} steps, or fewer of long texts.",
     )
     max_steps: int = _flag(-1, "Stop after this many steps; -1: after num_train_epochs.")
     per_device_train_batch_size: int = _flag(8, "Rows in a training batch.")
@@ -90,7 +90,9 @@ class LibraryFlags:
     )
     hub_revision: str | None = _flag(None, "Branch to push to; created if it does not exist. Unset: main.")
     bf16: bool = _flag(
-        False, "Train in bfloat16 mixed precision. Unset: where the device multiplies such matrices faster."
+        False,
+        "Train in bfloat16 mixed precision. Unset: where a whole backbone is trained, and the processor or GPU "
+        "multiplies such matrices faster.",
     )
     fp16: bool = _flag(False, "Train in float16 mixed precision.")
     activation_checkpointing: bool | None = _flag(None, "Use less memory and more time.", nargs="?", const=True)
