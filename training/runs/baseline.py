@@ -1,0 +1,55 @@
+"""The linear model that a run is compared with: it reads the backbone before training, and is fitted afterwards."""
+
+import numpy as np
+
+from lstmpool.fields_lstmpool import APART
+from lstmpool.training.evaluation.baselines import (
+    Baselines,
+    Vectors,
+    fit_baselines,
+    split_vectors,
+    vectors_of,
+    why_no_linear_model,
+)
+from lstmpool.training.evaluation.learned_head import Arrays
+from lstmpool.training.runs.state import State
+
+
+def frozen_vectors(state: State) -> dict[str, Vectors]:
+    """What the linear baseline reads, in the first process; empty if there is none. Others wait meanwhile."""
+    job, args = state.job, state.args
+    if not args.baselines or not args.do_train:
+        return {}
+    if reason := why_no_linear_model(job.task, vars(args) | vars(job.model_args)):
+        print(f"No linear baseline: {reason}.", flush=True)
+        return {}
+    found = {}
+    # each fold's test rows would be read for numbers that nobody sees: folds are judged together
+    names = [name for name in state.labelled if name != "test" or not job.data_args.cv_folds]
+    reads_apart = state.model.config.pair_encoding == APART
+    if state.is_first_process:
+        for name in names:
+            if name == "train" and state.top_states is not None and (not job.reads_pairs or reads_apart):
+                rows = np.arange(len(state.top_states))
+                found[name] = vectors_of(state.top_states, rows, are_pairs=job.reads_pairs)
+                continue
+            found[name] = split_vectors(
+                state.trainer.model,
+                job.splits[name],
+                state.inputs[name],
+                state.collator,
+                job.tokenizer,
+                batch_size=args.per_device_eval_batch_size,
+                seed=args.seed,
+                title=name,
+            )
+    args.distributed_state.wait_for_everyone()
+    return found
+
+
+def baselines_of(state: State, targets: Arrays) -> Baselines:
+    """The baselines, in the process that tells of them."""
+    if not state.args.baselines or not state.args.do_train or not state.is_first_process:
+        return Baselines()
+    labels = {"train": np.asarray(state.job.splits["train"].labels)} | targets
+    return fit_baselines(state.frozen_vectors, labels, state.evaluation, state.args.seed)
