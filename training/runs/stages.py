@@ -27,7 +27,7 @@ from lstmpool.training.loop.trainer import StartCounts
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.layer_cache import cached_states
 from lstmpool.training.model.linear_start import ALL, ROWS, TOP, LinearStart, Loss, fit_start, summed_loss
-from lstmpool.training.output.found import NEW_RUN
+from lstmpool.training.output.found import NEW_RUN, is_last
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.runs.job import Tokens
 from lstmpool.training.runs.state import State
@@ -153,19 +153,20 @@ def as_begun(
 
     Such a run has one stage. Its record does not name what that release did not know.
     """
+    named = args.resume_from_checkpoint
     folders = [Path(args.output_dir), Path(args.output_dir, NEW_RUN)]
-    if args.resume_from_checkpoint not in (None, "last"):
-        folders.append(Path(args.resume_from_checkpoint).parent)
+    if named and not is_last(named):
+        folders = [Path(named).parent]
     for folder in folders:
         record = RunRecord.read(folder)
         if record is None or record.finished or "stages" in record.settings:
             continue
         known = {name: value for name, value in settings.items() if name in record.settings}
         changes: dict[str, Any] = {"limits": Limits()}
-        if known.get("bf16") and not record.settings["bf16"]:  # as newer releases choose by themselves
-            changes |= {"bf16": False, "mixed_precision": "no"}
+        if known.get("bf16") and not record.settings["bf16"]:  # which newer releases choose by themselves
             known["bf16"] = False
-        if not record.differs(known) or len(folders) > 2:
+            changes |= {"bf16": False, "mixed_precision": "no"}
+        if named or not record.differs(known):
             return replace(model_args, original_defaults=True), changed(args, **changes), known
     return model_args, args, settings
 
