@@ -23,28 +23,29 @@ def frozen_vectors(state: State) -> dict[str, Vectors]:
     if reason := why_no_linear_model(job.task, vars(args) | vars(job.model_args)):
         print(f"No linear baseline: {reason}.", flush=True)
         return {}
-    found = {}
     # each fold's test rows would be read for numbers that nobody sees: folds are judged together
     names = [name for name in state.labelled if name != "test" or not job.data_args.cv_folds]
-    reads_apart = state.model.config.pair_encoding == APART
-    if state.is_first_process:
-        for name in names:
-            if name == "train" and state.top_states is not None and (not job.reads_pairs or reads_apart):
-                rows = np.arange(len(state.top_states))
-                found[name] = vectors_of(state.top_states, rows, are_pairs=job.reads_pairs)
-                continue
-            found[name] = split_vectors(
-                state.trainer.model,
-                job.splits[name],
-                state.inputs[name],
-                state.collator,
-                job.tokenizer,
-                batch_size=args.per_device_eval_batch_size,
-                seed=args.seed,
-                title=name,
-            )
+    found = {name: _vectors(state, name) for name in names} if state.is_first_process else {}
     args.distributed_state.wait_for_everyone()
     return found
+
+
+def _vectors(state: State, name: str) -> Vectors:
+    """The vectors of a split: those that stage 1 has read, where they are the same, or new ones."""
+    job, args = state.job, state.args
+    same = not job.reads_pairs or state.model.config.pair_encoding == APART
+    if name == "train" and state.top_states is not None and same:
+        return vectors_of(state.top_states, np.arange(len(state.top_states)), are_pairs=job.reads_pairs)
+    return split_vectors(
+        state.trainer.model,
+        job.splits[name],
+        state.inputs[name],
+        state.collator,
+        job.tokenizer,
+        batch_size=args.per_device_eval_batch_size,
+        seed=args.seed,
+        title=name,
+    )
 
 
 def baselines_of(state: State, targets: Arrays) -> Baselines:
