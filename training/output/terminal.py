@@ -67,15 +67,16 @@ def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
     title = titles.get(metric, metric)
     epoch = state.best_global_step * state.epoch / state.global_step
     kept = f"validation {title} {state.best_metric:.3f}"
+    has_start = any("start" in entry for entry in state.log_history)
     values = {entry["step"]: entry[f"eval_{metric}"] for entry in state.log_history if f"eval_{metric}" in entry}
-    start = values.pop(0, None)
-    if start is None:  # there was no first stage, or it has not read all rows and could not be kept
+    start = values.pop(0, None) if has_start else None  # it counts only if it was evaluated
+    if start is None:
         return f"Epoch {epoch:.3g} was kept: {kept}."
     if state.best_global_step:
-        return f"Stage 2 was kept, at epoch {epoch:.3g}: {kept}, {start:.3f} after stage 1."
-    later = [value for value in values.values() if not math.isnan(value)] or [math.nan]
-    best = max(later) if args.greater_is_better else min(later)
-    return f"Stage 1 was kept: {kept}; training everything from there gave {best:.3f} at best."
+        return f"Stage 2 was kept, at epoch {epoch:.3g}: {kept}, {_number(start)} after stage 1."
+    later = [value for value in values.values() if not math.isnan(value)]
+    best = (max if args.greater_is_better else min)(later, default=math.nan)
+    return f"Stage 1 was kept: {kept}; training everything from there gave {_number(best)} at best."
 
 
 def beside_baselines(evaluation: Evaluation, baselines: dict[str, Scores]) -> list[str]:

@@ -87,7 +87,7 @@ def _metrics(state: State) -> dict[str, Any]:
     metrics["baselines"] = state.baselines.scores
     starts = [entry["start"] for entry in state.trainer.state.log_history if "start" in entry]
     if starts:
-        metrics["stage_1_out_of_fold"] = starts[0]
+        metrics["stage_1_out_of_fold"] = dict(sorted(starts[0].items()))  # a checkpoint holds them in this order
     return metrics
 
 

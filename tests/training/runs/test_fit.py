@@ -15,9 +15,9 @@ from lstmpool.training.loop.progress import TimeLeft, duration
 from lstmpool.training.loop.trainer_arguments import within_limits
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.output.run_record import RunRecord
-from lstmpool.training.output.start import Fresh, Resume
+from lstmpool.training.output.start import Fresh
 from lstmpool.training.output.terminal import describe_best, describe_length
-from lstmpool.training.runs.fit import _learn_from_validation, _long_enough
+from lstmpool.training.runs.fit import _learn_from_validation
 from lstmpool.training.runs.state import Extras, State
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.single_label import SingleLabel
@@ -134,15 +134,6 @@ def test_what_was_named_stays():
     assert how_often(within_limits(arguments(Limits(300, 0, 10), **by_steps), rows=300)) == [7, 7]
 
 
-@pytest.mark.parametrize(("earlier", "epochs"), [({"least_steps": 300}, 16), ({"learning_rate": 1e-5}, 3)])
-def test_a_run_that_an_older_release_began_keeps_its_length(tmp_path, earlier, epochs):
-    RunRecord(earlier, {}).write(tmp_path)
-    job = SimpleNamespace(splits={"train": [0] * 300})
-    start = Resume(tmp_path / "checkpoint-7")
-    assert _long_enough(job, arguments(), start, tokens=5).num_train_epochs == epochs
-    assert _long_enough(job, arguments(), Fresh(), tokens=5).num_train_epochs == 16
-
-
 NAN = float("nan")
 
 
@@ -153,7 +144,7 @@ NAN = float("nan")
         ({0: 0.75, 10: 0.5, 20: 0.625}, "Stage 1 was kept: validation macro F1 0.750; training everything from there "
          "gave 0.625 at best."),
         ({0: 0.5, 10: NAN, 20: NAN}, "Stage 1 was kept: validation macro F1 0.500; training everything from there "
-         "gave nan at best."),
+         "gave undefined at best."),
         ({10: 0.5, 20: 0.75}, "Epoch 2 was kept: validation macro F1 0.750."),  # stage 1 could not be kept
     ],
 )  # fmt: skip
