@@ -57,8 +57,6 @@ def measure(home: str, args: CacheArguments, subject: str, variant: str) -> floa
             "max_train_samples": args.max_train_samples if subject == "movie_reviews" else 10**6,
             "max_eval_samples": 32,  # evaluated once, after training
             "freeze_backbone": True,
-            "stages": "one",
-            "baselines": False,
             "layer_cache": "float32" if variant == "cached" else "no",
             "num_train_epochs": EPOCHS[variant],
             "output_dir": Path(folder, "run"),
