@@ -5,8 +5,7 @@ import math
 from transformers import PreTrainedModel, Trainer
 
 from lstmpool.training.errors import as_line
-from lstmpool.training.evaluation.baselines import Baselines, Scores
-from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.evaluation.baselines import Baselines
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import budget_of
 from lstmpool.training.output.markdown import python_text, visible
@@ -77,20 +76,6 @@ def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
     later = [value for value in values.values() if not math.isnan(value)]
     best = (max if args.greater_is_better else min)(later, default=math.nan)
     return f"Stage 1 was kept: {kept}; training everything from there gave {_number(best)} at best."
-
-
-def beside_baselines(evaluation: Evaluation, baselines: dict[str, Scores]) -> list[str]:
-    """A line for each split: the headline metric of the model, with its interval, and those of the baselines."""
-    headline = evaluation.task.headline
-    lines = []
-    for split, result in evaluation.results.items():
-        beside = [f"{title} {_number(of[split][headline])}" for title, of in baselines.items() if split in of]
-        interval = evaluation.intervals.get(split)
-        brackets = " [{:.3f}, {:.3f}]".format(*interval) if interval else ""
-        if beside:
-            ours = f"{split} {evaluation.task.titles[headline]} {_number(result[headline])}{brackets}"
-            lines.append("; ".join([ours, *beside]))
-    return lines
 
 
 def about_linear(baselines: Baselines, title: str) -> list[str]:

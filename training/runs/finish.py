@@ -15,7 +15,6 @@ from lstmpool.training.output.folder import handover, json_writer, text_writer, 
 from lstmpool.training.output.model_card import CardContents, model_card
 from lstmpool.training.output.terminal import (
     about_linear,
-    beside_baselines,
     describe_best,
     loading_lines,
     rows_of,
@@ -38,7 +37,7 @@ def write_files(state: State) -> None:
     if state.start.within:
         handover(state.final)
     print(f"\n{text_table(table)}\n\n{best}")
-    for line in beside_baselines(state.evaluation, state.baselines.scores) + _about_linear(state):
+    for line in _about_linear(state):
         print(line)
     for warning in warnings:
         print(f"Warning: {warning}")
