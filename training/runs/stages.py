@@ -176,7 +176,7 @@ def describe_start(
 ) -> str:
     """Says what the first stage did."""
     of = f"{rows:,} rows" if rows == total else f"{rows:,} of {total:,} rows"
-    read = "the top layer's vectors" if start.layers == "top" else "all layers' vectors"
+    read = "the top layer's vectors" if start.layers == TOP else "all layers' vectors"
     how = f"{task.titles[task.headline]} {scores[task.headline]:.3f} on rows held out from it"
     return (
         f"Stage 1 of 2: a linear model of {read}, fitted to {of} in {seconds:.0f} s: {how}. Stage 2 goes on from it."

@@ -91,7 +91,14 @@ def cut_off_after(step, folder):
 
 
 # ----------------------------------------------------------------------------------------------------------- going on
-@pytest.mark.parametrize("settings", [["--baselines"], ["--label_column_name=price"], ["--freeze_backbone"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--baselines"],
+        pytest.param(["--label_column_name=price"], marks=pytest.mark.slow),
+        pytest.param(["--freeze_backbone"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_goes_on_ends_as_one_that_never_stopped(work, monkeypatch, capsys, settings):
     assert train(*EVERY_2, "--save_total_limit=99", *settings) == 0
     out = work / "out"
@@ -105,6 +112,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(work, monkeypatch, ca
         assert weights(out) == expected and (out / "metrics.json").read_text() == metrics
 
 
+@pytest.mark.slow
 def test_what_is_killed_in_stage_1_or_at_its_save_begins_anew_and_ends_alike(work, monkeypatch):
     assert train(*EVERY_2) == 0
     expected, metrics = weights(work / "out"), (work / "out" / "metrics.json").read_text()
@@ -175,7 +183,7 @@ def test_without_a_best_model_the_start_is_neither_evaluated_nor_saved(work, mon
     assert "stage_1_out_of_fold" in json.loads((work / "out" / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("more", [[], ["--eval_on_start"]])
+@pytest.mark.parametrize("more", [pytest.param([], marks=pytest.mark.slow), ["--eval_on_start"]])
 def test_early_stopping_counts_from_the_start(work, more):
     words = [*EVERY_2, "--max_steps=20", *RUINOUS, "--early_stopping_patience=2", "--metric_for_best_model=loss"]
     assert train(*words, *more, "--save_total_limit=99") == 0
@@ -225,14 +233,14 @@ def passes(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("rows", [5000, 20])
-def test_folds_share_one_file_of_layer_states(work, monkeypatch, passes, capsys, rows):
-    monkeypatch.setattr(stages, "ROWS", rows)
+def test_folds_share_one_file_of_layer_states(work, monkeypatch, passes, capsys):
+    monkeypatch.setattr(stages, "ROWS", 20)  # of 36, which every fold draws alike
     assert train("--cv_folds=2", "--max_steps=2", validation=False) == 0
     assert len(passes) == 1 and capsys.readouterr().out.count("Stage 1 of 2: ") == 2
     assert not passes[0].exists() and not list((work / "cache").rglob("*.arrow"))
 
 
+@pytest.mark.slow
 def test_trials_and_the_final_run_share_one_file_of_layer_states(work, passes, capsys):
     space = '--hp_space={"head_learning_rate": [1e-4, 1e-3, "log"]}'
     assert train("--hp_search=2", space, "--max_steps=2") == 0
@@ -263,7 +271,7 @@ def test_without_room_for_the_states_there_is_one_stage(work, monkeypatch, capsy
     said = capsys.readouterr()
     (line,) = [line for line in said.out.splitlines() if "stage" in line.lower()]
     assert line.startswith("One stage: the layer states of train take 0.000 GB in ") and "--layer_cache" not in line
-    assert not said.err and not load_file(work / "out" / "model.safetensors")["linear_skip.weight"].any()
+    assert not said.err and "stage_1_out_of_fold" not in json.loads((work / "out" / "metrics.json").read_text())
 
 
 def test_where_the_cache_cannot_be_written_there_is_one_stage(work, monkeypatch, capsys):
