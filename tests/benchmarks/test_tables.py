@@ -63,6 +63,7 @@ def test_a_finished_run_is_never_repeated(data, monkeypatch):
     assert main(words) == main([*words[:-1], "1e-3"]) == 0
     assert [flags["head_learning_rate"] for flags in seen] == ["0.0001", "0.001"]
     assert not any("test" in name for flags in seen for name in flags)
+    assert {(flags["original_defaults"], flags["baselines"]) for flags in seen} == {("True", "False")}
     assert not Path(seen[0]["output_dir"]).parent.exists()
     assert main([*words, "5e-4"]) == 0
     assert len(seen) == 3
