@@ -138,14 +138,15 @@ def _run_alone(
     from lstmpool.training.runs.job import read_job
     from lstmpool.training.runs.search import Search, check_goes_on, unsearched
     from lstmpool.training.runs.search_space import of_rows, space_of
+    from lstmpool.training.runs.stages import as_begun
 
     # All checks come before any weights are read.
-    settings = settings_of(model_args, data_args, args)
     space = space_of(model_args, args)
-    known = unsearched(settings, space)
     if args.process_index == 0:
         repair(Path(args.output_dir))
     args.distributed_state.wait_for_everyone()  # until the folder may be looked at
+    model_args, args, settings = as_begun(model_args, args, settings_of(model_args, data_args, args))
+    known = unsearched(settings, space)
     start = choose_start(args.output_dir, known, args.resume_from_checkpoint, args.overwrite, model_args.init_from)
     check_settings(args)
     hub = HubRun(args) if args.push_to_hub and args.process_index == 0 else None
@@ -163,7 +164,7 @@ def _run_alone(
     try:
         tokens = job.encode()
         if space:
-            space, args = of_rows(space, args, len(job.splits["train"]))
+            space, args = of_rows(space, args, len(job.splits["train"]), tokens["train"].median_length)
             search = Search(job, args, space, tokens)
             job, args = search.run()
             check_goes_on(start, args, job.settings)

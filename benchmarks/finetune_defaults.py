@@ -109,6 +109,8 @@ def measure(args: Arguments, wanted: Row) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             "backbone": args.backbone,
+            "original_defaults": True,  # the grid is of that training
+            "baselines": False,
             "token_pooling": "mean",
             "train_file": split_file(Path(args.data_dir, wanted["set"]), "train"),
             "validation_file": split_file(Path(args.data_dir, wanted["set"]), "validation"),
@@ -122,8 +124,6 @@ def measure(args: Arguments, wanted: Row) -> Row:
             "num_train_epochs": args.epochs,
             "per_device_train_batch_size": batch_size,
             "bf16": args.bf16,
-            "original_defaults": True,  # one stage, for which these rates were chosen
-            "baselines": False,
             "use_cpu": not torch.cuda.is_available(),  # a processor takes bf16 only with this flag
             "save_strategy": "no",  # so that no epoch is preferred to the last
             "eval_strategy": "no",  # only the evaluation at the end is read

@@ -41,7 +41,10 @@ PHASES = {  # by the module and the name of a function, what it does
     "lstmpool.training.runs.job.Job.encode": "tokens",
     "lstmpool.training.runs.fit.read": "summary",
     "lstmpool.training.runs.fit.load": "model and digests",
+    "lstmpool.training.runs.fit.start_head": "stage 1",
+    "lstmpool.training.runs.fit._frozen_vectors": "vectors of the baseline",
 }
+WHOLE = "all before the first step"
 PROGRAM = "import sys; from lstmpool.benchmarks.many_rows import run; run(sys.argv[1:])"
 
 
@@ -86,7 +89,7 @@ def run(words: list[str]) -> None:
 
     def stop(*_: Any) -> None:
         seconds, memory = used()
-        print(f"PHASE,all before the first step,{seconds:.2f},{memory:.0f}", flush=True)
+        print(f"PHASE,{WHOLE},{seconds:.2f},{memory:.0f}", flush=True)
         raise SystemExit(0)
 
     mock.patch.object(LstmPoolTrainer, "training_step", stop).start()

@@ -1,8 +1,13 @@
-"""What stands below all rooms: errors of one line, cells that a spreadsheet runs, files whole or absent, precision."""
+"""What stands below all rooms: errors of one line, cells that a spreadsheet runs, files whole or absent, precision.
 
+The rooms of `training/` are entered from above only.
+"""
+
+import ast
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +16,12 @@ from safetensors.torch import save_file
 from lstmpool.training import writing as module
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import LONGEST, InputError, one_line
+from lstmpool.training.output.terminal import describe_length
 from lstmpool.training.spreadsheet import guard, unguard
 from lstmpool.training.writing import changed_since, digests_of, move, saving, settle, sync, write_text, writing
 
 from ..damage import full_disk
+from ..training_fixtures import ROOT
 
 
 def test_an_error_of_the_outside_becomes_one_line():
@@ -210,11 +217,11 @@ def native(monkeypatch, tmp_path):
         (["--do_train", "False", "--do_eval"], "no"),
     ],
 )
-def test_bf16_is_the_default_where_it_is_faster_and_the_user_has_said_nothing(native, words, precision, capsys):
+def test_bf16_is_the_default_where_it_is_faster_and_the_user_has_said_nothing(native, words, precision):
     files = ["--train_file=t.csv", "--validation_file=v.csv", "--output_dir=out"]
     args = parse(*files, "--init_from=m", *words)
     assert (args.bf16, args.mixed_precision) == (precision == "bf16", precision)
-    assert ("bfloat16 where it is safe" in capsys.readouterr().out) == args.bf16
+    assert ("in bfloat16 where that is safe (--bf16 False: " in describe_length(args, rows=300)) == args.bf16
 
 
 def test_bf16_is_off_where_it_is_slow_unknown_or_fails(native, monkeypatch, tmp_path, capsys):
@@ -235,3 +242,44 @@ def test_bf16_is_off_where_it_is_slow_unknown_or_fails(native, monkeypatch, tmp_
     (tmp_path / "cpuinfo").unlink()
     assert not parse(*words).bf16
     assert capsys.readouterr().out == ""
+
+
+# --------------------------------------------------------------------------------------------------------------- rooms
+TRAINING = ROOT / "training"
+ROOMS = ("flags", "tasks", "data", "model", "loop", "evaluation", "output", "hub", "runs")  # the lowest first
+BELOW_ALL = ("errors.py", "writing.py", "spreadsheet.py", "code_files.py")
+
+
+def rooms_entered(path: Path) -> set[str]:
+    """The rooms that a module imports from."""
+    entered = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lstmpool.training"):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            entered |= {name.split(".")[2] for name in names if name.count(".") > 1}
+    return entered & set(ROOMS)
+
+
+def test_every_room_has_its_place():
+    assert {path.parent.name for path in TRAINING.glob("*/__init__.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_from_itself_and_from_below(room):
+    below = set(ROOMS[: ROOMS.index(room)]) - {"hub"}  # beside `runs`, and not below it
+    for path in (TRAINING / room).glob("*.py"):
+        above = rooms_entered(path) - below - {room}
+        assert not above, f"{room}/{path.name} imports from {sorted(above)}"
+
+
+@pytest.mark.parametrize("name", BELOW_ALL)
+def test_what_every_room_uses_enters_none(name):
+    assert not rooms_entered(TRAINING / name)
+
+
+def test_old_paths_that_cards_name_still_serve():
+    from lstmpool.training.adapters import load_adapter
+    from lstmpool.training.hub_folder import prepare_output_dir
+
+    assert load_adapter.__module__ == "lstmpool.training.model.adapters"
+    assert prepare_output_dir.__module__ == "lstmpool.training.hub.folder"

@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from lstmpool.training.data.order import lengths_of
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments, refused
-from lstmpool.training.loop.checkpoints import Kept, find_best, read_state, wins_tie
+from lstmpool.training.loop.checkpoints import PREFIX, Kept, find_best, read_state, wins_tie
 from lstmpool.training.loop.divergence import StopAtDivergence, check_weights
 from lstmpool.training.loop.measuring import in_float32, same_random_numbers
 from lstmpool.training.loop.trainer_arguments import changed
@@ -134,11 +134,10 @@ class StartCounts(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Does it, unless the run goes on from a checkpoint."""
-        if state.log_history:
-            return
+        """Does it. A run that goes on from a checkpoint has done so before, and must not have this callback."""
         state.log_history.append({"epoch": 0, "step": 0, "start": self.scores})
         if args.load_best_model_at_end and self.may_be_kept:
+            args.eval_on_start = False  # a second evaluation would count as one without an improvement
             self.trainer.count_start()
 
 
@@ -198,9 +197,7 @@ class LstmPoolTrainer(Trainer):
 
     def count_start(self) -> None:
         """Evaluates and saves the model before its first step. `train` has set up everything by then."""
-        metrics = self.evaluate()
-        if self._determine_best_metric(metrics, trial=None):
-            self.state.best_model_checkpoint = str(self.kept.of_step(self.state))  # the library takes step 0 for none
+        self._determine_best_metric(self.evaluate(), trial=None)
         self._save_checkpoint(self.model_wrapped, trial=None)
 
     def train_from(self, checkpoint: str | None) -> None:
@@ -290,6 +287,15 @@ class LstmPoolTrainer(Trainer):
         seed = args.seed if args.data_seed is None else args.data_seed
         return _LengthGroupedSampler(together, lengths_of(dataset), seed)
 
+    def _name_best_start(self) -> None:
+        """Names the best checkpoint if it is number 0, which the library takes for none.
+
+        Its folder may have moved since. A run that was resumed from another folder's checkpoint has none of its own.
+        """
+        start = self.kept.folder / f"{PREFIX}0"
+        if self.state.best_global_step == 0 and (self.state.global_step == 0 or start.is_dir()):
+            self.state.best_model_checkpoint = str(start)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         """Saves as the library does, with `kept` at work before and after, while the other processes wait.
 
@@ -299,6 +305,7 @@ class LstmPoolTrainer(Trainer):
         """
         check_weights(self.model, self.state.global_step)
         checkpoint = self.kept.of_step(self.state)
+        self._name_best_start()
         with saving(checkpoint, half_made=checkpoint if self.args.should_save else None):
             if self.args.should_save:
                 self.kept.before_save(self.state)

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from lstmpool.training.writing import DIGEST_SIZE, digest_of, writing
 
 
 CACHE = Path(HF_HOME) / "lstmpool"  # beside the library's own caches, so never in an output folder
-FOLDER = CACHE / "first_stage"  # what is here goes when its command is done
+FIRST_STAGE = "first_stage"  # a folder in it; what is there goes when its command is done
 KEPT_FOR = 7 * 24 * 60 * 60  # seconds: what a command that was killed has left, and nobody went on with
 DTYPES = {"float32": np.float32, "float16": np.float16}
 SEAL = b"blake2b "  # begins the last bytes of a file; the digest of all before follows
@@ -101,15 +101,16 @@ def cached_states(
 def states_folder(output_dir: str) -> Path:
     """Where the layer states of the runs of a command lie. They are large, and nobody's business afterwards."""
     name = hashlib.blake2b(str(Path(output_dir).resolve()).encode(), digest_size=8).hexdigest()
-    return FOLDER / name
+    return CACHE / FIRST_STAGE / name
 
 
 def forget_states(folder: Path) -> None:
     """Removes the layer states of a command's runs, and what others have left that were killed long ago."""
     shutil.rmtree(folder, ignore_errors=True)
-    for left in FOLDER.glob("*"):
-        if time.time() - left.stat().st_mtime > KEPT_FOR:
-            shutil.rmtree(left, ignore_errors=True)
+    for left in folder.parent.glob("*"):
+        with suppress(OSError):  # another command may remove it meanwhile
+            if time.time() - left.stat().st_mtime > KEPT_FOR:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def damage(path: Path) -> str:
@@ -189,10 +190,11 @@ def _check_room(folder: Path, needed: int, dtype: str, title: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         half = "--layer_cache float16, which takes half as much, or " if dtype == "float32" else ""
+        other = "" if folder.parent.name == FIRST_STAGE else f" give {half}--layer_cache no;"
         raise InputError(
             f"the layer states of {title} take {needed / 1e9:,.3f} GB in {folder}, found {free / 1e9:,.3f} GB free. "
-            f"Free some space: old *.arrow files there may be deleted; give {half}--layer_cache no; or set HF_HOME "
-            "to a folder on another disk."
+            f"Free some space: old *.arrow files there may be deleted;{other} or set HF_HOME to a folder on another "
+            "disk."
         )
 
 

@@ -30,6 +30,7 @@ ROWS_TO_CHOOSE = 2000  # on which its strength is chosen
 FOLDS = 5  # of the cross-validation, for up to `FEW` rows; else one split, with a fifth held out
 FEW = 1000
 STRENGTHS = np.logspace(-5, 1, 7)  # C of a logistic regression, or 1 / alpha of a ridge regression
+MOST_TURNED = 2500  # rows whose span is looked for: the time for that grows with their cube
 MOST_ITERATIONS = 100  # of the optimiser, for each strength
 ALL, TOP = "all", "top"
 
@@ -110,22 +111,23 @@ def fit_start(
     layers, choice = best
     features, mean, scale = _standardised(_flat(states, layers))
     axes = _Axes.of(features)
-    weight, bias = _path(axes.inside, _tensor(labels), outputs, loss, choice.strengths)[-1]
+    start = torch.zeros(outputs, axes.inside.shape[1]), torch.zeros(outputs)
+    weight, bias = _fit(axes.inside, _tensor(labels), loss, choice.strength, start)
     weight = axes.outside(weight) / scale
     bias = bias - weight @ mean
     if layers == TOP:
         lower = states.shape[2] * (states.shape[1] - 1)
         weight = torch.cat([torch.zeros(outputs, lower), weight], dim=1)
-    return LinearStart(weight, bias, layers, float(choice.strengths[-1]), few[choice.held], choice.logits.numpy())
+    return LinearStart(weight, bias, layers, choice.strength, few[choice.held], choice.logits.numpy())
 
 
 # ------------------------------------------------------------------------------------------------------------ choosing
 @dataclass(frozen=True)
 class _Choice:
-    """The strengths up to the chosen one, and what models of that strength gave for rows held out from them."""
+    """The chosen strength, and what models of that strength gave for rows held out from them."""
 
     loss: float  # mean over the rows held out
-    strengths: np.ndarray
+    strength: float
     held: np.ndarray  # (M,)
     logits: Tensor  # (M, C)
 
@@ -143,7 +145,7 @@ def _choose_strength(
     held, logits = np.concatenate(held), torch.cat(logits, dim=1)
     losses = [float(loss(of_strength, targets[held])) / len(held) for of_strength in logits]
     best = int(np.argmin(losses))
-    return _Choice(losses[best], STRENGTHS[: best + 1], held, logits[best])
+    return _Choice(losses[best], float(STRENGTHS[best]), held, logits[best])
 
 
 def _folds(rows: int, strata: np.ndarray | None, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -207,7 +209,7 @@ class _Axes:
     @classmethod
     def of(cls, features: Tensor) -> "_Axes":
         rows, width = features.shape
-        if width <= rows:
+        if width <= rows or rows > MOST_TURNED:
             return cls(features, None)
         values, vectors = torch.linalg.eigh(features.double() @ features.double().T)
         kept = values > 1e-10 * values[-1].clamp(min=1e-30)

@@ -5,8 +5,7 @@ import math
 from transformers import PreTrainedModel, Trainer
 
 from lstmpool.training.errors import as_line
-from lstmpool.training.evaluation.baselines import Baselines, Scores
-from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.evaluation.baselines import Baselines
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import budget_of
 from lstmpool.training.output.markdown import python_text, visible
@@ -67,30 +66,16 @@ def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
     title = titles.get(metric, metric)
     epoch = state.best_global_step * state.epoch / state.global_step
     kept = f"validation {title} {state.best_metric:.3f}"
-    values = [entry[f"eval_{metric}"] for entry in state.log_history if f"eval_{metric}" in entry]
     has_start = any("start" in entry for entry in state.log_history)
-    measured = any(entry.get("step") == 0 for entry in state.log_history if f"eval_{metric}" in entry)
-    if len(values) < 2 or not (has_start and measured):  # of many rows, stage 1 has read some and is not measured
+    values = {entry["step"]: entry[f"eval_{metric}"] for entry in state.log_history if f"eval_{metric}" in entry}
+    start = values.pop(0, None) if has_start else None  # it counts only if it was evaluated
+    if start is None:
         return f"Epoch {epoch:.3g} was kept: {kept}."
-    start, later = values[0], [value for value in values[1:] if not math.isnan(value)]
     if state.best_global_step:
-        return f"Stage 2 was kept, at epoch {epoch:.3g}: {kept}, {start:.3f} after stage 1."
-    best = max(later) if args.greater_is_better else min(later)
-    return f"Stage 1 was kept: {kept}; training everything from there gave {best:.3f} at best."
-
-
-def beside_baselines(evaluation: Evaluation, baselines: dict[str, Scores]) -> list[str]:
-    """A line for each split: the headline metric of the model, with its interval, and those of the baselines."""
-    headline = evaluation.task.headline
-    lines = []
-    for split, result in evaluation.results.items():
-        beside = [f"{title} {_number(of[split][headline])}" for title, of in baselines.items() if split in of]
-        interval = evaluation.intervals.get(split)
-        brackets = " [{:.3f}, {:.3f}]".format(*interval) if interval else ""
-        if beside:
-            ours = f"{split} {evaluation.task.titles[headline]} {_number(result[headline])}{brackets}"
-            lines.append("; ".join([ours, *beside]))
-    return lines
+        return f"Stage 2 was kept, at epoch {epoch:.3g}: {kept}, {_number(start)} after stage 1."
+    later = [value for value in values.values() if not math.isnan(value)]
+    best = (max if args.greater_is_better else min)(later, default=math.nan)
+    return f"Stage 1 was kept: {kept}; training everything from there gave {_number(best)} at best."
 
 
 def about_linear(baselines: Baselines, title: str) -> list[str]:

@@ -15,7 +15,6 @@ from lstmpool.training.output.folder import handover, json_writer, text_writer, 
 from lstmpool.training.output.model_card import CardContents, model_card
 from lstmpool.training.output.terminal import (
     about_linear,
-    beside_baselines,
     describe_best,
     loading_lines,
     rows_of,
@@ -38,7 +37,7 @@ def write_files(state: State) -> None:
     if state.start.within:
         handover(state.final)
     print(f"\n{text_table(table)}\n\n{best}")
-    for line in beside_baselines(state.evaluation, state.baselines.scores) + _about_linear(state):
+    for line in _about_linear(state):
         print(line)
     for warning in warnings:
         print(f"Warning: {warning}")
@@ -87,7 +86,7 @@ def _metrics(state: State) -> dict[str, Any]:
     metrics["baselines"] = state.baselines.scores
     starts = [entry["start"] for entry in state.trainer.state.log_history if "start" in entry]
     if starts:
-        metrics["stage_1_out_of_fold"] = starts[0]
+        metrics["stage_1_out_of_fold"] = dict(sorted(starts[0].items()))  # a checkpoint holds them in this order
     return metrics
 
 

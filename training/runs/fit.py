@@ -7,20 +7,10 @@ import numpy as np
 from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.fields_lstmpool import APART
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.summary import data_lines, describe_data
-from lstmpool.training.evaluation.baselines import (
-    Baselines,
-    Vectors,
-    fit_baselines,
-    split_vectors,
-    vectors_of,
-    why_no_linear_model,
-)
 from lstmpool.training.evaluation.learned_head import Arrays, Learned, calibrate, find_thresholds, fold_scale
 from lstmpool.training.evaluation.results import Evaluation
-from lstmpool.training.flags.defaults import Limits
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.checkpoints import find_best
 from lstmpool.training.loop.divergence import check_weights
@@ -28,7 +18,7 @@ from lstmpool.training.loop.interruption import stop_at_step
 from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.measuring import TrainerMetrics
 from lstmpool.training.loop.progress import Progress
-from lstmpool.training.loop.trainer import EarlyStoppingCallback, LstmPoolTrainer, StartCounts
+from lstmpool.training.loop.trainer import EarlyStoppingCallback, LstmPoolTrainer
 from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments, within_limits
 from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.layer_cache import CACHE, StatesCollator, cached_states
@@ -41,6 +31,7 @@ from lstmpool.training.output.lock import locked
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
 from lstmpool.training.output.terminal import describe_length, describe_model
+from lstmpool.training.runs.baseline import baselines_of, frozen_vectors
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.runs.stages import start_head
@@ -94,18 +85,7 @@ def read(state: State) -> None:
     print("\n".join(lines), flush=True)
     if state.args.do_train:
         tokens = state.summary["train"]["tokens"]["median"]
-        state.args = _long_enough(job, state.args, state.start, tokens)
-
-
-def _long_enough(job: Job, args: TrainingArguments, start: Start, tokens: float) -> TrainingArguments:
-    """The arguments with a budget of steps for the rows at hand. A run that an older release began goes on without.
-
-    `tokens`: of the median training row.
-    """
-    earlier = RunRecord.read(start.checkpoint.parent) if isinstance(start, Resume) else None
-    if earlier is not None and "least_steps" not in earlier.settings:
-        args = changed(args, limits=Limits())
-    return within_limits(args, len(job.splits["train"]), tokens)
+        state.args = within_limits(state.args, len(job.splits["train"]), tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------- load
@@ -121,7 +101,7 @@ def load(state: State) -> None:
     if job.task.has_numbers and args.do_train and args.standardize_targets:
         state.scale = TargetScale(job.splits["train"].labels)
         state.scale.switch_on(trained_head(state.model), state.is_fresh, trained_skip(state.model))
-    if state.is_fresh and args.do_train and not state.resumed:
+    if state.is_fresh and args.do_train and not state.resumed and not job.model_args.original_defaults:
         set_prior(trained_head(state.model), state.targets("train"), job.task, args.class_weights == "balanced")
     print(describe_model(state.model, job.backbone.title), flush=True)
     state.inputs = {name: tokens.with_labels(state.targets(name)) for name, tokens in state.tokens.items()}
@@ -158,7 +138,7 @@ def _fields(state: State) -> dict[str, Any]:
         begun = LstmPoolConfig.from_pretrained(state.resumed)
     except (OSError, ValueError):  # `check_resumed` will say so
         return job.fields
-    kept = {name: getattr(begun, name) for name in CHOSEN if getattr(job.model_args, name, None) is None}
+    kept = {name: getattr(begun, name) for name in CHOSEN if not getattr(job.model_args, name, None)}
     changed = [name for name in kept if kept[name] != job.fields.get(name) and name != "pair_template"]
     for name in changed:
         print(f"{name} {kept[name]}, with which this run began.", flush=True)
@@ -206,11 +186,9 @@ def _read_layer_states(state: State) -> None:
 def train(state: State) -> None:
     """Trains, if that is wanted, and ends with the best epoch's weights."""
     state.trainer = _trainer(state)
-    if state.has_two_stages:
-        if not state.resumed:
-            start_head(state)
-        state.trainer.add_callback(StartCounts(state.trainer, state.start_scores, may_be_kept=state.read_all))
-    state.frozen_vectors = _frozen_vectors(state)
+    if state.begins_with_stage_1:
+        start_head(state)
+    state.frozen_vectors = frozen_vectors(state)
     if state.args.do_train:
         print(describe_length(state.args, len(state.job.splits["train"])), flush=True)
         with stop_at_step(state.trainer):
@@ -220,38 +198,6 @@ def train(state: State) -> None:
         state.trainer.model = merged
         state.trainer.model_wrapped = merged
     state.model = state.trainer.model
-
-
-def _frozen_vectors(state: State) -> dict[str, Vectors]:
-    """What the linear baseline reads, in the first process; empty if there is none. Others wait meanwhile."""
-    job, args = state.job, state.args
-    if not args.baselines or not args.do_train:
-        return {}
-    if reason := why_no_linear_model(job.task, vars(args) | vars(job.model_args)):
-        print(f"No linear baseline: {reason}.", flush=True)
-        return {}
-    found = {}
-    # each fold's test rows would be read for numbers that nobody sees: folds are judged together
-    names = [name for name in state.labelled if name != "test" or not job.data_args.cv_folds]
-    reads_apart = state.model.config.pair_encoding == APART
-    if state.is_first_process:
-        for name in names:
-            if name == "train" and state.top_states is not None and (not job.reads_pairs or reads_apart):
-                rows = np.arange(len(state.top_states))
-                found[name] = vectors_of(state.top_states, rows, are_pairs=job.reads_pairs)
-                continue
-            found[name] = split_vectors(
-                state.trainer.model,
-                job.splits[name],
-                state.inputs[name],
-                state.collator,
-                job.tokenizer,
-                batch_size=args.per_device_eval_batch_size,
-                seed=args.seed,
-                title=name,
-            )
-    args.distributed_state.wait_for_everyone()
-    return found
 
 
 def _trainer(state: State) -> LstmPoolTrainer:
@@ -286,15 +232,7 @@ def measure(state: State) -> None:
     targets = {name: np.asarray(job.splits[name].labels) for name in splits if name in state.labelled}
     logits, learned = _learn_from_validation(state, logits, targets)
     state.evaluation = Evaluation.of(job.task, logits, targets, learned)
-    state.baselines = _baselines(state, targets)
-
-
-def _baselines(state: State, targets: Arrays) -> Baselines:
-    """The baselines, in the process that tells of them."""
-    if not state.args.baselines or not state.args.do_train or not state.is_first_process:
-        return Baselines()
-    labels = {"train": np.asarray(state.job.splits["train"].labels)} | targets
-    return fit_baselines(state.frozen_vectors, labels, state.evaluation, state.args.seed)
+    state.baselines = baselines_of(state, targets)
 
 
 def _learn_from_validation(state: State, logits: Arrays, targets: Arrays) -> Learned:

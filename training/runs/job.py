@@ -13,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from lstmpool.fields_lstmpool import APART
 from lstmpool.training.data.holdout import hold_out
+from lstmpool.training.data.order import lengths_of
 from lstmpool.training.data.rows import Split, read_splits
 from lstmpool.training.data.summary import remarks
 from lstmpool.training.errors import InputError, as_line, one_line
@@ -22,7 +23,7 @@ from lstmpool.training.flags.rules import WITH_TASK, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.backbone import Backbone
-from lstmpool.training.model.layer_cache import FOLDER, states_folder
+from lstmpool.training.model.layer_cache import states_folder
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
 from lstmpool.training.tasks.columns import Cells, LabelTable
@@ -66,6 +67,11 @@ class Tokens:
             labels = labels[source] if isinstance(labels, (Cells, LabelTable)) else [labels[row] for row in source]
         return self.dataset.add_column("labels", as_column(labels))
 
+    @property
+    def median_length(self) -> float:
+        """The number of tokens of the median row."""
+        return float(np.median(lengths_of(self.choose(self.dataset))))
+
     def choose(self, dataset: Dataset) -> Dataset:
         """The chosen rows of `dataset`, which has a row for each row of the tokens."""
         return dataset if self.chosen is None else dataset.select(self.chosen)
@@ -87,7 +93,7 @@ class Job:
     command: list[str]  # as it was typed, for the model card
     said: tuple[str, ...] = ()  # lines on what was chosen for a new model, and why
     why_one_stage: str = ""  # empty if there are two, see `stages`
-    states_folder: Path = FOLDER  # where the layer states of the first stage lie meanwhile
+    states_folder: Path = Path()  # where the layer states of the first stage lie meanwhile
 
     @property
     def is_adapter(self) -> bool:
@@ -180,11 +186,12 @@ def read_job(
     fields = model_args.config_fields() | task.config_fields
     if model_args.pair_encoding == APART:
         _check_pairs(splits)
-    said = []
+    said = [f"One stage: {why}."] if why and _is_news(model_args, args) else []
     if finished is None:
         reads_pairs = next(iter(splits.values())).pairs is not None
-        chosen, said = choose_fields(backbone, config, tokenizer, model_args, reads_pairs, two_stages=not why)
+        chosen, reasons = choose_fields(backbone, config, tokenizer, model_args, reads_pairs, two_stages=not why)
         fields |= chosen
+        said += reasons
     config = backbone.check_fields(config, fields)
     check_layers(model_args, config)
     if config.pair_encoding == APART:
@@ -208,8 +215,10 @@ def read_job(
 
 def why_one_stage(model_args: ModelArguments, args: TrainingArguments, task: Task) -> str:
     """Says why a run trains everything from a random head; empty if it has the two stages of `stages`."""
-    if model_args.original_defaults or model_args.stages == "one":
-        return "as the flags say"
+    if model_args.original_defaults:
+        return "as --original_defaults says"
+    if model_args.stages == "one":
+        return "as --stages says"
     if model_args.init_from:
         return "the model of --init_from has been trained"
     if len(task.names) > SCORED:
@@ -219,6 +228,12 @@ def why_one_stage(model_args: ModelArguments, args: TrainingArguments, task: Tas
     if args.fsdp or args.deepspeed:
         return "the model is spread over processes"
     return ""
+
+
+def _is_news(model_args: ModelArguments, args: TrainingArguments) -> bool:
+    """Whether a user who trains may have expected two stages: no flag that is about them says otherwise."""
+    about_stages = model_args.original_defaults or model_args.stages == "one"
+    return args.do_train and not about_stages and not model_args.init_from
 
 
 def choose_fields(

@@ -90,8 +90,8 @@ def space_of(model_args: ModelArguments, args: TrainingArguments) -> Space:
     return {name: _values(name, given) for name, given in space.items()}
 
 
-def of_rows(space: Space, args: TrainingArguments, rows: int) -> tuple[Space, TrainingArguments]:
-    """The space and the arguments of a search that is to train on `rows`.
+def of_rows(space: Space, args: TrainingArguments, rows: int, tokens: float = 1) -> tuple[Space, TrainingArguments]:
+    """The space and the arguments of a search that is to train on `rows`. `tokens`: of the median row.
 
     Where the numbers of epochs are searched, they alone say how long a trial is. Those of the default space are for
     runs that are long enough; where rows are few, each becomes as many times larger as the run without a search.
@@ -100,7 +100,7 @@ def of_rows(space: Space, args: TrainingArguments, rows: int) -> tuple[Space, Tr
         return space, args
     if args.hp_space is not None:
         return space, changed(args, limits=Limits())
-    own = within_limits(args, rows).num_train_epochs
+    own = within_limits(args, rows, tokens).num_train_epochs
     times = own / args.num_train_epochs
     epochs = space["num_train_epochs"]
     if times > 1:

@@ -65,9 +65,7 @@ class State:
 
     # train
     trainer: LstmPoolTrainer = field(init=False)
-    read_all: bool = False  # whether stage 1 has read all training rows
     top_states: np.ndarray | None = None  # (N, S) of the training rows, if stage 1 has read them all
-    start_scores: dict[str, float] = field(default_factory=dict)  # of stage 1, by metric; see `start_head`
     frozen_vectors: dict[str, Vectors] = field(init=False)  # before training, for the linear baseline
 
     # measure
@@ -100,9 +98,12 @@ class State:
         return self.job.model_args.freeze_backbone and self.args.layer_cache != "no"
 
     @property
-    def has_two_stages(self) -> bool:
-        """Whether the model starts at a linear model of the frozen layers, see `start_head`."""
-        return self.args.do_train and self.is_fresh and self.job.why_one_stage == ""
+    def begins_with_stage_1(self) -> bool:
+        """Whether the model is now to start at a linear model of the frozen layers, see `start_head`.
+
+        A run that goes on has its start in the checkpoint, or was begun without.
+        """
+        return self.args.do_train and self.is_fresh and self.job.why_one_stage == "" and self.resumed is None
 
     def targets(self, split: str) -> Any:
         """The labels of a split as the model is trained on them; None if it has none."""

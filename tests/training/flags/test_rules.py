@@ -6,7 +6,7 @@ from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags import rules as tables_of_rules
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
-from lstmpool.training.flags.defaults import FINE_TUNING, Budget, Limits, budget, worked_out
+from lstmpool.training.flags.defaults import FINE_TUNING, Budget, Limits, budget, steps_for, worked_out
 from lstmpool.training.flags.rules import (
     AT_ONCE,
     DATA_SOURCE,
@@ -357,6 +357,14 @@ def test_a_budget_without_a_least_number_of_steps_is_what_the_epochs_say():
 
 
 @pytest.mark.parametrize(
+    ("tokens", "steps"),
+    [(4, 200), (31.25, 200), (62.5, 100), (500, 13), (10**7, 1), (0, 200)],  # 100,000 tokens are read, 16 rows a step
+)
+def test_long_texts_get_fewer_steps(tokens, steps):
+    assert steps_for(tokens, 16, least_steps=200) == steps
+
+
+@pytest.mark.parametrize(
     ("length", "most", "every"),
     [
         (Budget(16, 304), 10, 31),
@@ -373,14 +381,16 @@ def test_many_short_epochs_are_evaluated_a_few_times(length, most, every):
 @pytest.mark.parametrize(
     ("given", "limits"),
     [
-        ({}, (300, 10, 10)),
-        ({"learning_rate": 1e-4}, (300, 10, 10)),
-        ({"num_train_epochs": 3}, (0, 0, 0)),
-        ({"max_steps": 9}, (0, 0, 0)),
-        ({"eval_strategy": "epoch"}, (300, 0, 10)),
-        ({"eval_delay": 2}, (300, 0, 10)),
-        ({"save_strategy": "epoch"}, (300, 0, 10)),
-        ({"logging_steps": 5}, (300, 10, 0)),
+        ({}, (200, 10, 10, 500)),
+        ({"learning_rate": 1e-4}, (200, 10, 10, 500)),
+        ({"num_train_epochs": 3}, (0, 0, 0, 500)),
+        ({"max_steps": 9}, (0, 0, 0, 500)),
+        ({"eval_strategy": "epoch"}, (200, 0, 10, 0)),  # who speaks of validation gets validation rows
+        ({"eval_delay": 2}, (200, 0, 10, 500)),
+        ({"validation_size": 0.1}, (200, 10, 10, 0)),
+        ({"early_stopping_patience": 2, "num_train_epochs": 9}, (0, 0, 0, 0)),
+        ({"save_strategy": "epoch"}, (200, 0, 10, 500)),
+        ({"logging_steps": 5}, (200, 10, 0, 500)),
     ],
 )
 def test_what_the_user_has_named_is_not_limited(given, limits):

@@ -222,7 +222,8 @@ from lstmpool.training.model.backbone import Backbone
 def pooling(name, **hub):
     model = LstmPoolModel.from_backbone(name, lstm_hidden_size=4, **hub)
     backbone = Backbone.find(ModelArguments(backbone=name, model_revision=hub.get("revision", "main")))
-    assert backbone.token_pooling(backbone.load_config(), None)[0] == model.config.token_pooling
+    config = backbone.load_config()
+    assert backbone.token_pooling(config, None, backbone.stated_pooling(config))[0] == model.config.token_pooling
     print(name, model.config.token_pooling)
 pooling("ann/plain")
 pooling("ann/stating", revision={first!r})

@@ -105,16 +105,15 @@ def test_a_folder_that_was_moved_after_its_last_save_goes_on_with_its_own_best_w
     (tmp_path / "out").rename(tmp_path / "moved")
     assert kills.finish(kills.start([*words, str(tmp_path / "moved")], tmp_path / "log")) == 0
     assert kills.digest(tmp_path / "moved") == whole
-    assert "epoch" not in (tmp_path / "log").read_text().split("It goes on from")[1].split("kept")[0].replace(
-        "Epoch", ""
-    )
+    told = (tmp_path / "log").read_text().split("It goes on from")[1]
+    assert "was kept" in told and "\nepoch " not in told  # no epoch is trained again
 
 
 def test_a_second_signal_stops_at_once(work, monkeypatch, tmp_path):
     signal_at(monkeypatch, ("training_step", 10), signal.SIGINT, times=2)
     words = [*kills.command(work, kills.KEPT, "stopped"), f"--output_dir={tmp_path / 'out'}"]
     assert kills.finish(kills.start(words, tmp_path / "log")) == 130
-    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-8"]
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-0", "checkpoint-8"}
     assert "The same command goes on from the last checkpoint" in (tmp_path / "log").read_text()
 
 

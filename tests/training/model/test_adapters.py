@@ -28,7 +28,7 @@ from ...training_fixtures import run_python
 
 
 FILES, run, work = results.FILES, results.run, results.work  # the last, a fixture, is made anew for this file
-LORA = ["--peft=lora", "--learning_rate=2e-2", "--head_learning_rate=1e-2", "--num_train_epochs=3"]
+LORA = ["--peft=lora", "--learning_rate=2e-2", "--head_learning_rate=1e-2", "--num_train_epochs=3", "--stages=one"]
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,13 @@ def test_a_backbone_that_is_elsewhere_is_asked_for(tmp_path, trained, monkeypatc
     [
         ["--calibrate=temperature", "--lora_target_modules", "query", "dense"],
         ["--label_column_name=price,weight", "--num_train_epochs=4"],
-        ["--label_column_name=labels", "--tune_thresholds", "--lora_target_modules=all-linear", "--layer_pooling=max"],
+        [
+            "--label_column_name=labels",
+            "--tune_thresholds",
+            "--lora_target_modules=all-linear",
+            "--layer_pooling=max",
+            "--stages=two",
+        ],
     ],
 )
 def test_a_merged_model_is_one_like_any_other(work, monkeypatch, words):

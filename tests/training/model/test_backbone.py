@@ -42,15 +42,17 @@ def test_a_package_is_found_and_not_imported(package):
 def test_the_token_pooling_and_its_reason(package, capsys):
     backbone = find("package:some_model")
     config = backbone.load_config()
-    assert backbone.token_pooling(config, None) == ("cls", "the default of its family")
-    assert backbone.token_pooling(config, "max") == ("max", "as --token_pooling says")
+    assert backbone.stated_pooling(config) is None
+    assert backbone.token_pooling(config, None, None) == ("cls", "the default of its family")
+    assert backbone.token_pooling(config, "max", None) == ("max", "as --token_pooling says")
     modules = [{"path": "model", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
     for name, content in {"modules": modules, "1_Pooling/config": {"pooling_mode": "mean"}}.items():
         path = package / "deep" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content))
-    assert backbone.token_pooling(config, None) == ("mean", "as the backbone's 1_Pooling/config.json says")
-    assert backbone.token_pooling(config, "max") == ("max", "as --token_pooling says")
+    stated = backbone.stated_pooling(config)
+    assert backbone.token_pooling(config, None, stated) == ("mean", "as the backbone's 1_Pooling/config.json says")
+    assert backbone.token_pooling(config, "max", stated) == ("max", "as --token_pooling says")
 
 
 def test_a_package_with_two_models_or_none(package):

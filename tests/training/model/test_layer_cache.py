@@ -1,4 +1,6 @@
 import multiprocessing
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -12,7 +14,8 @@ from transformers import DataCollatorWithPadding
 
 from lstmpool.pairs_lstmpool import pair_template
 from lstmpool.training.errors import InputError
-from lstmpool.training.model.layer_cache import StatesCollator, cached_states, damage
+from lstmpool.training.model import layer_cache
+from lstmpool.training.model.layer_cache import StatesCollator, cached_states, damage, forget_states
 
 from ...conftest import tiny_model, word_tokenizer
 from ...damage import KINDS, damage_file
@@ -263,3 +266,15 @@ def test_a_folder_that_cannot_be_written(cache, rows, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="layer cache in .* cannot be written or read"):
         cache(tiny_model(), rows, folder=tmp_path / "file" / "cache")
+
+
+def test_states_of_a_command_go_with_it_and_those_of_killed_ones_after_a_week(tmp_path, monkeypatch):
+    monkeypatch.setattr(layer_cache, "FOLDER", tmp_path)
+    for name, age in {"own": 0, "young": 6 * 86_400, "old": 8 * 86_400}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "layer_states-1.arrow").touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")  # as if another command had removed it this moment
+    forget_states(tmp_path / "own")
+    assert {path.name for path in tmp_path.iterdir()} == {"young", "gone"}
+    forget_states(tmp_path / "own")  # which is no longer there

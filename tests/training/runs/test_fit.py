@@ -15,9 +15,9 @@ from lstmpool.training.loop.progress import TimeLeft, duration
 from lstmpool.training.loop.trainer_arguments import within_limits
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.output.run_record import RunRecord
-from lstmpool.training.output.start import Fresh, Resume
-from lstmpool.training.output.terminal import describe_length
-from lstmpool.training.runs.fit import _learn_from_validation, _long_enough
+from lstmpool.training.output.start import Fresh
+from lstmpool.training.output.terminal import describe_best, describe_length
+from lstmpool.training.runs.fit import _learn_from_validation
 from lstmpool.training.runs.state import Extras, State
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.single_label import SingleLabel
@@ -115,6 +115,14 @@ def test_a_run_over_few_rows_is_long_enough_and_is_evaluated_and_saved_ten_times
     assert how_often(within_limits(arguments(), rows=1000)) == ["epoch", "epoch"]
 
 
+def test_long_texts_make_a_run_shorter_but_never_shorter_than_its_epochs():
+    args = within_limits(arguments(), rows=300, tokens=62.5)  # 1,000 tokens a step: 100 steps, and 19 an epoch
+    assert args.num_train_epochs == 6 and how_often(args) == ["epoch", "epoch"]
+    assert "114 steps on 300 rows, 6 epochs, since 3 are fewer than 100 steps" in describe_length(args, 300)
+    args = within_limits(arguments(), rows=300, tokens=500)
+    assert args.num_train_epochs == 3 and describe_length(args, 300) == "Training: 57 steps on 300 rows, 3 epochs."
+
+
 def test_what_was_named_stays():
     args = within_limits(arguments(Limits(300, 0, 10)), rows=300)
     assert args.num_train_epochs == 16 and how_often(args) == ["epoch", "epoch"] and args.logging_steps == 31
@@ -126,13 +134,33 @@ def test_what_was_named_stays():
     assert how_often(within_limits(arguments(Limits(300, 0, 10), **by_steps), rows=300)) == [7, 7]
 
 
-@pytest.mark.parametrize(("earlier", "epochs"), [({"least_steps": 300}, 16), ({"learning_rate": 1e-5}, 3)])
-def test_a_run_that_an_older_release_began_keeps_its_length(tmp_path, earlier, epochs):
-    RunRecord(earlier, {}).write(tmp_path)
-    job = SimpleNamespace(splits={"train": [0] * 300})
-    start = Resume(tmp_path / "checkpoint-7")
-    assert _long_enough(job, arguments(), start).num_train_epochs == epochs
-    assert _long_enough(job, arguments(), Fresh()).num_train_epochs == 16
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({0: 0.5, 10: 0.75, 20: 0.5}, "Stage 2 was kept, at epoch 1: validation macro F1 0.750, 0.500 after stage 1."),
+        ({0: 0.75, 10: 0.5, 20: 0.625}, "Stage 1 was kept: validation macro F1 0.750; training everything from there "
+         "gave 0.625 at best."),
+        ({0: 0.5, 10: NAN, 20: NAN}, "Stage 1 was kept: validation macro F1 0.500; training everything from there "
+         "gave undefined at best."),
+        ({10: 0.5, 20: 0.75}, "Epoch 2 was kept: validation macro F1 0.750."),  # stage 1 could not be kept
+    ],
+)  # fmt: skip
+def test_the_run_says_which_stage_was_kept_and_by_how_much(values, said):
+    best = max(values, key=lambda step: -1 if np.isnan(values[step]) else values[step])
+    history = [{"step": 0, "epoch": 0, "start": {"f1_macro": 0.25}}]
+    history += [{"step": step, "eval_f1_macro": value} for step, value in values.items()]
+    state = SimpleNamespace(
+        best_model_checkpoint="out/checkpoint", best_global_step=best, best_metric=values[best], epoch=2.0,
+        global_step=20, log_history=history,
+    )  # fmt: skip
+    args = SimpleNamespace(
+        do_train=True, load_best_model_at_end=True, metric_for_best_model="f1_macro", greater_is_better=True
+    )
+    titles = {"f1_macro": "macro F1"}
+    assert describe_best(SimpleNamespace(state=state, args=args), titles) == said
 
 
 @pytest.mark.parametrize(
@@ -161,15 +189,16 @@ def test_a_default_run_on_few_rows_has_its_steps_also_where_it_was_cut_off(tmp_p
     monkeypatch.setattr("lstmpool.training.flags.defaults.LEAST_STEPS", 40)  # which takes less time
     words = ["--backbone=backbone", "--train_file=train.csv", "--output_dir=out", "--use_cpu", "--lstm_hidden_size=4"]
     words += ["--validation_file=validation.csv", "--report_to=none", "--save_total_limit=99", "--disable_tqdm=True"]
+    words += ["--bf16=False"]
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "Training: 42 steps on 36 rows, 14 epochs, since 3 are fewer than 40 steps" in said and " left\n" in said
     saved = {int(path.name.removeprefix("checkpoint-")) for path in (tmp_path / "out").glob("checkpoint-*")}
-    assert saved == {5, 10, 15, 20, 25, 30, 35, 40, 42} and said.count("\nepoch ") == 9
+    assert saved == {0, 5, 10, 15, 20, 25, 30, 35, 40, 42} and said.count("\nepoch ") == 10
     record = RunRecord.read(tmp_path / "out")
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
     (tmp_path / "out" / "run.json").write_text(json.dumps(vars(record) | {"finished": False}))
-    for step in saved - {5, 10}:
+    for step in saved - {0, 5, 10}:
         (tmp_path / "out" / f"checkpoint-{step}" / "manifest.json").unlink()
     assert main(words) == 0
     assert "It goes on from out/checkpoint-10." in capsys.readouterr().out
