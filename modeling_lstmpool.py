@@ -70,6 +70,8 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.layer_weights)
         elif isinstance(module, LinearSkip):
             nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.mean)
+            nn.init.ones_(module.scale)
         else:
             super()._init_weights(module)
 

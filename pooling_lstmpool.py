@@ -137,18 +137,23 @@ class ConcatPooling(LayerPooling):
 class LinearSkip(nn.Linear):
     """A linear model of all layers' vectors beside the deep one, as in Wide & Deep (https://arxiv.org/abs/1606.07792).
 
-    It starts at zero: a fresh model is as one without it.
+    It starts at zero: a fresh model is as one without it. The vectors are centred and scaled by the buffers `mean` and
+    `scale` first, in full precision: of features that hardly differ between texts, autocast would leave little.
     """
 
     def __init__(self, config: LstmPoolConfig):
         self.layers = 1 if config.layer_pooling == "last" else len(config.layers)  # that are read, from the top
         super().__init__(self.layers * config.state_size, config.num_labels, bias=False)
+        self.register_buffer("mean", torch.zeros(self.in_features))
+        self.register_buffer("scale", torch.ones(self.in_features))
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)  # without a random number, so the layers made after it start as without it
 
     def forward(self, layer_states: Tensor) -> Tensor:
-        return super().forward(layer_states[:, -self.layers :].flatten(1))  # (B, L, S) -> (B, C)
+        vectors = layer_states[:, -self.layers :].flatten(1).to(self.weight.dtype)  # (B, L, S) -> (B, L * S)
+        with torch.autocast(vectors.device.type, enabled=False):
+            return super().forward((vectors - self.mean) / self.scale)  # (B, C)
 
 
 POOLING_CLASSES = {

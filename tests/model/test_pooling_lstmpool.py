@@ -215,10 +215,13 @@ def test_states_that_do_not_fit_the_lstm_are_refused_as_by_torch():
 
 
 # --------------------------------------------------------------------------------------------------------- linear skip
+SKIP = {"linear_skip.weight", "linear_skip.mean", "linear_skip.scale"}
+
+
 def test_a_fresh_skip_changes_nothing_and_its_absence_adds_no_weight():
     plain, skipping = tiny_model(), tiny_model(linear_skip=True)
     assert plain.linear_skip is None
-    assert skipping.state_dict().keys() - plain.state_dict().keys() == {"linear_skip.weight"}
+    assert skipping.state_dict().keys() - plain.state_dict().keys() == SKIP
     assert all(torch.equal(skipping.state_dict()[name], tensor) for name, tensor in plain.state_dict().items())
     with torch.no_grad():
         assert torch.equal(skipping(**random_inputs()).logits, plain(**random_inputs()).logits)
@@ -235,6 +238,18 @@ def test_the_skip_by_hand():
     states[0, 0, 3], states[0, 1, 0], states[0, 1, 3] = 2.0, 5.0, 99.0
     assert skip(states).tolist() == [[20.0, 5.0]]
     assert skip.bias is None
+
+
+def test_the_skip_centres_and_scales_and_sees_what_bfloat16_would_not():
+    """Of 100.25, bfloat16 has 100, and the weight of a feature that hardly varies is large in the feature's own units."""
+    skip = LinearSkip(tiny_config(layers=[2], num_labels=1, linear_skip=True))
+    with torch.no_grad():
+        skip.weight[0, 3] = 3.0
+        skip.mean[3], skip.scale[3] = 100.0, 0.5
+    states = torch.zeros(1, 1, 16)
+    states[0, 0, 3] = 100.25
+    with torch.autocast("cpu", torch.bfloat16):
+        assert skip(states).tolist() == [[1.5]]
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -254,5 +269,6 @@ def test_a_skip_that_a_folder_lacks_is_loaded_as_zeros(tmp_path):
     model, report = LstmPoolForSequenceClassification.from_pretrained(
         tmp_path, linear_skip=True, output_loading_info=True
     )
-    assert set(report["missing_keys"]) == {"linear_skip.weight"}
+    assert set(report["missing_keys"]) == SKIP
     assert model.linear_skip.weight.shape == (3, 64) and not model.linear_skip.weight.any()
+    assert not model.linear_skip.mean.any() and (model.linear_skip.scale == 1).all()

@@ -40,10 +40,10 @@ Weights = tuple[Tensor, Tensor]  # (C, F), (C,)
 
 @dataclass(frozen=True)
 class LinearStart:
-    """A linear model of raw layer states, and how it was chosen.
+    """A linear model of layer states, and how it was chosen.
 
     Args:
-        weight: (C, L * S).
+        weight: (C, L * S), of states less their `mean`, divided by their `scale`, (L * S,) each.
         bias: (C,).
         layers: which layers' vectors it reads, `ALL` or `TOP`.
         strength: of its regularisation: C, or 1 / alpha.
@@ -53,6 +53,8 @@ class LinearStart:
 
     weight: Tensor
     bias: Tensor
+    mean: Tensor
+    scale: Tensor
     layers: str
     strength: float
     rows: np.ndarray
@@ -67,6 +69,8 @@ class LinearStart:
         """
         skip = trained_skip(model)
         skip.weight.copy_(self.weight[:, -skip.in_features :])
+        skip.mean.copy_(self.mean[-skip.in_features :])
+        skip.scale.copy_(self.scale[-skip.in_features :])
         trained_head(model).bias.copy_(self.bias)
 
 
@@ -109,16 +113,13 @@ def fit_start(
         if best is None or choice.loss < best[1].loss:
             best = layers, choice
     layers, choice = best
-    features, mean, scale = _standardised(_flat(states, layers))
-    axes = _Axes.of(features)
+    features, mean, scale = _standardised(_flat(states, ALL))
+    lower = features.shape[1] - states.shape[2] if layers == TOP else 0  # features that it does not read
+    axes = _Axes.of(features[:, lower:])
     start = torch.zeros(outputs, axes.inside.shape[1]), torch.zeros(outputs)
     weight, bias = _fit(axes.inside, _tensor(labels), loss, choice.strength, start)
-    weight = axes.outside(weight) / scale
-    bias = bias - weight @ mean
-    if layers == TOP:
-        lower = states.shape[2] * (states.shape[1] - 1)
-        weight = torch.cat([torch.zeros(outputs, lower), weight], dim=1)
-    return LinearStart(weight, bias, layers, choice.strength, few[choice.held], choice.logits.numpy())
+    weight = torch.cat([torch.zeros(outputs, lower), axes.outside(weight)], dim=1)
+    return LinearStart(weight, bias, mean, scale, layers, choice.strength, few[choice.held], choice.logits.numpy())
 
 
 # ------------------------------------------------------------------------------------------------------------ choosing

@@ -26,7 +26,8 @@ def fit(states, labels, outputs, problem_type=SINGLE, strata=None):
 
 
 def logits_of(start, states):
-    return (torch.tensor(states).flatten(1) @ start.weight.T + start.bias).numpy()
+    vectors = (torch.tensor(states).flatten(1) - start.mean) / start.scale
+    return (vectors @ start.weight.T + start.bias).numpy()
 
 
 def one_strength(monkeypatch, strength):
