@@ -241,7 +241,7 @@ def test_the_skip_by_hand():
 
 
 def test_the_skip_centres_and_scales_and_sees_what_bfloat16_would_not():
-    """Of 100.25, bfloat16 has 100, and the weight of a feature that hardly varies is large in the feature's own units."""
+    """Of 100.25, bfloat16 has 100; a feature that hardly varies has a large weight in its own units."""
     skip = LinearSkip(tiny_config(layers=[2], num_labels=1, linear_skip=True))
     with torch.no_grad():
         skip.weight[0, 3] = 3.0

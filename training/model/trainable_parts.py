@@ -89,6 +89,19 @@ def _trained(model: PreTrainedModel, module: nn.Module) -> nn.Linear:
     return module if copies is None else copies[model.active_adapter]
 
 
+def switch_off_dropout(backbone: nn.Module) -> None:
+    """From now on, `backbone` gives the same in training as in evaluation. Its config stays as it is.
+
+    Modules hold the probability of dropout as the `p` of a `Dropout`, or as a number under a name with "drop" in it.
+    """
+    for part in backbone.modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd):
+            part.p = 0.0
+        for name, value in vars(part).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
+
+
 def not_finite(model: nn.Module) -> str:
     """The name of the first weight tensor that holds NaN or infinity; empty if there is none.
 

@@ -22,10 +22,17 @@ from lstmpool.training.loop.trainer import EarlyStoppingCallback, LstmPoolTraine
 from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments, within_limits
 from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.layer_cache import CACHE, StatesCollator, cached_states
+from lstmpool.training.model.linear_start import ROWS
 from lstmpool.training.model.starts import set_prior
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.model.token_limits import TokenLimits
-from lstmpool.training.model.trainable_parts import learning_rates, prepare_layers, trained_head, trained_skip
+from lstmpool.training.model.trainable_parts import (
+    learning_rates,
+    prepare_layers,
+    switch_off_dropout,
+    trained_head,
+    trained_skip,
+)
 from lstmpool.training.output.folder import check_resumed, prepare_output
 from lstmpool.training.output.lock import locked
 from lstmpool.training.output.run_record import RunRecord
@@ -118,6 +125,9 @@ def _load_model(state: State) -> tuple[PreTrainedModel, bool]:
         model, is_fresh = job.backbone.load_model(_fields(state))
     job.check_tokens(state.tokens, TokenLimits.of(model))
     prepare_layers(model, job.model_args)
+    if is_fresh and state.has_two_stages and len(job.splits["train"]) <= ROWS:
+        # the linear model is fitted without dropout, in which features that hardly vary between texts would drown
+        switch_off_dropout(model.base_model.backbone)
     if job.model_args.peft:
         from lstmpool.training.model.adapters import add_adapters  # peft may not be installed
 

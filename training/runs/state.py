@@ -98,12 +98,14 @@ class State:
         return self.job.model_args.freeze_backbone and self.args.layer_cache != "no"
 
     @property
-    def begins_with_stage_1(self) -> bool:
-        """Whether the model is now to start at a linear model of the frozen layers, see `start_head`.
+    def has_two_stages(self) -> bool:
+        """Whether a new model starts at a linear model of the frozen layers, see `start_head`."""
+        return self.args.do_train and self.job.why_one_stage == ""
 
-        A run that goes on has its start in the checkpoint, or was begun without.
-        """
-        return self.args.do_train and self.is_fresh and self.job.why_one_stage == "" and self.resumed is None
+    @property
+    def begins_with_stage_1(self) -> bool:
+        """Whether stage 1 is to be done now. A run that goes on has its start in the checkpoint."""
+        return self.has_two_stages and self.is_fresh and self.resumed is None
 
     def targets(self, split: str) -> Any:
         """The labels of a split as the model is trained on them; None if it has none."""

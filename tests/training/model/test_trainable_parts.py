@@ -11,10 +11,11 @@ from lstmpool.training.model.trainable_parts import (
     learning_rates,
     prepare_layers,
     stack_of,
+    switch_off_dropout,
     trained_skip,
 )
 
-from ...conftest import backbone_config, random_inputs, tiny_config, tiny_model
+from ...conftest import FAMILIES, backbone_config, random_inputs, tiny_config, tiny_model
 
 
 def prepared(model=None, **options):
@@ -25,6 +26,27 @@ def prepared(model=None, **options):
 
 def frozen(model):
     return {name.removeprefix("lstmpool.backbone.") for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def with_dropout(family, probability):
+    """A tiny model in training mode, whose backbone drops units with this probability, and its pooler none."""
+    config = backbone_config(family)
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, (int, float)) and not isinstance(value, bool) and "layer" not in name:
+            setattr(config, name, probability)
+    torch.manual_seed(0)
+    return LstmPoolForSequenceClassification(LstmPoolConfig(config, pooler_dropout=0.0)).train()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_can_be_switched_off_in_every_family(family):
+    model = with_dropout(family, 0.5)
+    inputs = random_inputs()
+    switch_off_dropout(model.lstmpool.backbone)
+    assert model.training and model.lstmpool.backbone.training
+    with torch.no_grad():
+        trained = model(**inputs).logits
+        torch.testing.assert_close(trained, model.eval()(**inputs).logits)
 
 
 def test_a_frozen_backbone_is_whole_and_without_dropout():
