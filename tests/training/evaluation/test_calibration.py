@@ -1,5 +1,5 @@
-"""Temperature, thresholds and results. What was learnt after training lies in the weights: the saved model gives the very
-logits that were measured."""
+"""Temperature and thresholds, which lie in the weights after training, so that the saved model gives the logits that
+were measured; and results."""
 
 import json
 import math
