@@ -42,7 +42,7 @@ PHASES = {  # by the module and the name of a function, what it does
     "lstmpool.training.runs.fit.read": "summary",
     "lstmpool.training.runs.fit.load": "model and digests",
     "lstmpool.training.runs.fit.start_head": "stage 1",
-    "lstmpool.training.runs.fit._frozen_vectors": "vectors of the baseline",
+    "lstmpool.training.runs.fit.frozen_vectors": "vectors of the baseline",
 }
 WHOLE = "all before the first step"
 PROGRAM = "import sys; from lstmpool.benchmarks.many_rows import run; run(sys.argv[1:])"

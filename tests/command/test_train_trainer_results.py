@@ -111,7 +111,7 @@ def test_baselines_can_be_turned_off_and_one_that_cannot_be_fitted_is_named(work
     _, metrics = run(work, monkeypatch, "reinit", "--reinit_layers=1")
     assert list(metrics["baselines"]) == ["majority class"]
     assert "No linear baseline: --reinit_layers has replaced layers that it would read." in capsys.readouterr().out
-    monkeypatch.setattr("lstmpool.training.runs.fit.split_vectors", None)
+    monkeypatch.setattr("lstmpool.training.runs.baseline.split_vectors", None)
     _, metrics = run(work, monkeypatch, "off", "--baselines=False")
     said = "\n".join(line for line in capsys.readouterr().out.splitlines() if not line.startswith("Stage 1 "))
     assert metrics["baselines"] == {} and "majority" not in said and "linear" not in said

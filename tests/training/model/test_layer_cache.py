@@ -14,7 +14,6 @@ from transformers import DataCollatorWithPadding
 
 from lstmpool.pairs_lstmpool import pair_template
 from lstmpool.training.errors import InputError
-from lstmpool.training.model import layer_cache
 from lstmpool.training.model.layer_cache import StatesCollator, cached_states, damage, forget_states
 
 from ...conftest import tiny_model, word_tokenizer
@@ -268,8 +267,7 @@ def test_a_folder_that_cannot_be_written(cache, rows, tmp_path):
         cache(tiny_model(), rows, folder=tmp_path / "file" / "cache")
 
 
-def test_states_of_a_command_go_with_it_and_those_of_killed_ones_after_a_week(tmp_path, monkeypatch):
-    monkeypatch.setattr(layer_cache, "FOLDER", tmp_path)
+def test_states_of_a_command_go_with_it_and_those_of_killed_ones_after_a_week(tmp_path):
     for name, age in {"own": 0, "young": 6 * 86_400, "old": 8 * 86_400}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "layer_states-1.arrow").touch()
