@@ -19,7 +19,7 @@ from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
 
 from ...training_fixtures import task_of
-from ..evaluation.test_results import LOGITS, NAMES, ONE, SEVERAL, evaluation
+from ..evaluation.test_calibration import LOGITS, NAMES, ONE, SEVERAL, evaluation
 
 
 def rows(ids, texts=None):
