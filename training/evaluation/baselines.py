@@ -146,18 +146,23 @@ def why_no_linear_model(task: Task, flags: Mapping[str, Any]) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- scores
 def fit_baselines(
-    vectors: dict[str, Vectors], labels: dict[str, np.ndarray], evaluation: Evaluation, seed: int
+    vectors: dict[str, Vectors],
+    labels: dict[str, np.ndarray],
+    evaluation: Evaluation,
+    seed: int,
+    held_out: bool,
 ) -> Baselines:
     """Fits the baselines, scores them on validation and test, and compares the linear model with the trained one.
 
-    Validation rows are predicted by a linear model of the training rows, and test rows by one of both: those who do
-    without training the backbone need no rows to choose an epoch by.
+    The linear model is fitted to the training rows; for test rows also to the validation rows, if these were held out
+    from the training file: those who do not train the backbone need no rows to choose an epoch by.
 
     Args:
         vectors: by split; empty for no linear model.
         labels: of all rows of the splits that have labels, (N,) or (N, C).
         evaluation: of the trained model.
         seed: see `fit_linear`.
+        held_out: whether the validation rows are some of the training file's.
     """
     task = evaluation.task
     if len(task.names) > SCORED:  # tables of answers would fill the memory
@@ -173,16 +178,18 @@ def fit_baselines(
     lead = None
     for split in compared:  # test comes last, and decides where there is one
         rows = vectors[split].rows
-        answers = _linear_answers(vectors, labels, split, task, seed)
+        sources = _sources(vectors, split, held_out)
+        answers = _linear_answers(vectors, labels, split, sources, task, seed)
         of_linear[split] = task.score(answers, labels[split][rows])
         lead = _lead(split, answers, task.decide(evaluation.logits[split][rows]), labels[split][rows], task)
     scores = {task.linear_title: of_linear} | scores
-    return Baselines(scores, lead, _drawn(vectors, labels, task, compared[-1]))
+    return Baselines(scores, lead, _drawn(vectors, labels, task, compared[-1], sources))
 
 
-def _sources(vectors: dict[str, Vectors], split: str) -> list[str]:
+def _sources(vectors: dict[str, Vectors], split: str, held_out: bool) -> list[str]:
     """The splits whose rows the linear model that predicts `split` is fitted to."""
-    return [name for name in ("train", "validation") if name in vectors and name != split]
+    names = ["train", "validation"] if held_out else ["train"]
+    return [name for name in names if name in vectors and name != split]
 
 
 def _features(vectors: Vectors) -> np.ndarray:
@@ -190,10 +197,9 @@ def _features(vectors: Vectors) -> np.ndarray:
 
 
 def _linear_answers(
-    vectors: dict[str, Vectors], labels: dict[str, np.ndarray], split: str, task: Task, seed: int
+    vectors: dict[str, Vectors], labels: dict[str, np.ndarray], split: str, sources: list[str], task: Task, seed: int
 ) -> np.ndarray:
-    """The linear model's answers for the rows of `split` that have vectors."""
-    sources = _sources(vectors, split)
+    """The answers of a linear model of the splits `sources` for the rows of `split` that have vectors."""
     features = np.concatenate([_features(vectors[name]) for name in sources])
     fitted = fit_linear(features, np.concatenate([labels[name][vectors[name].rows] for name in sources]), task, seed)
     return fitted.predict(_features(vectors[split]))
@@ -218,9 +224,10 @@ def _lead(split: str, linear: np.ndarray, trained: np.ndarray, labels: np.ndarra
     return Lead(split, of_linear, of_trained, not interval[0] <= 0 <= interval[1])
 
 
-def _drawn(vectors: dict[str, Vectors], labels: dict[str, np.ndarray], task: Task, split: str) -> str:
+def _drawn(
+    vectors: dict[str, Vectors], labels: dict[str, np.ndarray], task: Task, split: str, sources: list[str]
+) -> str:
     """Says how many rows the linear model that predicts `split` has seen of how many; empty if all."""
-    sources = _sources(vectors, split)
     there = sum(len(labels[name]) for name in sources)
     read = sum(len(vectors[name].rows) for name in sources)
     features = vectors[split].u.shape[1] * (1 if vectors[split].v is None else 4)

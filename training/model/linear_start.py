@@ -30,6 +30,7 @@ ROWS_TO_CHOOSE = 2000  # on which its strength is chosen
 FOLDS = 5  # of the cross-validation, for up to `FEW` rows; else one split, with a fifth held out
 FEW = 1000
 STRENGTHS = np.logspace(-5, 1, 7)  # C of a logistic regression, or 1 / alpha of a ridge regression
+LEAST_SPREAD = 0.01  # of a feature, as a share of its mean
 MOST_TURNED = 2500  # rows whose span is looked for: the time for that grows with their cube
 MOST_ITERATIONS = 100  # of the optimiser, for each strength
 ALL, TOP = "all", "top"
@@ -230,10 +231,14 @@ def _flat(states: np.ndarray, layers: str) -> Tensor:
 
 
 def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The features with mean 0 and spread 1 over the rows, and what was taken away and divided by, (F,) each."""
+    """The features with mean 0 and spread 1 over the rows, and what was taken away and divided by, (F,) each.
+
+    A spread below `LEAST_SPREAD` of the mean counts as that: half precision could not tell it from rounding, and one
+    step of training would move it by many times as much.
+    """
     mean = features.mean(0)
-    scale = features.std(0, correction=0)
-    scale[scale < 1e-6] = 1  # of a constant feature
+    scale = torch.maximum(features.std(0, correction=0), LEAST_SPREAD * mean.abs())
+    scale[scale == 0] = 1
     return (features - mean) / scale, mean, scale
 
 

@@ -76,6 +76,7 @@ def model_card(run: CardContents) -> str:
         family=markdown.name(run.config.backbone_config.model_type),
         pooling=_pooling(run.config),
         token_pooling=run.config.token_pooling,
+        linear_skip=run.config.linear_skip,
         layers=", ".join(map(str, run.config.layers)),
         outputs=_outputs(run),
         adapter=run.is_adapter,

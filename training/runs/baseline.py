@@ -53,4 +53,4 @@ def baselines_of(state: State, targets: Arrays) -> Baselines:
     if not state.args.baselines or not state.args.do_train or not state.is_first_process:
         return Baselines()
     labels = {"train": np.asarray(state.job.splits["train"].labels)} | targets
-    return fit_baselines(state.frozen_vectors, labels, state.evaluation, state.args.seed)
+    return fit_baselines(state.frozen_vectors, labels, state.evaluation, state.args.seed, state.job.held_out)

@@ -91,6 +91,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     settings: dict[str, Any]  # see `settings_of`
     command: list[str]  # as it was typed, for the model card
+    held_out: bool = False  # whether the validation rows are some of the training file's
     said: tuple[str, ...] = ()  # lines on what was chosen for a new model, and why
     why_one_stage: str = ""  # empty if there are two, see `stages`
     states_folder: Path = Path()  # where the layer states of the first stage lie meanwhile
@@ -172,7 +173,8 @@ def read_job(
     finished = config if model_args.init_from else None
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
     why = why_one_stage(model_args, args, task)
-    if args.do_eval and "validation" not in splits and not data_args.cv_folds:
+    held_out = "validation" not in splits
+    if args.do_eval and held_out and not data_args.cv_folds:
         few = args.limits.few_rows if not why else 0
         if len(splits["train"]) < few:
             print(f"No validation rows: fewer than {few} training rows, of which none are held out for validation.")
@@ -207,6 +209,7 @@ def read_job(
         tokenizer,
         settings,
         command,
+        held_out=held_out,
         said=tuple(said),
         why_one_stage=why,
         states_folder=states_folder(args.output_dir),

@@ -213,7 +213,7 @@ def fitted(kind, labels, outputs=2, right=None, vectors=None):
         logits[split] = answers * 10.0 if kind is Regression else np.eye(2)[answers]
         logits[split] = logits[split].reshape(len(of), -1)
     evaluation = Evaluation.of(task, logits, arrays, learned={})
-    return fit_baselines(vectors, arrays, evaluation, seed=0), evaluation
+    return fit_baselines(vectors, arrays, evaluation, seed=0, held_out=True), evaluation
 
 
 TRAIN = [0, 0, 0, 0, 0, 1, 1, 1]
@@ -240,13 +240,13 @@ def test_baselines_of_multi_label():
     labels = np.array([[1, 1], [0, 0], [1, 1], [1, 0]] * 2)
     vectors = {split: Vectors(np.arange(8), labels.astype(np.float32)) for split in ("train", "test")}
     evaluation = Evaluation.of(task_of(MultiLabel, 2), {"test": labels - 0.5}, {"test": labels}, learned={})
-    found = fit_baselines(vectors, {"train": labels, "test": labels}, evaluation, seed=0)
+    found = fit_baselines(vectors, {"train": labels, "test": labels}, evaluation, seed=0, held_out=True)
     of_linear, majority = found.scores.values()
     assert majority["test"]["f1_micro"] == pytest.approx(2 * 6 / (8 + 10))  # label 0 to all rows, label 1 to none
     assert of_linear["test"]["f1_micro"] == 1
 
 
-def test_test_rows_are_predicted_from_all_other_rows_and_validation_rows_from_training_rows():
+def test_test_rows_are_predicted_from_rows_held_out_too_and_validation_rows_from_training_rows():
     """Only validation has rows of the class 1."""
     train, validation, test = [0, 0, 2, 2] * 2, [0, 1, 1, 2] * 2, [1, 1, 0, 2]
     vectors = {}
@@ -255,9 +255,11 @@ def test_test_rows_are_predicted_from_all_other_rows_and_validation_rows_from_tr
     arrays = {split: np.array(of) for split, of in (("train", train), ("validation", validation), ("test", test))}
     logits = {split: np.eye(3)[of] for split, of in arrays.items()}
     evaluation = Evaluation.of(task_of(SingleLabel), logits, arrays, learned={})
-    of_linear = fit_baselines(vectors, arrays, evaluation, seed=0).scores["logistic regression on the frozen backbone"]
-    assert of_linear["validation"]["accuracy"] == 0.5  # the rows of 1 are never given it
-    assert of_linear["test"]["accuracy"] == 1
+    for held_out, of_test in ((True, 1), (False, 0.5)):
+        found = fit_baselines(vectors, arrays, evaluation, seed=0, held_out=held_out)
+        of_linear = found.scores["logistic regression on the frozen backbone"]
+        assert of_linear["validation"]["accuracy"] == 0.5  # the rows of 1 are never given it
+        assert of_linear["test"]["accuracy"] == of_test
 
 
 def test_without_vectors_the_most_frequent_label_is_left():
@@ -331,7 +333,7 @@ def test_of_errors_the_lower_is_better():
     close = Evaluation.of(evaluation.task, {"test": np.array(labels["test"])[:, None]}, evaluation.targets, {})
     vectors = {split: Vectors(np.arange(20), np.array(of)[:, None]) for split, of in labels.items()}
     arrays = {split: np.array(of) for split, of in labels.items()}
-    assert fit_baselines(vectors, arrays, close, seed=0).lead is None
+    assert fit_baselines(vectors, arrays, close, seed=0, held_out=True).lead is None
 
 
 def test_a_few_rows_that_agree_decide_nothing():
@@ -341,4 +343,4 @@ def test_a_few_rows_that_agree_decide_nothing():
 
 def test_of_many_outputs_nothing_is_fitted():
     task = MultiLabel([str(i) for i in range(1001)])
-    assert fit_baselines({}, {}, SimpleNamespace(task=task), seed=0) == Baselines()
+    assert fit_baselines({}, {}, SimpleNamespace(task=task), seed=0, held_out=True) == Baselines()

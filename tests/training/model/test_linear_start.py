@@ -115,6 +115,16 @@ def test_a_constant_feature_is_no_error():
     assert np.isfinite(logits_of(fit(states, labels, 2, strata=labels), states)).all()
 
 
+def test_what_hardly_varies_is_not_blown_up():
+    """300.7 in float32 has a spread of its own rounding; the labels lie in a millionth of it."""
+    labels = np.arange(40) % 2
+    states = np.full((40, 2, 3), 300.7, dtype=np.float32)
+    states[:, 1, 0] += 3e-4 * labels
+    start = fit(states, labels, 2, strata=labels)
+    assert start.scale[-3:].tolist() == pytest.approx([3.007] * 3, rel=1e-3)
+    assert np.abs(logits_of(start, states)).max() < 0.1
+
+
 def test_of_many_rows_some_are_read(monkeypatch):
     monkeypatch.setattr(linear_start, "ROWS_TO_CHOOSE", 20)
     labels = np.arange(100) % 2
