@@ -30,7 +30,7 @@ ROWS_TO_CHOOSE = 2000  # on which its strength is chosen
 FOLDS = 5  # of the cross-validation, for up to `FEW` rows; else one split, with a fifth held out
 FEW = 1000
 STRENGTHS = np.logspace(-5, 1, 7)  # C of a logistic regression, or 1 / alpha of a ridge regression
-LEAST_SPREAD = 0.01  # of a feature, as a share of its mean
+LEAST_SPREAD = 0.01  # of a feature, as a share of its layer's root mean square
 MOST_TURNED = 2500  # rows whose span is looked for: the time for that grows with their cube
 MOST_ITERATIONS = 100  # of the optimiser, for each strength
 ALL, TOP = "all", "top"
@@ -107,14 +107,14 @@ def fit_start(
     few = np.random.default_rng(seed).permutation(len(states))[:ROWS_TO_CHOOSE]
     best = None
     for layers in choices:
-        features, _, _ = _standardised(_flat(states[few], layers))
+        features, _, _ = _standardised(_flat(states[few], layers), states.shape[2])
         choice = _choose_strength(
             features, labels[few], outputs, loss, strata if strata is None else strata[few], seed
         )
         if best is None or choice.loss < best[1].loss:
             best = layers, choice
     layers, choice = best
-    features, mean, scale = _standardised(_flat(states, ALL))
+    features, mean, scale = _standardised(_flat(states, ALL), states.shape[2])
     lower = features.shape[1] - states.shape[2] if layers == TOP else 0  # features that it does not read
     axes = _Axes.of(features[:, lower:])
     start = torch.zeros(outputs, axes.inside.shape[1]), torch.zeros(outputs)
@@ -230,14 +230,15 @@ def _flat(states: np.ndarray, layers: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(chosen, dtype=np.float32)).flatten(1)
 
 
-def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _standardised(features: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """The features with mean 0 and spread 1 over the rows, and what was taken away and divided by, (F,) each.
 
-    A spread below `LEAST_SPREAD` of the mean counts as that: half precision could not tell it from rounding, and one
-    step of training would move it by many times as much.
+    A spread below `LEAST_SPREAD` of a layer's root mean square counts as that: half precision could not tell it from
+    rounding, and one step of training would move it by many times as much. `width`: features of a layer.
     """
     mean = features.mean(0)
-    scale = torch.maximum(features.std(0, correction=0), LEAST_SPREAD * mean.abs())
+    size = features.view(len(features), -1, width).square().mean((0, 2)).sqrt()  # of each layer
+    scale = torch.maximum(features.std(0, correction=0), LEAST_SPREAD * size.repeat_interleave(width))
     scale[scale == 0] = 1
     return (features - mean) / scale, mean, scale
 
