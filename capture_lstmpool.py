@@ -1,4 +1,4 @@
-"""The layer states: one vector for each layer that is read, taken while the backbone runs.
+"""The layer states: one vector for each layer that is read, taken while a backbone runs that is cut to these layers.
 
     hidden (B, T, H) leaves a layer -> token pooling -> (B, H), kept, while (B, T, H) is let go
     the vectors of all layers read, stacked -> `layer_states` (B, L, H)
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .configuration_lstmpool import LstmPoolConfig
-from .families_lstmpool import Families
+from .families_lstmpool import Families, is_post_norm, stack_config
 from .pooling_lstmpool import pool_tokens
 
 
@@ -48,6 +48,56 @@ def find_stack(backbone: PreTrainedModel, count: int) -> str | None:
     # of a layer that stands in two places, a hook could not tell which of them it is called for
     stands_once = len(set(backbone.get_submodule(names[0]))) == count
     return names[0] if stands_once else None
+
+
+def prepare_backbone(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrainedModel, str | None]:
+    """The part of a backbone that is read, without what nothing reads, and the name of its list of layers.
+
+    The name is None where the list is not known with certainty; then all layers are kept.
+    """
+    backbone = _text_encoder(backbone, config)
+    if isinstance(getattr(backbone, "pooler", None), nn.Module):
+        backbone.pooler = nn.Identity()  # some families call it without asking whether it is there
+    stack = find_stack(backbone, config.num_hidden_layers)
+    if stack is not None and config.layers[-1] < config.num_hidden_layers:
+        _cut(backbone, stack, config)
+    return backbone, stack
+
+
+def _text_encoder(backbone: PreTrainedModel, config: LstmPoolConfig) -> PreTrainedModel:
+    """Of an encoder-decoder its encoder, of a model of texts and images its text model."""
+    if config.backbone_config.is_encoder_decoder:
+        backbone = backbone.get_encoder()
+    text_family = stack_config(config.backbone_config).model_type
+    if backbone.config.model_type == text_family:
+        return backbone
+    for module in backbone.modules():
+        if isinstance(module, PreTrainedModel) and module.config.model_type == text_family:
+            return module
+    return backbone
+
+
+def _cut(backbone: PreTrainedModel, stack: str, config: LstmPoolConfig) -> None:
+    """Removes the layers above the highest that is read, and what belongs to them."""
+    del backbone.get_submodule(stack)[config.layers[-1] :]
+    if not is_post_norm(config.backbone_config):  # the final norm follows the top layer, which is gone
+        norms = Families.FINAL_NORM_OF.get(config.backbone_config.model_type, Families.FINAL_NORMS)
+        for owner in (backbone.get_submodule(stack.rpartition(".")[0]), backbone):
+            for norm in norms:
+                if isinstance(getattr(owner, norm, None), nn.Module):
+                    setattr(owner, norm, nn.Identity())
+    ties = getattr(backbone, "all_tied_weights_keys", None)
+    if ties:  # those with a removed layer are void
+        built = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
+        backbone.all_tied_weights_keys = {one: other for one, other in ties.items() if {one, other} <= built}
+
+
+def counts_positions(backbone: PreTrainedModel, config: LstmPoolConfig) -> bool:
+    """Whether tokens are numbered from 0. RoBERTa and its kin number those that are not padding, from an offset."""
+    if config.backbone_config.model_type in Families.OFFSET_POSITIONS:
+        return False
+    tables = [module for name, module in backbone.named_modules() if name.endswith("position_embeddings")]
+    return all(getattr(table, "padding_idx", None) is None for table in tables)
 
 
 class LayerCapture:

@@ -9,7 +9,6 @@ does.
 from __future__ import annotations
 
 import difflib
-import operator
 import re
 import shutil
 from pathlib import Path
@@ -19,8 +18,17 @@ import transformers
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging
 
-from .families_lstmpool import Families, count_layers, is_causal, is_post_norm, stack_config
+from .families_lstmpool import (
+    Families,
+    count_layers,
+    default_token_pooling,
+    is_causal,
+    is_post_norm,
+    resolve_layers,
+    stack_config,
+)
 from .fields_lstmpool import (
+    APART,
     DEFAULTS,
     MULTI,
     PROBLEM_TYPES,
@@ -33,6 +41,7 @@ from .fields_lstmpool import (
     no_model,
     shown,
 )
+from .pairs_lstmpool import check_template
 
 
 logger = logging.get_logger(__name__)
@@ -40,6 +49,7 @@ logger = logging.get_logger(__name__)
 
 OWN_FIELDS = (  # of this config, not of the backbone's
     *DEFAULTS,
+    "pair_template",
     "num_labels",
     "id2label",
     "label2id",
@@ -75,6 +85,8 @@ _ACTIVATIONS = {
     MULTI: "torch.nn.modules.activation.Sigmoid",
     REGRESSION: "torch.nn.modules.linear.Identity",
 }
+# Release 0.1.0 lacks these fields. They are saved where they say something else than what it did.
+_LATER = {"linear_skip": False, "pair_encoding": "joint", "pair_template": None}
 _HOLES = {"CVE-2026-4372": (5, 3), "CVE-2026-5241": (5, 5)}  # of transformers, and the version that mends each
 
 
@@ -109,6 +121,9 @@ class LstmPoolConfig(PretrainedConfig):
         backbone_config (`PretrainedConfig` or `dict`, *optional*, defaults to a `BertConfig()`):
             Config of the backbone, of any family that `AutoModel` knows. A dict must name its `model_type`.
 {argument_lines()}
+        pair_template (`dict`, *optional*):
+            The token ids around two texts, as `pair_template(tokenizer)` of `pairs_lstmpool.py` gives them. Only
+            `pair_encoding="apart"` needs it.
         kwargs (*optional*):
             What every config takes: `num_labels`, `id2label`, `problem_type` and so on. An unset `problem_type`
             becomes `"regression"` for one label and `"single_label_classification"` for more, and is always saved.
@@ -130,6 +145,7 @@ class LstmPoolConfig(PretrainedConfig):
         # this key a meaning of its own, so the dict becomes a config here.
         for name, default in DEFAULTS.items():
             setattr(self, name, kwargs.pop(name, default))
+        self.pair_template = kwargs.pop("pair_template", None)
         problem_type = kwargs.pop("problem_type", None)  # the library would judge it before all labels are known
         kwargs.pop("model_type", None)  # the class says it
         _refuse_misplaced(kwargs)
@@ -158,15 +174,19 @@ class LstmPoolConfig(PretrainedConfig):
             _check_of_library(self.backbone_config)
         _check_of_library(self)
         if self.token_pooling is None:
-            self.token_pooling = _default_token_pooling(self.backbone_config)
+            self.token_pooling = default_token_pooling(self.backbone_config)
+        if self.pair_encoding is None:
+            self.pair_encoding = "joint"
         if self.layer_norm is None:
             self.layer_norm = not is_post_norm(self.backbone_config)
         if self.problem_type is None:
             self.problem_type = REGRESSION if self.num_labels == 1 else SINGLE
-        self.layers = _resolve_layers(self.layers, layers)
+        self.layers = resolve_layers(self.layers, layers)
 
         check_fields(self)
         check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        if self.pair_template is not None or self.pair_encoding == APART:
+            self.pair_template = check_template(self.pair_template, getattr(self, "vocab_size", None))
         if causal and self.token_pooling == "cls":
             raise ValueError(
                 f"token_pooling='cls' cannot be used with {self.backbone_config.model_type}: it is causal, so its "
@@ -238,6 +258,7 @@ class LstmPoolConfig(PretrainedConfig):
         backbone.pop("transformers_version", None)  # the top of the config says it
         saved = super().to_diff_dict()
         saved["backbone_config"] = backbone
+        saved = {name: value for name, value in saved.items() if name not in _LATER or value != _LATER[name]}
         saved["auto_map"] = dict(_AUTO_MAP)  # into which the library writes the file of this class
         activation = {"activation_fn": _ACTIVATIONS[self.problem_type]}
         saved["sentence_transformers"] = saved.get("sentence_transformers", {}) | activation
@@ -258,6 +279,11 @@ class LstmPoolConfig(PretrainedConfig):
     def hidden_size(self) -> int:
         """H: the backbone's hidden size."""
         return stack_config(self.backbone_config).hidden_size
+
+    @property
+    def state_size(self) -> int:
+        """S: the width of a layer's vector, H, or 4 H where pairs are read apart."""
+        return self.hidden_size * (4 if self.pair_encoding == APART else 1)
 
     @property
     def num_attention_heads(self) -> int:
@@ -326,36 +352,6 @@ def _as_config(backbone_config: PretrainedConfig | dict[str, Any] | None) -> Pre
     if config.model_type == "funnel":  # two classes have this config; this one has no decoder
         config.architectures = ["FunnelBaseModel"]
     return config
-
-
-def _default_token_pooling(backbone_config: PretrainedConfig) -> str:
-    if is_causal(backbone_config):
-        return "last"
-    return "mean" if backbone_config.is_encoder_decoder else "cls"
-
-
-def _resolve_layers(layers: Any, n: int) -> list[int]:
-    if layers is None:
-        return list(range(1, n + 1))
-    try:
-        if isinstance(layers, (str, bytes, dict, set)) or any(isinstance(layer, bool) for layer in layers):
-            raise TypeError
-        given = [operator.index(layer) for layer in layers]
-    except TypeError:
-        raise ValueError(f"layers must be a list of integers such as [2, 4, 6], got {shown(layers)}.") from None
-    bad = [layer for layer in given if layer == 0 or abs(layer) > n]
-    if bad or not given:
-        raise ValueError(
-            f"layers must lie in 1..{n} (or -{n}..-1, counted from the top), got {shown(bad) if given else 'none'}; "
-            f"this backbone has {n} layers, and 0, its embeddings, cannot be read."
-        )
-    resolved = [layer if layer > 0 else n + 1 + layer for layer in given]
-    if any(low >= high for low, high in zip(resolved, resolved[1:], strict=False)):
-        raise ValueError(
-            f"layers must be ascending and without repeats, got {shown(given)}, which is {shown(resolved)} from the "
-            f"bottom up. Use {shown(sorted(set(resolved)))}."
-        )
-    return resolved
 
 
 def _check_of_library(config: PretrainedConfig) -> None:

@@ -1,11 +1,16 @@
-"""What is known of backbone families, and what a config tells: layers, norms, causality, quantised weights."""
+"""What is known of backbone families, and what a backbone tells: layers, norms, causality, quantisation, pooling."""
 
 from __future__ import annotations
 
+import json
 import operator
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
+from transformers.utils import cached_file
 
 from .fields_lstmpool import MOST_LAYERS, shown
 
@@ -14,6 +19,16 @@ QUANTISE_LATER = (
     "A model of quantised parts could be saved, but not used. Train from the weights in full precision, save, then "
     "quantise the finished folder: from_pretrained(folder, quantization_config=...)."
 )
+# Token poolings by the names that sentence-transformers has, or had, for them. It knows others, too.
+STATED_POOLINGS = {
+    "cls": "cls",
+    "cls_token": "cls",
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "max": "max",
+    "max_tokens": "max",
+    "lasttoken": "last",
+}
 
 
 class Families:
@@ -119,6 +134,38 @@ def is_causal(backbone_config: PretrainedConfig) -> bool:
     return known and type(backbone_config) not in MODEL_FOR_MASKED_LM_MAPPING
 
 
+def default_token_pooling(backbone_config: PretrainedConfig) -> str:
+    """The token pooling of a family, where none is set."""
+    if is_causal(backbone_config):
+        return "last"
+    return "mean" if backbone_config.is_encoder_decoder else "cls"
+
+
+def resolve_layers(layers: Any, n: int) -> list[int]:
+    """The layers that are read of `n`, as positive numbers. Raises ValueError unless they are there, and in order."""
+    if layers is None:
+        return list(range(1, n + 1))
+    try:
+        if isinstance(layers, (str, bytes, dict, set)) or any(isinstance(layer, bool) for layer in layers):
+            raise TypeError
+        given = [operator.index(layer) for layer in layers]
+    except TypeError:
+        raise ValueError(f"layers must be a list of integers such as [2, 4, 6], got {shown(layers)}.") from None
+    bad = [layer for layer in given if layer == 0 or abs(layer) > n]
+    if bad or not given:
+        raise ValueError(
+            f"layers must lie in 1..{n} (or -{n}..-1, counted from the top), got {shown(bad) if given else 'none'}; "
+            f"this backbone has {n} layers, and 0, its embeddings, cannot be read."
+        )
+    resolved = [layer if layer > 0 else n + 1 + layer for layer in given]
+    if any(low >= high for low, high in zip(resolved, resolved[1:], strict=False)):
+        raise ValueError(
+            f"layers must be ascending and without repeats, got {shown(given)}, which is {shown(resolved)} from the "
+            f"bottom up. Use {shown(sorted(set(resolved)))}."
+        )
+    return resolved
+
+
 def quantisation_of(config: PretrainedConfig, loading: dict[str, Any] | None = None) -> str:
     """The method by which weights are quantised, as their `config` or keywords for `loading` say; empty if none is."""
     loading = loading or {}
@@ -132,3 +179,77 @@ def quantisation_of(config: PretrainedConfig, loading: dict[str, Any] | None = N
         method = named.get("quant_method", "some")
         return str(getattr(method, "value", method))
     return ""
+
+
+def stated_token_pooling(
+    name_or_path: str, backbone_config: PretrainedConfig, subfolder: str = "", **hub: Any
+) -> tuple[str, str] | None:
+    """The token pooling that a sentence-transformers backbone was trained with, and the file that says so.
+
+    `hub` are the keywords by which its config was read. The result is None unless exactly one pooling is stated that
+    a model on this backbone can have. Missing or broken files state nothing, and raise nothing.
+    """
+    for root, folder, backbone_path in _homes_of_modules(name_or_path, subfolder):
+        pooling_path = _pooling_path(_read_json(root, folder, "modules.json", hub), backbone_path)
+        if pooling_path is None:
+            continue
+        place = PurePosixPath(folder, pooling_path)
+        pooling = _stated_mode(_read_json(root, str(place), "config.json", hub))
+        if pooling is None or (pooling == "cls" and is_causal(backbone_config)):
+            return None
+        return pooling, f"{pooling_path}/config.json"
+    return None
+
+
+def _homes_of_modules(name_or_path: str, subfolder: str) -> Iterator[tuple[str, str, str]]:
+    """Where modules.json may lie, as (repository or folder, subfolder in it), and the backbone's path from there.
+
+    It lies beside the backbone or, as old versions of the library saved, in the folder above.
+    """
+    parts = PurePosixPath(subfolder or "").parts
+    yield name_or_path, "/".join(parts), ""
+    if parts:
+        yield name_or_path, "/".join(parts[:-1]), parts[-1]
+    elif os.path.isdir(name_or_path):
+        above, name = os.path.split(os.path.abspath(name_or_path))
+        yield above, "", name
+
+
+def _pooling_path(modules: Any, backbone_path: str) -> str | None:
+    """The folder of the one pooling module in a modules.json, if its first module is the backbone."""
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        return None
+    paths = [module.get("path") for module in modules]
+    if not paths or not all(isinstance(path, str) for path in paths):
+        return None
+    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]  # the names of their classes
+    if PurePosixPath(paths[0]) != PurePosixPath(backbone_path) or kinds.count("Pooling") != 1:
+        return None
+    path = PurePosixPath(paths[kinds.index("Pooling")])
+    # strangers wrote it: it must stay in the folder, on Windows too
+    if path.is_absolute() or ".." in path.parts or any(sign in str(path) for sign in "\\:"):
+        return None
+    return str(path)
+
+
+def _stated_mode(config: Any) -> str | None:
+    """The pooling that a Pooling module's config.json names, in `pooling_mode` or, formerly, by one flag a mode."""
+    if not isinstance(config, dict):
+        return None
+    modes = config.get("pooling_mode")
+    if modes is None:
+        prefix = "pooling_mode_"
+        modes = [name.removeprefix(prefix) for name in config if name.startswith(prefix) and config[name] is True]
+    if isinstance(modes, list) and len(modes) == 1:
+        modes = modes[0]
+    return STATED_POOLINGS.get(modes) if isinstance(modes, str) else None
+
+
+def _read_json(root: str, folder: str, name: str, hub: dict[str, Any]) -> Any:
+    """What a JSON file of a folder or Hub repository holds. None if it cannot be read, or reached."""
+    where = {key: value for key, value in hub.items() if key != "trust_remote_code"}
+    try:
+        path = cached_file(root, name, subfolder=folder, **where)
+        return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -24,6 +24,8 @@ PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
 TOKEN_POOLINGS = ("cls", "mean", "max", "last")
 LAYER_POOLINGS = ("lstm", "gru", "attention", "weighted", "max", "concat", "last")
 LSTM_READOUTS = ("last", "final", "mean")
+APART = "apart"
+PAIR_ENCODINGS = ("joint", APART)
 UNSET = " Unset: "  # the text after it says how an unset field is resolved
 # No model comes near these. The library makes lists of such lengths, which could fill the memory.
 MOST_LAYERS, MOST_LABELS, MOST_UNITS = 10_000, 1_000_000, 1_000_000
@@ -141,7 +143,8 @@ class LstmPoolFields:
         None,
         "How one layer's (B, T, H) becomes (B, H): cls is the first token that the mask keeps (for XLNet the last), "
         "mean and max run over all tokens that it keeps, last is the last of them. Causal backbones refuse cls. "
-        "Unset: by family, last for causal backbones, mean for the encoder of an encoder-decoder, cls for the others.",
+        "Unset: by family, last for causal backbones, mean for the encoder of an encoder-decoder, cls for the others; "
+        "from_backbone and the command rather take what a sentence-transformers backbone states for itself.",
         choices=TOKEN_POOLINGS,
     )
     layer_pooling: str = _field(
@@ -175,6 +178,19 @@ class LstmPoolFields:
     )
     pooler_dropout: Annotated[float, probability] = _field(
         0.1, "Probability of dropout between the layer pooling and the classifier."
+    )
+    linear_skip: Annotated[bool, true_or_false] = _field(
+        False,
+        "Whether a linear map of the layers' vectors is added to the logits: of all that are read, side by side, or, "
+        "if layer_pooling is last, of the top one. No dropout comes before it. It starts at zero; the command starts "
+        "it at a regularised linear model, unless it trains in one stage.",
+    )
+    pair_encoding: str | None = _field(
+        None,
+        "How the backbone reads a pair of texts: joint as one text, apart each by itself. Then a layer's vector is "
+        "(B, 4 H): those of both texts, u and v, the absolute value of u - v, and u * v. Unset: joint; the training "
+        "command reads pairs apart on a backbone that says that it was made for sentence vectors.",
+        choices=PAIR_ENCODINGS,
     )
 
 

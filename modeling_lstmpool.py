@@ -1,11 +1,12 @@
 """An LSTM that reads a pretrained transformer's layers in order, for classification and regression.
 
-    input_ids (B, T) -> backbone, layers 1..N -> one vector a layer, `layer_states` (B, L, H)
+    input_ids (B, T) -> backbone, layers 1..N -> one vector a layer, `layer_states` (B, L, S)
     -> layer pooling, a BiLSTM by default -> `pooler_output` (B, D) -> dropout -> classifier -> `logits` (B, C)
+    with `linear_skip`, a linear map of `layer_states` is added to the `logits`
 
 Each layer's vector is taken while the backbone runs and the (B, T, H) it came from is let go, so that in inference
-memory does not grow with the layers read. B batch, T tokens, L layers read, H backbone hidden size, D pooled size, C
-labels.
+memory does not grow with the layers read. B batch, T tokens, L layers read, H backbone hidden size, S width of a
+layer's vector (H, or 4 H for pairs that are read apart), D pooled size, C labels.
 """
 
 from __future__ import annotations
@@ -25,84 +26,26 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
-from .capture_lstmpool import LayerCapture, find_stack
+from .capture_lstmpool import LayerCapture, counts_positions, prepare_backbone
 from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, LstmPoolConfig, read_config
-from .families_lstmpool import QUANTISE_LATER, Families, is_post_norm, quantisation_of, stack_config
-from .fields_lstmpool import MULTI, REGRESSION, SINGLE, no_model
-from .pooling_lstmpool import POOLING_CLASSES, WeightedPooling
+from .families_lstmpool import QUANTISE_LATER, quantisation_of, stated_token_pooling
+from .fields_lstmpool import APART, MULTI, REGRESSION, SINGLE, no_model
+from .pairs_lstmpool import compare, load_template, padding_id, take_apart
+from .pooling_lstmpool import POOLING_CLASSES, LinearSkip, WeightedPooling
 
 
 @dataclass
 class LstmPoolModelOutput(BaseModelOutputWithPooling):
-    """The library's fields, of which `pooler_output` is (B, D), and `layer_states` (B, L, H)."""
+    """The library's fields, of which `pooler_output` is (B, D), and `layer_states` (B, L, S)."""
 
     layer_states: torch.FloatTensor | None = None
 
 
 @dataclass
 class LstmPoolClassifierOutput(SequenceClassifierOutput):
-    """The library's fields, and `layer_states` (B, L, H)."""
+    """The library's fields, and `layer_states` (B, L, S)."""
 
     layer_states: torch.FloatTensor | None = None
-
-
-# -------------------------------------------------------------------------------------------------------- the backbone
-def prepare_backbone(backbone: PreTrainedModel, config: LstmPoolConfig) -> tuple[PreTrainedModel, str | None]:
-    """The part of a backbone that is read, without what nothing reads, and the name of its list of layers.
-
-    The name is None where the list is not known with certainty; then all layers are kept.
-    """
-    backbone = _text_encoder(backbone, config)
-    if isinstance(getattr(backbone, "pooler", None), nn.Module):
-        backbone.pooler = nn.Identity()  # some families call it without asking whether it is there
-    stack = find_stack(backbone, config.num_hidden_layers)
-    if stack is not None and config.layers[-1] < config.num_hidden_layers:
-        _cut(backbone, stack, config)
-    return backbone, stack
-
-
-def _text_encoder(backbone: PreTrainedModel, config: LstmPoolConfig) -> PreTrainedModel:
-    """Of an encoder-decoder its encoder, of a model of texts and images its text model."""
-    if config.backbone_config.is_encoder_decoder:
-        backbone = backbone.get_encoder()
-    text_family = stack_config(config.backbone_config).model_type
-    if backbone.config.model_type == text_family:
-        return backbone
-    for module in backbone.modules():
-        if isinstance(module, PreTrainedModel) and module.config.model_type == text_family:
-            return module
-    return backbone
-
-
-def _cut(backbone: PreTrainedModel, stack: str, config: LstmPoolConfig) -> None:
-    """Removes the layers above the highest that is read, and what belongs to them."""
-    del backbone.get_submodule(stack)[config.layers[-1] :]
-    if not is_post_norm(config.backbone_config):  # the final norm follows the top layer, which is gone
-        norms = Families.FINAL_NORM_OF.get(config.backbone_config.model_type, Families.FINAL_NORMS)
-        for owner in (backbone.get_submodule(stack.rpartition(".")[0]), backbone):
-            for norm in norms:
-                if isinstance(getattr(owner, norm, None), nn.Module):
-                    setattr(owner, norm, nn.Identity())
-    ties = getattr(backbone, "all_tied_weights_keys", None)
-    if ties:  # those with a removed layer are void
-        built = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
-        backbone.all_tied_weights_keys = {one: other for one, other in ties.items() if {one, other} <= built}
-
-
-def _counts_positions(backbone: PreTrainedModel, config: LstmPoolConfig) -> bool:
-    """Whether tokens are numbered from 0. RoBERTa and its kin number those that are not padding, from an offset."""
-    if config.backbone_config.model_type in Families.OFFSET_POSITIONS:
-        return False
-    tables = [module for name, module in backbone.named_modules() if name.endswith("position_embeddings")]
-    return all(getattr(table, "padding_idx", None) is None for table in tables)
-
-
-def _one_of_padding(values: Any) -> Any:
-    """(B, 1, ...) of zeros in place of a tensor of no tokens, (B, 0, ...). Lists without items make one of floats."""
-    if not isinstance(values, Tensor) or values.dim() < 2 or values.size(1):
-        return values
-    zeros = values.new_zeros(values.size(0), 1, *values.shape[2:])
-    return zeros if values.dim() > 2 else zeros.long()
 
 
 # ---------------------------------------------------------------------------------------------------------- the models
@@ -125,6 +68,10 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
                 nn.init.uniform_(parameter, -bound, bound)
         elif isinstance(module, WeightedPooling):
             nn.init.zeros_(module.layer_weights)
+        elif isinstance(module, LinearSkip):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.mean)
+            nn.init.ones_(module.scale)
         else:
             super()._init_weights(module)
 
@@ -132,11 +79,12 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
     def from_backbone(cls, name_or_path: str, **kwargs) -> LstmPoolPreTrainedModel:
         """A model on the pretrained weights of a Hub repository or folder, with a new pooler (and classifier).
 
-        Fields of [`LstmPoolConfig`], `num_labels`, `id2label`, `label2id` and `problem_type` go to the config. Other
-        keywords go to the loading of the backbone (`revision`, `dtype`, `trust_remote_code`, `attn_implementation`
-        ...). With `output_loading_info=True` it returns (model, report), and the report's `missing_keys` include those
-        of the new modules. Raises ValueError for a field that no model can be built from, a checkpoint that is an
-        LstmPool already, or quantised weights.
+        Fields of [`LstmPoolConfig`], `num_labels`, `id2label`, `label2id` and `problem_type` go to the config. Unset,
+        `token_pooling` is what a sentence-transformers model states for itself; with `pair_encoding="apart"`, an unset
+        `pair_template` is made of the tokenizer in the same place. Other keywords go to the loading of the backbone
+        (`revision`, `dtype`, `trust_remote_code`, `attn_implementation` ...). With `output_loading_info=True` it
+        returns (model, report), and the report's `missing_keys` include those of the new modules. Raises ValueError
+        for a field that no model can be built from, a checkpoint that is an LstmPool already, or quantised weights.
         """
         fields = {name: kwargs.pop(name) for name in OWN_FIELDS if name in kwargs}
         report = kwargs.pop("output_loading_info", False)
@@ -144,7 +92,11 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
         found = kwargs.get("config") or read_config(name_or_path, **hub)
         if method := quantisation_of(found, kwargs):
             raise ValueError(f"the backbone must be in full precision, got {method} quantisation. {QUANTISE_LATER}")
+        if fields.get("pair_encoding") == APART and fields.get("pair_template") is None:
+            fields["pair_template"] = load_template(name_or_path, **hub)
         LstmPoolConfig(backbone_config=found, **fields)  # a wrong field is refused before any weights are read
+        if fields.get("token_pooling") is None and (stated := stated_token_pooling(name_or_path, found, **hub)):
+            fields["token_pooling"] = stated[0]
         if found.model_type == "funnel":  # with the class that the config above has chosen
             kwargs["config"] = found
         known = MODEL_MAPPING.get(type(found), None)
@@ -154,12 +106,14 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
             backbone, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
 
         model = cls(LstmPoolConfig(backbone_config=backbone.config, **fields), backbone=backbone).eval()
-        for module in (model.base_model.pooler, getattr(model, "classifier", nn.Identity())):
-            module.to(device=backbone.device, dtype=backbone.dtype)
+        new = [model.base_model.pooler, getattr(model, "classifier", None), getattr(model, "linear_skip", None)]
+        for module in new:
+            if module is not None:
+                module.to(device=backbone.device, dtype=backbone.dtype)
         if not report:
             return model
-        new = {key for key in model.state_dict() if ".backbone." not in f".{key}"}
-        info["missing_keys"] = new | set(info["missing_keys"])
+        info["missing_keys"] = set(info["missing_keys"])
+        info["missing_keys"] |= {key for key in model.state_dict() if ".backbone." not in f".{key}"}
         return model, info
 
 
@@ -185,7 +139,7 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         if "input_ids" not in self._accepted or not isinstance(self.backbone, PreTrainedModel):
             kind = type(self.backbone).__name__
             raise ValueError(f"backbone_config must describe a model that reads texts (input_ids), got {kind}.")
-        self._counts_positions = _counts_positions(self.backbone, config)
+        self._counts_positions = counts_positions(self.backbone, config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -206,11 +160,15 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
     ) -> LstmPoolModelOutput | tuple:
         """Runs the backbone on `input_ids` (B, T) or `inputs_embeds` (B, T, H), and pools its layers.
 
-        Given `layer_states` (B, L, H) of an earlier run, it pools those and ignores the other inputs. `attention_mask`
+        Given `layer_states` (B, L, S) of an earlier run, it pools those and ignores the other inputs. `attention_mask`
         (B, T) is 0 where a token is padding, on either side. `position_ids` (B, T), unset, count from each row's first
         kept token. `token_type_ids` (B, T) are ignored by backbones that have none. `kwargs`: `output_hidden_states`
         (True, or the indices of those to return; the others are None), `output_attentions`, `return_dict`, and inputs
         of the backbone's own, such as `bbox`.
+
+        With `pair_encoding="apart"`, a row is a pair of texts as the tokenizer joins them, and the backbone reads each
+        text by itself: `last_hidden_state`, `hidden_states` and `attentions` have 2 B rows, the first texts and then
+        the second. Inputs that cannot be parted are then refused.
 
         Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone lacks.
         """
@@ -226,27 +184,31 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
                 "position_ids": position_ids,
                 "inputs_embeds": inputs_embeds,
             }
-            inputs, kept = self._check_inputs(named, kwargs)
+            self._check_shapes(named, kwargs)
+            apart = self.config.pair_encoding == APART
+            inputs, kept = self._backbone_inputs(self._apart(named, kwargs) if apart else named, kwargs)
             if wants_states:
                 inputs["output_hidden_states"] = True
             if wants_attentions:
                 inputs["output_attentions"] = True
-            outputs, layer_states = self.capture.run(self.backbone, inputs, kept)
+            outputs, layer_states = self.capture.run(self.backbone, inputs, kept)  # (B, L, H), or (2 B, L, H)
+            if apart:
+                layer_states = compare(layer_states)
             fields["last_hidden_state"] = outputs.last_hidden_state  # (B, T, H)
             fields["hidden_states"] = _asked_for(outputs.get("hidden_states"), wants_states)
             fields["attentions"] = outputs.get("attentions")
-        expected = (len(self.config.layers), self.config.hidden_size)
+        expected = (len(self.config.layers), self.config.state_size)
         if layer_states.shape[1:] != expected:
             raise ValueError(
-                f"layer_states must be (B, layers, hidden) = (B, {expected[0]}, {expected[1]}), "
+                f"layer_states must be (B, layers, width) = (B, {expected[0]}, {expected[1]}), "
                 f"got {tuple(layer_states.shape)}."
             )
         pooled = self.pooler(layer_states)  # (B, D)
         result = LstmPoolModelOutput(pooler_output=pooled, layer_states=layer_states, **fields)
         return result if return_dict else result.to_tuple()
 
-    def _check_inputs(self, named: dict[str, Tensor | None], others: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
-        """What the backbone is called with, and which tokens are kept, (B, T)."""
+    def _check_shapes(self, named: dict[str, Tensor | None], others: dict[str, Any]) -> None:
+        """Refuses inputs that the backbone lacks, that contradict each other, or whose shapes do."""
         unknown = others.keys() - self._accepted
         if unknown:
             takes = sorted(self._accepted - {"args", "kwargs"})
@@ -259,10 +221,32 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         if len(shape) != 2 or (mask is not None and mask.shape != shape):
             got = f"{tuple(shape)} and {None if mask is None else tuple(mask.shape)}"
             raise ValueError(f"the tokens and attention_mask must have one shape, (B, T), got {got}.")
+
+    def _apart(self, named: dict[str, Tensor | None], others: dict[str, Any]) -> dict[str, Tensor | None]:
+        """The inputs (B, T) of pairs as those of single texts, (2 B, T')."""
+        whole = [name for name in ("inputs_embeds", "position_ids") if named[name] is not None]
+        whole += [name for name, value in others.items() if isinstance(value, Tensor)]
+        if whole:
+            raise ValueError(
+                f"pair_encoding='apart' takes input_ids, attention_mask and token_type_ids of a pair, got {whole}, "
+                "which cannot be parted. Leave it out, or use a model with pair_encoding='joint'."
+            )
+        token = padding_id(self.config.backbone_config)
+        ids, mask = take_apart(named["input_ids"], named["attention_mask"], self.config.pair_template, token)
+        types = None if named["token_type_ids"] is None else torch.zeros_like(ids)
+        return named | {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+    def _backbone_inputs(
+        self, named: dict[str, Tensor | None], others: dict[str, Any]
+    ) -> tuple[dict[str, Any], Tensor]:
+        """What the backbone is called with, and which tokens are kept, (B, T)."""
+        tokens = named["inputs_embeds"] if named["input_ids"] is None else named["input_ids"]
+        mask = named["attention_mask"]  # (B, T)
+        shape = tokens.shape[:2]
         if shape[1] == 0:  # texts of which a tokenizer makes nothing: one token of padding stands for each
             named = {name: _one_of_padding(values) for name, values in named.items()}
             others = {name: _one_of_padding(values) for name, values in others.items()}
-            return self._check_inputs(named | {"attention_mask": tokens.new_zeros(shape[0], 1).long()}, others)
+            return self._backbone_inputs(named | {"attention_mask": tokens.new_zeros(shape[0], 1).long()}, others)
         kept = tokens.new_ones(shape) if mask is None else mask
         first = (kept != 0).int().argmax(1, keepdim=True)  # (B, 1)
         if mask is not None and named["position_ids"] is None and self._counts_positions:
@@ -271,6 +255,14 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         if "global_attention_mask" in self._accepted - others.keys():  # Longformer's CLS sees the whole text
             inputs["global_attention_mask"] = F.one_hot(first[:, 0], shape[1])  # (B, T)
         return {key: value for key, value in inputs.items() if key in self._accepted and value is not None}, kept
+
+
+def _one_of_padding(values: Any) -> Any:
+    """(B, 1, ...) of zeros in place of a tensor of no tokens, (B, 0, ...). Lists without items make one of floats."""
+    if not isinstance(values, Tensor) or values.dim() < 2 or values.size(1):
+        return values
+    zeros = values.new_zeros(values.size(0), 1, *values.shape[2:])
+    return zeros if values.dim() > 2 else zeros.long()
 
 
 def _asked_for(states: tuple[Tensor, ...] | None, asked: bool | int | list[int] | None) -> tuple | None:
@@ -297,6 +289,7 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         self.supports_gradient_checkpointing = self.lstmpool.supports_gradient_checkpointing
         self.dropout = nn.Dropout(config.pooler_dropout)
         self.classifier = nn.Linear(self.lstmpool.pooler.output_size, config.num_labels)
+        self.linear_skip = LinearSkip(config) if config.linear_skip else None
         self.post_init()
 
     def forward(
@@ -328,6 +321,8 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))  # (B, C)
+        if self.linear_skip is not None:
+            logits = logits + self.linear_skip(outputs.layer_states).to(logits.device)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device))
         result = LstmPoolClassifierOutput(
             loss=loss,

@@ -1,8 +1,9 @@
 """The poolings: from a layer's tokens to one vector, and from the layers' vectors to one vector a text.
 
-    a layer's (B, T, H) -> `pool_tokens` -> (B, H);  `layer_states` (B, L, H) -> a `LayerPooling` -> (B, D)
+    a layer's (B, T, H) -> `pool_tokens` -> (B, H);  `layer_states` (B, L, S) -> a `LayerPooling` -> (B, D)
 
-B batch, T tokens, L layers read, H backbone hidden size, D pooled size.
+B batch, T tokens, L layers read, H backbone hidden size, S width of a layer's vector (H, or 4 H for pairs that are
+read apart), D pooled size.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ def pool_tokens(hidden: Tensor, attention_mask: Tensor, how: str) -> Tensor:
 
 
 class LayerPooling(nn.Module):
-    """Base of the poolings: layer states (B, L, H), lowest layer first, to (B, D), where D is `output_size`."""
+    """Base of the poolings: layer states (B, L, S), lowest layer first, to (B, D), where D is `output_size`."""
 
     def __init__(self, config: LstmPoolConfig):
         super().__init__()
-        self.layer_norm = nn.LayerNorm(config.hidden_size) if config.layer_norm else nn.Identity()
-        self.output_size: int = config.hidden_size
+        self.layer_norm = nn.LayerNorm(config.state_size) if config.layer_norm else nn.Identity()
+        self.output_size: int = config.state_size
 
     def forward(self, layer_states: Tensor) -> Tensor:
         return self.pool(self.layer_norm(layer_states))
@@ -72,7 +73,7 @@ class RecurrentPooling(LayerPooling):
         super().__init__(config)
         self.units, self.readout = config.lstm_hidden_size, config.lstm_readout
         net = {"lstm": TopLSTM if self.readout == "last" else nn.LSTM, "gru": nn.GRU}[config.layer_pooling]
-        self.rnn = net(config.hidden_size, self.units, batch_first=True, bidirectional=config.lstm_bidirectional)
+        self.rnn = net(config.state_size, self.units, batch_first=True, bidirectional=config.lstm_bidirectional)
         self.output_size = self.units * (1 + config.lstm_bidirectional)
 
     def pool(self, layer_states: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class AttentionPooling(LayerPooling):
 
     def __init__(self, config: LstmPoolConfig):
         super().__init__(config)
-        self.query = nn.Linear(config.hidden_size, 1, bias=False)
+        self.query = nn.Linear(config.state_size, 1, bias=False)
 
     def pool(self, layer_states: Tensor) -> Tensor:
         return (self.query(layer_states).softmax(1) * layer_states).sum(1)
@@ -124,13 +125,35 @@ class ConcatPooling(LayerPooling):
 
     def __init__(self, config: LstmPoolConfig):
         super().__init__(config)
-        inputs, units = len(config.layers) * config.hidden_size, config.lstm_hidden_size
-        lstm_parameters = 4 * units * (config.hidden_size + units + 2) * (1 + config.lstm_bidirectional)
+        inputs, units = len(config.layers) * config.state_size, config.lstm_hidden_size
+        lstm_parameters = 4 * units * (config.state_size + units + 2) * (1 + config.lstm_bidirectional)
         self.output_size = max(1, round(lstm_parameters / (inputs + 1)))
         self.dense = nn.Linear(inputs, self.output_size)
 
     def pool(self, layer_states: Tensor) -> Tensor:
         return F.gelu(self.dense(layer_states.flatten(1)))
+
+
+class LinearSkip(nn.Linear):
+    """A linear model of all layers' vectors beside the deep one, as in Wide & Deep (https://arxiv.org/abs/1606.07792).
+
+    It starts at zero: a fresh model is as one without it. The vectors are centred and scaled by the buffers `mean` and
+    `scale` first, in full precision: of features that hardly differ between texts, autocast would leave little.
+    """
+
+    def __init__(self, config: LstmPoolConfig):
+        self.layers = 1 if config.layer_pooling == "last" else len(config.layers)  # that are read, from the top
+        super().__init__(self.layers * config.state_size, config.num_labels, bias=False)
+        self.register_buffer("mean", torch.zeros(self.in_features))
+        self.register_buffer("scale", torch.ones(self.in_features))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)  # without a random number, so the layers made after it start as without it
+
+    def forward(self, layer_states: Tensor) -> Tensor:
+        vectors = layer_states[:, -self.layers :].flatten(1).to(self.weight.dtype)  # (B, L, S) -> (B, L * S)
+        with torch.autocast(vectors.device.type, enabled=False):
+            return super().forward((vectors - self.mean) / self.scale)  # (B, C)
 
 
 POOLING_CLASSES = {

@@ -17,6 +17,11 @@ TSV, JSON, JSON lines or Parquet, or a data set on the Hub. They have a column `
 `sentence2`) and a column `label`: names or whole numbers are classes, decimal numbers a regression, and lists several
 labels.
 
+By default, stage 1 fits a linear model to all layers of the frozen backbone, or to the top one, as cross-validation
+finds better. Stage 2 trains everything from there, for 3 epochs and at least 200 steps, fewer where texts are long.
+With validation rows, the better of the start and the best epoch is kept, and the run says which; fewer than 500
+training rows are all trained on, and the last step is kept.
+
 A run that was cut off goes on from its last checkpoint when you repeat the command. Ctrl-C and SIGTERM save a
 checkpoint at the end of the step; the status is then 130 or 143. `accelerate launch` and `torchrun` start several
 processes.
@@ -37,13 +42,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from lstmpool.training.errors import InputError
+from lstmpool.training.errors import InputError, as_line
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.help import exit_with_help_if_asked
 
 
 if TYPE_CHECKING:  # takes seconds to import, and --help does not need it
     from lstmpool.training.flags.training_arguments import TrainingArguments
+    from lstmpool.training.runs.job import Job
 
 
 READER_GONE = 141  # the status that a shell gives a command whose output nobody reads any more
@@ -131,38 +137,53 @@ def _run_alone(
     from lstmpool.training.runs.folds import cross_validate
     from lstmpool.training.runs.job import read_job
     from lstmpool.training.runs.search import Search, check_goes_on, unsearched
-    from lstmpool.training.runs.search_space import space_of
+    from lstmpool.training.runs.search_space import of_rows, space_of
+    from lstmpool.training.runs.stages import as_begun
 
     # All checks come before any weights are read.
-    settings = settings_of(model_args, data_args, args)
     space = space_of(model_args, args)
-    known = unsearched(settings, space)
     if args.process_index == 0:
         repair(Path(args.output_dir))
     args.distributed_state.wait_for_everyone()  # until the folder may be looked at
+    model_args, args, settings = as_begun(model_args, args, settings_of(model_args, data_args, args))
+    known = unsearched(settings, space)
     start = choose_start(args.output_dir, known, args.resume_from_checkpoint, args.overwrite, model_args.init_from)
     check_settings(args)
     hub = HubRun(args) if args.push_to_hub and args.process_index == 0 else None
     job = read_job(model_args, data_args, args, places, settings, command)
+    args = job.arguments(args)
     extras = Extras(hub.open(), publish=hub.publish) if hub else Extras()
     print(describe_task(job.task), flush=True)
+    for line in job.said:
+        print(as_line(line), flush=True)
 
     if data_args.cv_folds:
         cross_validate(job, args, start)
+        _forget_states(job, args)
         return
     try:
         tokens = job.encode()
         if space:
+            space, args = of_rows(space, args, len(job.splits["train"]), tokens["train"].median_length)
             search = Search(job, args, space, tokens)
             job, args = search.run()
             check_goes_on(start, args, job.settings)
             extras = replace(extras, files=search.table)
         fit(job, args, start, tokens, extras)
+        _forget_states(job, args)
     finally:
         if hub:
             hub.wait()
     if hub:
         hub.check()
+
+
+def _forget_states(job: Job, args: TrainingArguments) -> None:
+    """Removes the layer states that the runs of the command have shared."""
+    from lstmpool.training.model.layer_cache import forget_states
+
+    if args.process_index == 0:
+        forget_states(job.states_folder)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,8 @@ def measure(home: str, args: CacheArguments, subject: str, variant: str) -> floa
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             "backbone": args.backbone,
+            "original_defaults": True,  # an epoch is timed, and nothing before it
+            "baselines": False,
             "token_pooling": "mean",
             "train_file": split_file(Path(args.data, subject), "train"),
             "validation_file": split_file(Path(args.data, subject), "validation"),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
-from lstmpool.benchmarks.counters import flops, peak_bytes
+from lstmpool.benchmarks.grid import flops, peak_bytes
 from lstmpool.benchmarks.pictures import COLORS, curves
 from lstmpool.benchmarks.results import HERE, Row, append_rows, holds, markdown, parser_of, read_rows, show, versions
 from lstmpool.benchmarks.variants import Cell, build, inference, prepare, random_inputs

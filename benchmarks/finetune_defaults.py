@@ -109,6 +109,8 @@ def measure(args: Arguments, wanted: Row) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             "backbone": args.backbone,
+            "original_defaults": True,  # the grid is of that training
+            "baselines": False,
             "token_pooling": "mean",
             "train_file": split_file(Path(args.data_dir, wanted["set"]), "train"),
             "validation_file": split_file(Path(args.data_dir, wanted["set"]), "validation"),

@@ -12,8 +12,7 @@ import sys
 
 import torch
 
-from lstmpool.benchmarks.counters import flops
-from lstmpool.benchmarks.grid import Quantity
+from lstmpool.benchmarks.grid import Quantity, flops
 from lstmpool.benchmarks.variants import Cell, build, prepare, random_inputs
 
 

@@ -13,8 +13,7 @@ import sys
 
 import torch
 
-from lstmpool.benchmarks.counters import peak_bytes
-from lstmpool.benchmarks.grid import Quantity
+from lstmpool.benchmarks.grid import Quantity, peak_bytes
 from lstmpool.benchmarks.variants import Cell, build, inference, prepare, random_inputs
 
 

@@ -71,7 +71,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {  # part -> its functions, each as ow
         (finish, "write_output"),
     ],
 }
-RUNS = {  # the flags of each, on top of the command's defaults
+RUNS = {  # the flags of each, on top of --original_defaults
     "trec6, 1,000 rows, 3 epochs": ("trec6", ["--max_train_samples=1000", "--num_train_epochs=3"]),
     "trec6, 4,922 rows, 10 epochs, frozen": ("trec6", ["--num_train_epochs=10", "--freeze_backbone"]),
     "movie_reviews, 100 rows, 1 epoch": (
@@ -157,6 +157,7 @@ def measure(args: Arguments, name: str) -> list[Row]:
     with tempfile.TemporaryDirectory() as home, redirect_stdout(io.StringIO()) as printed:
         files = [f"--{split}_file={split_file(data, split)}" for split in ("train", "validation")]
         words = [f"--backbone={args.backbone}", "--token_pooling=mean", f"--output_dir={home}/run", "--use_cpu"]
+        words += ["--original_defaults", "--baselines=false"]
         cache = Path(home, "cache")  # not the user's own, which may hold these states or would be filled with them
         with (
             mock.patch.object(layer_cache, "CACHE", cache),

@@ -36,7 +36,7 @@ from lstmpool.benchmarks.results import (
     show,
     versions,
 )
-from lstmpool.benchmarks.timing import Step, interleave, ratio
+from lstmpool.benchmarks.rounds import Step, interleave, ratio
 from lstmpool.benchmarks.variants import VARIANTS, Cell, build, prepare, random_inputs
 
 

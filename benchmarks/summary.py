@@ -14,8 +14,7 @@ from pathlib import Path
 
 from lstmpool.benchmarks import cached_epochs, loading, prediction
 from lstmpool.benchmarks.results import HERE, Row, fill_page, markdown, read_rows
-from lstmpool.benchmarks.rounds import Comparison
-from lstmpool.benchmarks.timing import missed
+from lstmpool.benchmarks.rounds import Comparison, missed
 from lstmpool.benchmarks.variants import TWO_THIRDS
 
 

@@ -37,10 +37,9 @@ from study.data import TextSet, find_files, read_set
 from study.finetuned import FinetunedSet
 from study.frozen import Fit, FrozenSet
 from study.poolings import DRAWN, POOLINGS
-from study.predictions import Entries, rounded
 from study.records import FINAL, TUNE, Row, Setting, best
 from study.regimes import REGIMES, STOCK, build_of
-from study.store import Runs
+from study.store import Entries, Runs, rounded
 
 
 METRIC = {  # more is better in all three

@@ -15,10 +15,9 @@ import numpy as np
 
 from lstmpool.training.errors import InputError
 from study.poolings import BEST_LAYER, POOLINGS, SINGLE_LAYERS
-from study.predictions import Entries
 from study.records import FINAL, KEY, TUNE, Row, Setting, best
 from study.regimes import REGIMES, SETS, STOCK
-from study.store import Runs
+from study.store import Entries, Runs
 
 
 DRAWS = 2000

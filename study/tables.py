@@ -102,7 +102,7 @@ QUESTIONS = (
     Question("Does it pay to read all layers, rather than the best one?", "frozen", "mean", "best_layer"),
     Question("Does it pay to read them with a thousand times the parameters?", "frozen", "mean", "attention"),
     Question("Does the order of the layers matter?", "frozen", "mean", "lstm_shuffled"),
-    Question("Does it pay with CLS vectors, the default?", "frozen", "cls", "last"),
+    Question("Does it pay with CLS vectors?", "frozen", "cls", "last"),
     Question("Does it pay where the backbone is trained, too?", "full", "mean", "stock"),
 )
 

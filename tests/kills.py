@@ -9,8 +9,8 @@ SIGKILL comes, in turn, at one of three moments:
 - in a random save, once its checkpoint lies there without a manifest;
 - in a random step or soon after it, where an evaluation or a save may be going on.
 
-Then the command is given again. The SHA-256 of the best and the last weights must be that of the run that was never
-killed.
+Then the command is given again. The SHA-256 of the best and the last weights, and of the numbers in metrics.json, must
+be that of the run that was never killed.
 
 With --overwrite, the folder holds an older run. There is a fourth moment: before a random file is removed or moved,
 once the new run takes the older one's place. After the kill, the older model must load, or the new one, or none if the
@@ -73,6 +73,8 @@ SETTINGS = {
     "a regression": ["--label_column_name=score", *EVALUATED],
     "frozen, from the cache": ["--freeze_backbone", *EVALUATED],
     "adapters, merged": ["--peft=lora", "--lora_dropout=0.1", "--merge", *EVALUATED],
+    "one stage": ["--stages=one", *EVALUATED],
+    "a start that is kept": ["--learning_rate=1", "--warmup_steps=0", *EVALUATED],
     "over an older run": [OVERWRITE],
     "over an older run, a save every 3 steps": [OVERWRITE, *EVALUATED],
 }
@@ -164,10 +166,11 @@ def finish(process: int) -> int:
 
 
 def digest(output: Path) -> str:
-    """A digest of the weights that were kept (the best ones), and of the last checkpoint's step and weights."""
+    """A digest of the weights that were kept (the best ones), of the last checkpoint's step and weights, and of the
+    numbers."""
     last = checkpoints_in(output)[0]
     found = hashlib.sha256(last.name.encode())
-    for path in (output / "model.safetensors", *sorted(last.glob("*.safetensors"))):
+    for path in (output / "model.safetensors", output / "metrics.json", *sorted(last.glob("*.safetensors"))):
         found.update(path.read_bytes())
     return found.hexdigest()
 

@@ -14,12 +14,12 @@ from transformers.integrations import get_available_reporting_integrations
 from lstmpool.training.data.sources import named_splits
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import MAPS, DataArguments, ModelArguments
-from lstmpool.training.flags.defaults import worked_out
+from lstmpool.training.flags.defaults import Limits, worked_out
 from lstmpool.training.flags.documents import parse_document, typed
 from lstmpool.training.flags.help import exit_with_help_if_asked, make_parser
 from lstmpool.training.flags.recipe import unknown, with_recipe
 from lstmpool.training.flags.rules import AT_ONCE, WITH_PROCESSES, WITH_SPLITS, Flags, check
-from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments, build
+from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments, build, choose_precision
 
 
 def parse_arguments(
@@ -46,6 +46,9 @@ def parse_arguments(
     check(WITH_SPLITS, Flags(model_args, data_args, given, values, places))
 
     args = build(values)
+    args.limits = Limits() if model_args.original_defaults else Limits.of(given)
+    if not model_args.original_defaults:
+        choose_precision(args, given, trains_backbone=not model_args.freeze_backbone)
     loggers = tuple(get_available_reporting_integrations())
     found = {"processes": args.world_size, "device": args.device.type, "loggers": loggers}
     flags = Flags(model_args, data_args, given, vars(args), places, **found)

@@ -1,12 +1,14 @@
 """The benchmarks of whole commands: what a round is, that they go on where they stopped, and what each takes."""
 
+import pkgutil
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lstmpool.benchmarks import cached_epochs, loading, prediction, profile_training
+from lstmpool.benchmarks import cached_epochs, loading, many_rows, prediction, profile_training
 from lstmpool.benchmarks.profile_training import Clock
 from lstmpool.benchmarks.results import read_rows
 from lstmpool.benchmarks.rounds import Arguments, Comparison
@@ -117,6 +119,39 @@ def test_a_command_runs_on_small_data(command, data):
     rows = read_rows(output)
     assert len(rows) == len(command.COMPARED.subjects) * len(command.COMPARED.variants)
     assert all(float(row["seconds"]) > 0 for row in rows)
+
+
+PRINTED = "Task: ...\nPHASE,tokens,1.50,700\nPHASE,all before the first step,4.25,900\n"
+
+
+def test_what_many_rows_take_is_read_from_the_lines_of_a_run_and_not_measured_again(tmp_path, monkeypatch, capsys):
+    assert all(pkgutil.resolve_name(place) for place in many_rows.PHASES)
+    runs, output = [], tmp_path / "results.csv"
+
+    def stand_in(words, **options):
+        (file,) = [word.partition("=")[2] for word in words if word.startswith("--train_file=")]
+        with open(file, encoding="utf-8") as lines:
+            runs.append(sum(1 for _ in lines) - 1)
+        return SimpleNamespace(stdout=PRINTED if runs[-1] > 3 else "no rows", stderr="broken", returncode=0)
+
+    monkeypatch.setattr(many_rows.subprocess, "run", stand_in)
+    for rows in (5, 7, 5):
+        assert many_rows.main([f"--rows={rows}", f"--output={output}"]) == 0
+    assert runs == [5, 7]
+    assert "| 7 | tokens | 1.50 | 700 |\n| 7 | all before the first step | 4.25 | 900 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no rows\nbroken\nthe command ended with status 0"):
+        many_rows.main(["--rows=2", f"--output={output}"])
+
+
+@pytest.mark.slow
+def test_many_rows_are_measured_up_to_the_first_step(data):
+    output = data / "results.csv"
+    assert many_rows.main(["--rows=600", f"--backbone={data / 'backbone'}", f"--output={output}"]) == 0
+    rows = read_rows(output)
+    assert [row["phase"] for row in rows] == [*many_rows.PHASES.values(), many_rows.WHOLE]
+    seconds = [float(row["seconds"]) for row in rows]
+    assert min(seconds) >= 0 and sum(seconds[:-1]) <= seconds[-1]
+    assert all(float(row["megabytes"]) > 50 for row in rows)
 
 
 @pytest.mark.slow

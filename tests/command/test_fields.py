@@ -13,7 +13,7 @@ from transformers.utils import logging
 from lstmpool.train_trainer import main
 from lstmpool.training import command_line
 from lstmpool.training.errors import InputError
-from lstmpool.training.evaluation.baselines import top_states
+from lstmpool.training.evaluation.baselines import text_vectors
 from lstmpool.training.flags.conditions import UNFIT, Flags
 from lstmpool.training.flags.rules import AT_ONCE, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
@@ -46,7 +46,7 @@ LEAVE_THE_WEIGHTS = {
     "predictions_format": "parquet",
     "predictions_with_text": True,
     "raw_csv": True,
-    "baselines": True,
+    "baselines": False,
     # logging
     "logging_strategy": "steps",
     "logging_steps": 1,
@@ -150,7 +150,7 @@ def trained(folder, **values):
         compute_metrics=TrainerMetrics(TASK),
     )
     if args.baselines:
-        top_states(trainer, rows)
+        text_vectors(trainer.model, rows.remove_columns("labels"), trainer.data_collator, batch_size=3)
     trainer.train_from(None)
     return trainer.model.state_dict(), predict_logits(trainer, rows)
 

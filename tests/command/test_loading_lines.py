@@ -6,21 +6,28 @@ import io
 import re
 
 import pytest
+from transformers import AutoTokenizer
 
 from lstmpool.train_trainer import main
 
+from ..conftest import tiny_model
 from ..training_fixtures import WORDS, save_backbone, sentences, write_csv
 
 
 LONG = " ".join(WORDS[i % len(WORDS)] for i in range(5000))
 TEXTS = ["cat", "red dog one", " ".join(WORDS[:12]), "moon " * 40, LONG]
+APART = ["--text_column_names=text,other", "--pair_encoding=apart", "--linear_skip=True", "--learning_rate=0.01"]
 TASKS = {
     "one label": ["--label_column_name=label"],
     "several labels": ["--label_column_name=labels"],
     "one number": ["--label_column_name=price"],
     "several numbers": ["--label_column_name=price,weight"],
     "pairs": ["--label_column_name=label", "--text_column_names=text,other"],
+    "pairs apart": ["--label_column_name=label", "--calibrate=temperature", *APART],
+    "one number of pairs apart": ["--label_column_name=price", *APART],
+    "pairs apart, frozen": ["--label_column_name=label", "--freeze_backbone", *APART],
     "adapter": ["--label_column_name=label", "--peft=lora"],
+    "adapter of pairs apart": ["--label_column_name=label", "--peft=lora", *APART],
 }
 
 
@@ -62,7 +69,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-QUICK = ("one label", "several labels", "one number", "pairs")
+QUICK = ("one label", "several labels", "one number", "pairs", "one number of pairs apart")
 SLOW = [pytest.param(task, marks=pytest.mark.slow) for task in TASKS if task not in QUICK]
 
 
@@ -84,7 +91,7 @@ def test_the_lines_give_the_answers_of_the_table(work, monkeypatch, capsys, task
 
 
 def compare(row, scores, task):
-    if task == "one number":
+    if task.startswith("one number"):
         assert list(scores.values()) == pytest.approx([float(row["prediction"])], rel=1e-5)
         return
     column = "prediction_" if task == "several numbers" else "score_"
@@ -94,3 +101,19 @@ def compare(row, scores, task):
         assert "|".join(name for name in ("one", "two") if scores[name] > 0.5) == row["prediction"]
     elif task != "several numbers":
         assert list(scores) == [row["prediction"]]
+
+
+@pytest.mark.parametrize("source", ["--backbone=backbone", "--init_from=pairs"])
+def test_pairs_apart_of_single_texts_are_refused_before_any_weights_are_read(work, monkeypatch, capsys, source):
+    monkeypatch.chdir(work)
+    words = [source, "--use_cpu", "--train_file=train.csv", "--label_column_name=label", "--output_dir=refused"]
+    if source.startswith("--backbone"):
+        words.append("--pair_encoding=apart")
+    else:
+        template = {"prefix": [2], "middle": [3], "suffix": [3]}
+        tiny_model(pair_encoding="apart", pair_template=template).config.save_pretrained("pairs")
+        AutoTokenizer.from_pretrained("backbone").save_pretrained("pairs")
+        words += ["--text_column_names=text"]
+    assert main(words) == 2
+    assert "train.csv: expected two texts a row" in capsys.readouterr().err
+    assert not (work / "refused").exists()

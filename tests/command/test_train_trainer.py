@@ -113,7 +113,7 @@ def test_metrics_and_card(finished):
     folder, done = finished
     metrics = json.loads((folder / "metrics.json").read_text())
     assert {name: of["rows"] for name, of in metrics["data"].items()} == {"train": 24, "validation": 8, "test": 10}
-    assert set(metrics["results"]) == {"train", "validation", "test"}
+    assert set(metrics["results"]) == {"validation", "test"}
     known = {"accuracy", "f1_macro", "f1_weighted", "matthews_correlation", "log_loss", "brier", "ece"}
     assert known <= set(metrics["results"]["test"])
     interval = metrics["intervals"]["test"]
@@ -178,7 +178,12 @@ def test_regression_with_several_targets(work, monkeypatch, capsys):
 
 
 def test_multi_label_with_another_pooling(work, monkeypatch, capsys):
-    words = ["--train_file=train.jsonl", "--test_file=test.jsonl", "--layer_pooling=attention", "--baselines"]
+    words = [
+        "--train_file=train.jsonl",
+        "--test_file=test.jsonl",
+        "--layer_pooling=attention",
+        "--validation_size=0.1",
+    ]
     assert in_process(work, monkeypatch, "--output_dir=multi", *words) == 0
     config = json.loads((work / "multi" / "config.json").read_text())
     assert (config["problem_type"], config["layer_pooling"]) == ("multi_label_classification", "attention")
@@ -204,7 +209,9 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(work, monkeypatch,
     assert {tensor.dtype for tensor in load_file(work / "from_half" / "model.safetensors").values()} == {torch.float32}
     assert not (work / "from_half" / "test_predictions.csv").exists()  # the test rows were not asked for
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
-    assert len(lines) == 1 and "validation accuracy" in lines[0]  # without the bar, the lines are there all the same
+    # without the bar, the lines are there all the same: of the model before the first step, and of the epoch
+    assert [line.split()[1] for line in lines] == ["0/1", "1/1"]
+    assert all("validation accuracy" in line for line in lines)
 
 
 def test_the_same_seed_gives_the_same_numbers_and_a_run_can_be_resumed(work, monkeypatch):
@@ -217,6 +224,31 @@ def test_the_same_seed_gives_the_same_numbers_and_a_run_can_be_resumed(work, mon
         written.append(halfway.stat().st_mtime_ns)
     assert losses[0] == losses[1] == pytest.approx(losses[2], abs=1e-6)
     assert written[0] < written[1] == written[2]  # the resumed run did not train its first half again
+
+
+def test_the_token_pooling_is_what_the_backbone_states_or_what_the_run_began_with(tmp_path, monkeypatch, capsys):
+    """A run that an earlier release began, which did not ask the backbone, goes on as it began."""
+    write_csv(tmp_path / "rows.csv", {"text": sentences(12), "label": ["no", "yes"] * 6})
+    backbone = save_backbone(tmp_path / "backbone")
+
+    def train(folder, *words):
+        rows = ["--train_file=rows.csv", "--validation_file=rows.csv", "--logging_strategy=no"]
+        assert in_process(tmp_path, monkeypatch, *rows, f"--output_dir={folder}", *words) == 0
+        chosen = json.loads((tmp_path / folder / "config.json").read_text())["token_pooling"]
+        lines = capsys.readouterr().out.splitlines()
+        return chosen, [line for line in lines if line.lower().replace("_", " ").startswith("token pooling")]
+
+    assert train("old") == ("cls", ["Token pooling: cls, the default of its family."])
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    for name, content in {"modules": modules, "1_Pooling/config": {"pooling_mode": "mean"}}.items():
+        (backbone / f"{name}.json").parent.mkdir(exist_ok=True)
+        (backbone / f"{name}.json").write_text(json.dumps(content))
+    stated = "Token pooling: mean, as the backbone's 1_Pooling/config.json says."
+    assert train("new") == ("mean", [stated])
+    assert train("asked", "--token_pooling=max") == ("max", ["Token pooling: max, as --token_pooling says."])
+    record = json.loads((tmp_path / "old" / "run.json").read_text())
+    (tmp_path / "old" / "run.json").write_text(json.dumps(record | {"finished": False}))
+    assert train("old") == ("cls", [stated, "token_pooling cls, with which this run began."])
 
 
 def test_a_run_counts_as_finished_once_it_is_published_or_cannot_be(work, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, pipeline
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.train_trainer import main
 from lstmpool.training.evaluation.calibration import probability_metrics
+from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.tasks.single_label import SingleLabel
 
 from ..training_fixtures import save_backbone, sentences, write_csv
@@ -58,7 +59,9 @@ def loaded_logits(folder, texts):
 
 
 def test_the_table_says_of_each_row_what_the_saved_model_says(work, monkeypatch):
-    folder, metrics = run(work, monkeypatch, "table", "--predictions_with_text", "--per_device_eval_batch_size=5")
+    # a linear model of vectors that are nearly alike, as the tiny backbone's are, would magnify what batches round
+    words = ["--stages=one", "--predictions_with_text", "--per_device_eval_batch_size=5"]
+    folder, metrics = run(work, monkeypatch, "table", *words)
     table, rows = pandas.read_csv(folder / "test_predictions.csv"), pandas.read_csv(work / "test.csv")
     assert list(table.columns) == ["id", "text", "score_animal", "score_other", "prediction"]
     assert table["id"].tolist() == rows["key"].tolist() and table["text"].tolist() == rows["text"].tolist()
@@ -72,19 +75,53 @@ def test_test_rows_without_labels_are_predicted_and_not_measured(work, monkeypat
     rows = pandas.read_csv(work / "test.csv")[["text", "key"]]
     rows.to_parquet(work / "unlabelled.parquet")
     files = [*FILES[:2], "--test_file=unlabelled.parquet", "--id_column_name=key"]
-    words = ["--predictions_format=parquet", "--baselines"]
+    words = ["--predictions_format=parquet"]
     folder, metrics = run(work, monkeypatch, "unlabelled", *words, files=files)
     table = pandas.read_parquet(folder / "test_predictions.parquet")
     assert table["id"].tolist() == rows["key"].tolist()
-    assert set(metrics["results"]) == set(metrics["baselines"]["majority class"]) == {"train", "validation"}
+    assert set(metrics["results"]) == set(metrics["baselines"]["majority class"]) == {"validation"}
     assert metrics["data"]["test"]["labels"] is None
+
+
+def test_the_linear_baseline_reads_the_backbone_as_it_was_before_training(work, monkeypatch, capsys):
+    """Whatever weights training ends with, or begins from, as a run that goes on does."""
+    _, metrics = run(work, monkeypatch, "before")
+    linear = metrics["baselines"]["logistic regression on the frozen backbone"]
+    rows = [line for line in capsys.readouterr().out.splitlines() if "logistic regression on the frozen" in line]
+    assert f"{linear['test']['accuracy']:.3f}" in rows[-1]
+
+    def wreck(trainer, checkpoint):
+        for parameter in trainer.model.parameters():
+            parameter.data.zero_()
+
+    monkeypatch.setattr(LstmPoolTrainer, "train_from", wreck)
+    folder, metrics = run(work, monkeypatch, "wrecked")
+    assert metrics["baselines"]["logistic regression on the frozen backbone"] == linear
+    ours = metrics["results"]["test"]["accuracy"]
+    assert ours < linear["test"]["accuracy"]
+    warning = (
+        "Warning: a linear model on the backbone's vectors is better than this model on test: accuracy "
+        f"{linear['test']['accuracy']:.3f} beside {ours:.3f}. Train on more rows"
+    )
+    assert warning in capsys.readouterr().out and warning in (folder / "README.md").read_text()
+
+
+def test_baselines_can_be_turned_off_and_one_that_cannot_be_fitted_is_named(work, monkeypatch, capsys):
+    monkeypatch.setattr(LstmPoolTrainer, "train_from", lambda trainer, checkpoint: None)
+    _, metrics = run(work, monkeypatch, "reinit", "--reinit_layers=1")
+    assert list(metrics["baselines"]) == ["majority class"]
+    assert "No linear baseline: --reinit_layers has replaced layers that it would read." in capsys.readouterr().out
+    monkeypatch.setattr("lstmpool.training.runs.baseline.split_vectors", None)
+    _, metrics = run(work, monkeypatch, "off", "--baselines=False")
+    said = "\n".join(line for line in capsys.readouterr().out.splitlines() if not line.startswith("Stage 1 "))
+    assert metrics["baselines"] == {} and "majority" not in said and "linear" not in said
 
 
 TARGETS = ["--label_column_name=price,weight", "--num_train_epochs=10", "--head_learning_rate=1e-2"]
 
 
 def test_a_regression_is_learnt_in_its_own_units_whatever_they_are(work, monkeypatch):
-    larger = ["--lstm_hidden_size=16", "--learning_rate=1e-2"]
+    larger = ["--stages=one", "--lstm_hidden_size=16", "--learning_rate=1e-2"]
     folder, metrics = run(work, monkeypatch, "numbers", *TARGETS, *larger)
     rows, table = pandas.read_csv(work / "test.csv"), pandas.read_csv(folder / "test_predictions.csv")
     scale = metrics["learned_on_validation"]["target_scale"]
@@ -273,13 +310,34 @@ def test_rows_of_a_data_set_by_name(work, monkeypatch):
     assert AutoTokenizer.from_pretrained(folder).model_max_length == 6
 
 
+STILL = ["--learning_rate=0", "--head_learning_rate=0", "--num_train_epochs=1"]
+
+
 def test_the_loss_that_was_asked_for_is_trained_on(work, monkeypatch):
-    still, losses = ["--learning_rate=0", "--head_learning_rate=0", "--num_train_epochs=1"], {}
+    still, losses = [*STILL, "--stages=one"], {}  # from a linear model, the errors are small in any loss
     for name in ("mse", "smooth_l1"):
         folder, _ = run(work, monkeypatch, name, *still, "--label_column_name=price", f"--regression_loss={name}")
         state = json.loads(next(folder.glob("checkpoint-*/trainer_state.json")).read_text())
         losses[name] = next(entry["loss"] for entry in state["log_history"] if "loss" in entry)
     assert losses["smooth_l1"] < 0.6 * losses["mse"]  # near zero it is half the square
+
+
+def test_a_new_classifier_starts_at_the_labels_shares_and_an_old_one_as_it_is(work, monkeypatch):
+    counts = pandas.read_csv(work / "train.csv")["label"].value_counts()
+    shares = np.log([(counts[name] + 0.5) / 97 for name in ("animal", "other")])
+    bias = {}
+    for name, words in {
+        "fresh": ["--stages=one"],
+        "balanced": ["--class_weights=balanced", "--stages=one"],
+        "kept": ["--init_from=start_balanced"],
+        "other_labels": ["--init_from=start_balanced", "--label_column_name=price"],  # 8 classes of 12 rows each
+    }.items():
+        old = any("init" in word for word in words)
+        folder, _ = run(work, monkeypatch, f"start_{name}", *STILL, *words, backbone=not old)
+        bias[name] = load_file(folder / "model.safetensors")["classifier.bias"].numpy()
+    np.testing.assert_allclose(bias["fresh"], shares, rtol=1e-6)
+    assert (bias["balanced"] == 0).all() and (bias["kept"] == 0).all()
+    np.testing.assert_allclose(bias["other_labels"], [np.log(12.5 / 100)] * 8, rtol=1e-6)
 
 
 def test_training_stops_early(work, monkeypatch):

@@ -1,11 +1,14 @@
 """What differs from one kind of backbone to another: inputs of its own, the right vector, the scale of its layers."""
 
+import json
+import shutil
+
 import pytest
 import torch
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModel
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
 
 from ..conftest import SIZES, random_inputs, tiny_model
 from .families import tiny_backbone_config
@@ -106,3 +109,179 @@ def test_layers_of_a_pre_norm_backbone_differ_in_scale_until_they_are_normalised
     assert norms[2] / norms[0] > 20
     normalised = model.lstmpool.pooler.layer_norm(states).norm(dim=-1).mean(0)
     assert (normalised / normalised[0] - 1).abs().max() < 0.01
+
+
+# ---------------------------------------------------------------------------------- the backbone's own token pooling
+MODULE = "sentence_transformers.models."
+MODULES = [{"path": "", "type": f"{MODULE}Transformer"}, {"path": "1_Pooling", "type": f"{MODULE}Pooling"}]
+FLAGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+
+
+def chosen(*names):
+    """The Pooling module's config as older versions of sentence-transformers saved it."""
+    return {"word_embedding_dimension": 16} | {f"pooling_mode_{flag}": flag in names for flag in FLAGS}
+
+
+def backbone_folder(folder, family="bert"):
+    """A saved backbone of 4 layers."""
+    AutoModel.from_config(CONFIG_MAPPING[family](**SIZES)).save_pretrained(folder)
+    return folder
+
+
+def state(folder, pooling, modules=MODULES, place="1_Pooling"):
+    """Adds sentence-transformers' files to a folder. `pooling` and `modules` are what JSON is made of, or bytes."""
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    for path, content in ((folder / place / "config.json", pooling), (folder / "modules.json", modules)):
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return folder
+
+
+def pooling_on(name, cls=LstmPoolModel, **options):
+    return cls.from_backbone(str(name), lstm_hidden_size=5, **options).config.token_pooling
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return backbone_folder(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture
+def mine(bert, tmp_path):
+    """A BERT, whose family reads the CLS vector, for a test to add to."""
+    return shutil.copytree(bert, tmp_path / "up" / "mine")
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        (chosen("cls_token"), "cls"),
+        (chosen("mean_tokens"), "mean"),
+        (chosen("max_tokens"), "max"),
+        (chosen("lasttoken"), "last"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ({"pooling_mode": "max"}, "max"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+        ({"pooling_mode": "max", "pooling_mode_mean_tokens": True}, "max"),
+        # several at once, unknown ones and none
+        (chosen("mean_tokens", "max_tokens"), "cls"),
+        (chosen("mean_tokens", "weightedmean_tokens"), "cls"),
+        (chosen("mean_sqrt_len_tokens"), "cls"),
+        (chosen("weightedmean_tokens"), "cls"),
+        (chosen(), "cls"),
+        ({"pooling_mode": ["mean", "max"]}, "cls"),
+        ({"pooling_mode": "mean_sqrt_len_tokens"}, "cls"),
+        ({"pooling_mode": "weightedmean"}, "cls"),
+        ({"pooling_mode": "of_tomorrow"}, "cls"),
+        ({}, "cls"),
+    ],
+)
+def test_a_new_model_reads_the_vector_that_its_backbone_states(mine, stated, expected):
+    assert pooling_on(state(mine, stated)) == expected
+
+
+def test_the_statement_holds_for_both_models_and_less_than_what_is_asked_for(mine, tmp_path):
+    state(mine, chosen("mean_tokens"))
+    model = LstmPoolForSequenceClassification.from_backbone(str(mine), token_pooling=None)
+    assert model.config.token_pooling == "mean"
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["token_pooling"] == "mean"
+    assert pooling_on(mine, LstmPoolForSequenceClassification, token_pooling="max") == "max"
+    assert LstmPoolConfig(backbone_config=model.config.backbone_config).token_pooling == "cls"
+
+
+@pytest.mark.parametrize(
+    ("family", "stated", "expected"),
+    [
+        ("gpt2", "cls", "last"),  # whose first token has seen nothing
+        ("gpt2", "mean", "mean"),
+        ("gpt2", "lasttoken", "last"),
+        ("gpt2", "weightedmean", "last"),
+        ("t5", "cls", "cls"),
+        ("t5", "mean_sqrt_len_tokens", "mean"),
+    ],
+)
+def test_the_family_decides_where_no_statement_can_be_followed(tmp_path, family, stated, expected):
+    folder = state(backbone_folder(tmp_path, family), {"pooling_mode": stated})
+    assert pooling_on(folder) == expected
+
+
+DEEP = b"[" * 100_000
+POOLING = {"path": "1_Pooling", "type": f"{MODULE}Pooling"}
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        *(b"", b"{", b"\xff\xfe", b"null", b"[]", b"{}", b"[1]", b"[[]]", b"[null, {}]", DEEP),
+        [POOLING],
+        [MODULES[0], {"path": "1_Pooling"}],
+        [MODULES[0], {"type": f"{MODULE}Pooling"}],
+        [MODULES[0], {"path": 1, "type": f"{MODULE}Pooling"}],
+        [MODULES[0], {"path": "1_Pooling", "type": None}],
+        [MODULES[0], {"path": "1_Pooling", "type": f"{MODULE}SpladePooling"}],
+        [MODULES[0], {"path": "\0", "type": f"{MODULE}Pooling"}],
+        [MODULES[0], {"path": "a" * 5000, "type": f"{MODULE}Pooling"}],
+        [*MODULES, {"path": "2_Pooling", "type": f"{MODULE}Pooling"}],
+        [{"path": "0_Other", "type": f"{MODULE}Transformer"}, POOLING],  # of another backbone
+    ],
+)
+def test_a_broken_list_of_modules_states_nothing(mine, modules):
+    assert pooling_on(state(mine, chosen("mean_tokens"), modules)) == "cls"
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        *(b"", b"{", b"\xff", b"null", b"[]", b'"mean"', DEEP),
+        *({"pooling_mode": mode} for mode in (None, True, 1, {"mean": True}, [["mean"]], [])),
+        {"pooling_mode_mean_tokens": "yes"},
+    ],
+)
+def test_a_broken_pooling_states_nothing(mine, stated):
+    assert pooling_on(state(mine, stated)) == "cls"
+
+
+def test_missing_files_state_nothing(mine):
+    state(mine, chosen("mean_tokens"))
+    (mine / "1_Pooling" / "config.json").unlink()
+    assert pooling_on(mine) == "cls"
+    (mine / "modules.json").unlink()
+    (mine / "modules.json").mkdir()
+    assert pooling_on(mine) == "cls"
+
+
+@pytest.mark.parametrize("path", ["../other", "1_Pooling/../../other", "{up}/other", "..\\other", "C:x"])
+def test_no_path_leads_out_of_the_folder(mine, path):
+    named = path.format(up=mine.parent)
+    state(mine, chosen("mean_tokens"), [MODULES[0], {"path": named, "type": f"{MODULE}Pooling"}], place=named)
+    assert pooling_on(mine) == "cls"
+    state(mine, chosen("mean_tokens"), place="1_Pooling")
+    assert pooling_on(mine) == "mean"
+
+
+def test_a_backbone_in_a_folder_of_its_own_is_named_in_the_folder_above(bert, tmp_path, monkeypatch):
+    """As sentence-transformers saved until it put the transformer beside modules.json."""
+    shutil.copytree(bert, tmp_path / "0_Transformer")
+    state(tmp_path, chosen("max_tokens"), [MODULES[0] | {"path": "0_Transformer"}, POOLING])
+    assert pooling_on(tmp_path / "0_Transformer") == "max"
+    assert pooling_on(tmp_path, subfolder="0_Transformer") == "max"
+    monkeypatch.chdir(tmp_path / "0_Transformer")
+    assert pooling_on(".") == "max"
+    shutil.copytree(bert, tmp_path / "other")
+    assert pooling_on(tmp_path / "other") == pooling_on(tmp_path, subfolder="other") == "cls"
+    state(tmp_path / "0_Transformer", chosen("mean_tokens"))  # its own word counts more
+    assert pooling_on(tmp_path / "0_Transformer") == pooling_on(tmp_path, subfolder="0_Transformer") == "mean"
+
+
+@pytest.mark.parametrize("saved", ["cls", None])
+def test_a_model_that_is_saved_already_asks_nobody(tmp_path, saved):
+    """A config.json that lacks the field means what the release did that wrote it."""
+    tiny_model("bert", token_pooling="cls").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if saved is None:
+        del config["token_pooling"]
+    state(tmp_path, chosen("mean_tokens"))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert LstmPoolForSequenceClassification.from_pretrained(tmp_path).config.token_pooling == "cls"

@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lstmpool.fields_lstmpool import LAYER_POOLINGS, TOKEN_POOLINGS
-from lstmpool.modeling_lstmpool import LstmPoolModel
-from lstmpool.pooling_lstmpool import TopLSTM, pool_tokens
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
+from lstmpool.pooling_lstmpool import LinearSkip, TopLSTM, pool_tokens
 
-from ..conftest import tiny_config
+from ..conftest import random_inputs, tiny_config, tiny_model
 
 
 # ------------------------------------------------------------------------------------------------------- token pooling
@@ -212,3 +212,63 @@ def test_states_that_do_not_fit_the_lstm_are_refused_as_by_torch():
         lstm(torch.zeros(2, 3, 15))
     with pytest.raises(ValueError, match="dtype"):
         lstm(torch.zeros(2, 3, 16, dtype=torch.bfloat16))
+
+
+# --------------------------------------------------------------------------------------------------------- linear skip
+SKIP = {"linear_skip.weight", "linear_skip.mean", "linear_skip.scale"}
+
+
+def test_a_fresh_skip_changes_nothing_and_its_absence_adds_no_weight():
+    plain, skipping = tiny_model(), tiny_model(linear_skip=True)
+    assert plain.linear_skip is None
+    assert skipping.state_dict().keys() - plain.state_dict().keys() == SKIP
+    assert all(torch.equal(skipping.state_dict()[name], tensor) for name, tensor in plain.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(skipping(**random_inputs()).logits, plain(**random_inputs()).logits)
+
+
+def test_the_skip_by_hand():
+    config = tiny_config(layers=[2, 4], num_labels=2, linear_skip=True)
+    skip = LinearSkip(config)
+    assert not skip.weight.any()
+    with torch.no_grad():
+        skip.weight[0, 3] = 10.0  # number 3 of the lower layer
+        skip.weight[1, 16] = 1.0  # number 0 of the upper, which lies behind the 16 of the lower
+    states = torch.zeros(1, 2, 16)
+    states[0, 0, 3], states[0, 1, 0], states[0, 1, 3] = 2.0, 5.0, 99.0
+    assert skip(states).tolist() == [[20.0, 5.0]]
+    assert skip.bias is None
+
+
+def test_the_skip_centres_and_scales_and_sees_what_bfloat16_would_not():
+    """Of 100.25, bfloat16 has 100; a feature that hardly varies has a large weight in its own units."""
+    skip = LinearSkip(tiny_config(layers=[2], num_labels=1, linear_skip=True))
+    with torch.no_grad():
+        skip.weight[0, 3] = 3.0
+        skip.mean[3], skip.scale[3] = 100.0, 0.5
+    states = torch.zeros(1, 1, 16)
+    states[0, 0, 3] = 100.25
+    with torch.autocast("cpu", torch.bfloat16):
+        assert skip(states).tolist() == [[1.5]]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_skip_is_added_to_the_logits_without_dropout(training):
+    model = tiny_model(linear_skip=True, pooler_dropout=0.9).train(training)
+    states = torch.randn(3, 4, 16)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        model.linear_skip.weight.normal_()
+        expected = states.reshape(3, 64) @ model.linear_skip.weight.T + model.classifier.bias
+        torch.testing.assert_close(model(layer_states=states).logits, expected)
+
+
+def test_a_skip_that_a_folder_lacks_is_loaded_as_zeros(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    model, report = LstmPoolForSequenceClassification.from_pretrained(
+        tmp_path, linear_skip=True, output_loading_info=True
+    )
+    assert set(report["missing_keys"]) == SKIP
+    assert model.linear_skip.weight.shape == (3, 64) and not model.linear_skip.weight.any()
+    assert not model.linear_skip.mean.any() and (model.linear_skip.scale == 1).all()

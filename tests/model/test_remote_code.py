@@ -5,9 +5,12 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
 
@@ -137,6 +140,36 @@ assert from_base(torch.tensor([[5, 6]])).logits.shape == (1, 3)
     run_isolated(code, tmp_path / "empty", tmp_path)
 
 
+@pytest.mark.slow
+def test_a_model_of_pairs_apart_is_complete_too(tmp_path, tokenizer):
+    from lstmpool.pairs_lstmpool import pair_template
+
+    template = pair_template(tokenizer)
+    model = tiny_model(pair_encoding="apart", pair_template=template, linear_skip=True)
+    torch.nn.init.normal_(model.linear_skip.weight)
+    model.save_pretrained(tmp_path / "pairs")
+    tokenizer.save_pretrained(tmp_path / "pairs")
+    with torch.no_grad():
+        outputs = model(**tokenizer("where is my order", "money back", return_tensors="pt"))
+    torch.save({"logits": outputs.logits, "layer_states": outputs.layer_states}, tmp_path / "wanted.pt")
+    code = f"""
+folder, wanted = {str(tmp_path / "pairs")!r}, torch.load({str(tmp_path / "wanted.pt")!r})
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer("where is my order", "money back", return_tensors="pt")
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    assert torch.equal(model(**inputs).logits, wanted["logits"])
+    assert torch.allclose(base(**inputs).layer_states, wanted["layer_states"], atol=1e-6)
+classify = pipeline("text-classification", model=folder, trust_remote_code=True)
+found = classify({{"text": "where is my order", "text_pair": "money back"}})
+assert abs(found["score"] - float(wanted["logits"].softmax(-1).max())) < 1e-5, found
+model.save_pretrained({str(tmp_path / "again")!r})
+"""
+    run_isolated(code, tmp_path / "empty", tmp_path)
+    assert CODE <= {path.name for path in (tmp_path / "again").iterdir()}
+
+
 LOCAL_CODE_IS_KEYED = "5.8"  # by its content, from about this version on
 LOAD_ALL = """
 found = []
@@ -198,6 +231,7 @@ def test_the_code_that_travels_is_known():
         "families_lstmpool.py",
         "fields_lstmpool.py",
         "modeling_lstmpool.py",
+        "pairs_lstmpool.py",
         "pooling_lstmpool.py",
     }
 
@@ -215,3 +249,71 @@ def test_the_hub_files_import_nothing_but_torch_and_transformers(name):
     assert outside <= {"torch", "transformers"}
     assert {f"{node.module}.py" for node in froms if node.level} <= CODE - {name}
     assert not any(part.startswith("_") for module in modules for part in module.split(".")[1:])
+
+
+# ----------------------------------------------------------------------------------------- folders of earlier releases
+DATA = Path(__file__).parents[1] / "data"
+# `tests/data/saved_by_X` is what the training command of that release left; `saved_by_X.json` holds texts, and the
+# logits that the release gave for them as one padded and truncated batch.
+RELEASES = sorted(path.name for path in DATA.glob("saved_by_*") if path.is_dir())
+TOLERANCE = 1e-6  # versions of the libraries may take the same sums in another order
+
+
+@pytest.fixture(params=RELEASES)
+def saved_before(tmp_path, request):
+    """A copy of the folder, since loading and tokenizing must not write into the tests; texts and their logits."""
+    folder = shutil.copytree(DATA / request.param, tmp_path / request.param)
+    wanted = json.loads((DATA / f"{request.param}.json").read_text(encoding="utf-8"))
+    return folder, wanted["texts"], torch.tensor(wanted["logits"])
+
+
+def logits_of(folder, texts):
+    model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert type(model) is LstmPoolForSequenceClassification
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    batch = AutoTokenizer.from_pretrained(folder)(texts, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def test_there_is_one():
+    assert "saved_by_0_1_0" in RELEASES
+
+
+def test_the_installed_code_gives_the_same_logits(saved_before):
+    folder, texts, wanted = saved_before
+    torch.testing.assert_close(logits_of(folder, texts), wanted, atol=TOLERANCE, rtol=0)
+
+
+def test_another_weight_gives_other_logits(saved_before):
+    folder, texts, wanted = saved_before
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layer.0.output.dense.weight"))
+    weights[name][0] += 0.01
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert (logits_of(folder, texts) - wanted).abs().max() > 10 * TOLERANCE
+
+
+def test_its_own_code_gives_the_same_logits(saved_before, tmp_path):
+    folder, texts, wanted = saved_before
+    torch.save({"texts": texts, "logits": wanted}, tmp_path / "wanted.pt")
+    code = f"""
+folder, wanted = {str(folder)!r}, torch.load({str(tmp_path / "wanted.pt")!r})
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+with torch.no_grad():
+    found = model(**tokenizer(wanted["texts"], padding=True, truncation=True, return_tensors="pt")).logits
+torch.testing.assert_close(found, wanted["logits"], atol={TOLERANCE}, rtol=0)
+"""
+    run_isolated(code, tmp_path / "empty", tmp_path)
+
+
+def test_saved_again_it_is_complete_and_the_same(saved_before, tmp_path):
+    # with the code of this release, and the names that the weights have always had
+    folder, texts, wanted = saved_before
+    again = tmp_path / "again"
+    LstmPoolForSequenceClassification.from_pretrained(folder).save_pretrained(again)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(again)
+    assert load_file(again / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
+    torch.testing.assert_close(logits_of(again, texts), wanted, atol=TOLERANCE, rtol=0)

@@ -1,13 +1,18 @@
-"""The pages: how long the README may be, that links lead somewhere, and that snippets run as written."""
+"""The pages: how long the README may be, that links lead somewhere, and that snippets run as written.
+
+And what recipes/demo/README.md promises of the demo's data.
+"""
 
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
 from lstmpool.fields_lstmpool import DEFAULTS
+from lstmpool.training.data.files import read_table
 from lstmpool.training.docs import BEGIN, END, PAGE, fields_table, with_table
 from lstmpool.training.model.adapters import AdapterModel, lora_config
 
@@ -150,3 +155,43 @@ def test_what_trainer_saves_in_a_notebook_carries_its_code(folders, tmp_path):
     run_snippet(next(snippet for snippet in SNIPPETS.values() if "trainer.train()" in snippet), folders, tmp_path)
     saved = {path.name for path in (tmp_path / "outputs" / "notebook").iterdir() if path.is_file()}
     assert {"modeling_lstmpool.py", "configuration_lstmpool.py", "model.safetensors", "tokenizer.json"} <= saved
+
+
+# ----------------------------------------------------------------------------------------------------- the demo's data
+DEMO = ROOT / "recipes" / "demo"
+ROWS = {split: read_table(DEMO / f"{split}.csv").to_list() for split in ("train", "validation", "test")}
+
+
+def words(text):
+    return set(re.findall(r"[a-z']+", text.lower()))
+
+
+def test_eight_intents_of_forty_sentences_and_more():
+    totals = Counter(row["label"] for rows in ROWS.values() for row in rows)
+    assert len(totals) == 8
+    assert min(totals.values()) >= 40
+    for split, each in (("train", 32), ("validation", 16), ("test", 20)):
+        assert Counter(row["label"] for row in ROWS[split]) == dict.fromkeys(totals, each)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_no_held_out_sentence_shares_more_than_half_its_words_with_one_of_training(split):
+    by_label = {}
+    for row in ROWS["train"]:
+        by_label.setdefault(row["label"], []).append(words(row["text"]))
+    for row in ROWS[split]:
+        own = words(row["text"])
+        assert max(len(own & other) for other in by_label[row["label"]]) / len(own) <= 0.5, row["text"]
+
+
+def test_no_two_sentences_are_equal():
+    texts = [re.sub(r"[^a-z0-9]", "", row["text"].lower()) for rows in ROWS.values() for row in rows]
+    assert len(set(texts)) == len(texts)
+
+
+def test_sentences_are_as_the_card_says():
+    texts = [row["text"] for rows in ROWS.values() for row in rows]
+    assert all(text.isascii() and 4 <= len(text.split()) <= 28 for text in texts)
+    labels = sorted({row["label"] for rows in ROWS.values() for row in rows})
+    card = (DEMO / "README.md").read_text()
+    assert all(f"`{label}`" in card for label in labels)

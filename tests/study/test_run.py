@@ -15,11 +15,10 @@ from study.data import read_set
 from study.finetuned import FinetunedSet, above_layers, draw
 from study.frozen import FrozenSet
 from study.poolings import POOLINGS, own
-from study.predictions import name_of
 from study.records import COLUMNS, KEY, Setting, append_row, best, read_rows
 from study.regimes import REGIMES, build_of
 from study.run import main
-from study.store import Runs
+from study.store import Runs, name_of
 
 from ..training_fixtures import save_backbone, sentences, write_csv
 

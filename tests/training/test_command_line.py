@@ -287,7 +287,6 @@ def test_no_flag_is_of_type_bool():
         ({"calibrate": "temperature"}, SINGLE, "--calibrate is fitted on validation rows, found none"),
         ({"tune_thresholds": True, "do_eval": True}, SINGLE, "--tune_thresholds is for several labels a text"),
         ({"regression_loss": "smooth_l1"}, SINGLE, "--regression_loss is for a regression"),
-        ({"baselines": True}, SINGLE, "--baselines are fitted on training rows, found none"),
         ({"layerwise_lr_decay": 1.5}, SINGLE, "--layerwise_lr_decay must be above 0 and at most 1"),
         ({"layerwise_lr_decay": 0.0}, SINGLE, "--layerwise_lr_decay must be above 0 and at most 1"),
         ({"label_smoothing_factor": 1.0}, SINGLE, "must be 0 or more and below 1, got 1.0"),

@@ -1,19 +1,27 @@
-"""What stands below all rooms: messages of one line, cells that a spreadsheet would run, files whole or absent."""
+"""What stands below all rooms: errors of one line, cells that a spreadsheet runs, files whole or absent, precision.
 
+The rooms of `training/` are entered from above only.
+"""
+
+import ast
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from lstmpool.training import writing as module
+from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import LONGEST, InputError, one_line
+from lstmpool.training.output.terminal import describe_length
 from lstmpool.training.spreadsheet import guard, unguard
 from lstmpool.training.writing import changed_since, digests_of, move, saving, settle, sync, write_text, writing
 
 from ..damage import full_disk
+from ..training_fixtures import ROOT
 
 
 def test_an_error_of_the_outside_becomes_one_line():
@@ -183,3 +191,95 @@ def test_digests_tell_what_has_changed(tmp_path, monkeypatch):
         assert changed_since(tmp_path, digests).startswith("two is not what was written")
     (tmp_path / "one").unlink()
     assert changed_since(tmp_path, digests) == "one is missing"
+
+
+# ----------------------------------------------------------------------------------------------------------- precision
+def parse(*words):
+    return parse_arguments(list(words), description="")[2]
+
+
+@pytest.fixture
+def native(monkeypatch, tmp_path):
+    """A processor with instructions for matrices of bfloat16."""
+    monkeypatch.setattr("lstmpool.training.flags.training_arguments.CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f amx_bf16 amx_tile\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "precision"),
+    [
+        ([], "bf16"),
+        (["--use_cpu"], "bf16"),
+        (["--bf16", "False"], "no"),
+        (["--fp16", "False"], "no"),
+        (["--freeze_backbone"], "no"),
+        (["--do_train", "False", "--do_eval"], "no"),
+    ],
+)
+def test_bf16_is_the_default_where_it_is_faster_and_the_user_has_said_nothing(native, words, precision):
+    files = ["--train_file=t.csv", "--validation_file=v.csv", "--output_dir=out"]
+    args = parse(*files, "--init_from=m", *words)
+    assert (args.bf16, args.mixed_precision) == (precision == "bf16", precision)
+    assert ("in bfloat16 where that is safe (--bf16 False: " in describe_length(args, rows=300)) == args.bf16
+
+
+def test_bf16_is_off_where_it_is_slow_unknown_or_fails(native, monkeypatch, tmp_path, capsys):
+    words = ["--backbone=b", "--train_file=t.csv", "--output_dir=out"]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # by accelerate launch
+    assert not parse(*words).bf16
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+
+    def refuse(*args, **options):
+        raise RuntimeError("no such kernel\nand more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.autocast", refuse)
+        assert not parse(*words).bf16
+    assert "Precision: float32, since bfloat16 fails here: no such kernel\n" in capsys.readouterr().out
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f\n")
+    assert not parse(*words).bf16
+    (tmp_path / "cpuinfo").unlink()
+    assert not parse(*words).bf16
+    assert capsys.readouterr().out == ""
+
+
+# --------------------------------------------------------------------------------------------------------------- rooms
+TRAINING = ROOT / "training"
+ROOMS = ("flags", "tasks", "data", "model", "loop", "evaluation", "output", "hub", "runs")  # the lowest first
+BELOW_ALL = ("errors.py", "writing.py", "spreadsheet.py", "code_files.py")
+
+
+def rooms_entered(path: Path) -> set[str]:
+    """The rooms that a module imports from."""
+    entered = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lstmpool.training"):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            entered |= {name.split(".")[2] for name in names if name.count(".") > 1}
+    return entered & set(ROOMS)
+
+
+def test_every_room_has_its_place():
+    assert {path.parent.name for path in TRAINING.glob("*/__init__.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_from_itself_and_from_below(room):
+    below = set(ROOMS[: ROOMS.index(room)]) - {"hub"}  # beside `runs`, and not below it
+    for path in (TRAINING / room).glob("*.py"):
+        above = rooms_entered(path) - below - {room}
+        assert not above, f"{room}/{path.name} imports from {sorted(above)}"
+
+
+@pytest.mark.parametrize("name", BELOW_ALL)
+def test_what_every_room_uses_enters_none(name):
+    assert not rooms_entered(TRAINING / name)
+
+
+def test_old_paths_that_cards_name_still_serve():
+    from lstmpool.training.adapters import load_adapter
+    from lstmpool.training.hub_folder import prepare_output_dir
+
+    assert load_adapter.__module__ == "lstmpool.training.model.adapters"
+    assert prepare_output_dir.__module__ == "lstmpool.training.hub.folder"

@@ -6,11 +6,15 @@ import re
 import sys
 from collections import Counter
 
+import pyarrow
+
 from lstmpool.training.errors import InputError, as_line
 from lstmpool.training.spreadsheet import unguard
 
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+START = 100_000  # characters in which the header is looked for
+BLOCK = 20_000  # cells that are Python strings at a time
 _DECLARED = re.compile(r'"?sep=(.)"?\r?\n')  # a first line that Excel writes and reads
 
 
@@ -35,11 +39,11 @@ def tidy_names(names: list[str], source: str) -> list[str]:
     return tidy
 
 
-def read_delimited(text: str, usual: str, path: str) -> tuple[list[str], list[list[str]]]:
-    """The header and the columns, cell by cell.
+def read_delimited(content: bytes, usual: str, path: str) -> tuple[list[str], list[pyarrow.ChunkedArray]]:
+    """The header and the columns of strings.
 
     Args:
-        text: of the file.
+        content: of the file, UTF-8.
         usual: the separator that the file's ending stands for.
         path: for messages.
 
@@ -47,16 +51,22 @@ def read_delimited(text: str, usual: str, path: str) -> tuple[list[str], list[li
         InputError: for a line that is broken, or has another number of fields than the header.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be longer than the 128 KiB that csv allows
-    separator, text = _separator(text, usual, path)
+    lines = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
+    start = lines.read(START)
+    separator, declared = _separator(start, usual, path)
     # Where the header has a space before names, as in `text, label`, a quote behind a space opens a quoted cell.
-    pads = f"{separator} " in text.lstrip()[:100_000].partition("\n")[0] and f'{separator} "' in text
-    lines = io.StringIO(text, newline="")
+    pads = f"{separator} " in start[declared:].lstrip()[:START].partition("\n")[0]
+    pads = pads and f'{separator} "'.encode() in content
+    lines.seek(0)
+    lines.read(declared)
     reader = csv.reader(lines, strict=True, delimiter=separator, skipinitialspace=pads)
     began = 1  # the line in which the row began
     try:
         header = next(filter(None, reader), [])  # blank lines may come first
         _refuse_nul(header, path)
-        columns: list[list[str]] = [[] for _ in header]
+        unguards = _is_prediction_table(header)
+        cells: list[str] = []  # row after row
+        blocks = [_columns_of(cells, header, unguards)]
         began = reader.line_num + 1
         for row in reader:
             if row and len(row) != len(header):
@@ -64,33 +74,43 @@ def read_delimited(text: str, usual: str, path: str) -> tuple[list[str], list[li
                     f"{path}, line {began}: expected {len(header)} fields ({separator.join(header)}), found "
                     f"{len(row)}. Put texts that hold a {separator!r} between double quotes."
                 )
-            for column, cell in zip(columns, row, strict=False):  # a blank line, as at the end of many files, has none
-                column.append(cell)
+            cells += row  # a blank line, as at the end of many files, has none
+            if len(cells) >= BLOCK:
+                blocks.append(_columns_of(cells, header, unguards))
+                cells = []
             began = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}, line {began}: not valid CSV, {error}. {_remedy(error)}") from None
-    if _is_prediction_table(header):
+    blocks.append(_columns_of(cells, header, unguards))
+    if unguards:
         header = [unguard(name) for name in header]
+    return header, [pyarrow.chunked_array(column) for column in zip(*blocks, strict=True)]
+
+
+def _columns_of(cells: list[str], header: list[str], unguards: bool) -> list[pyarrow.Array]:
+    """The columns of cells that are given row after row. Of a table of predictions, they lose their guards."""
+    columns = [cells[place :: len(header)] for place in range(len(header))]
+    if unguards:
         columns = [[unguard(cell) for cell in column] for column in columns]
-    return header, columns
+    return [pyarrow.array(column, pyarrow.large_string()) for column in columns]
 
 
-def _separator(text: str, usual: str, path: str) -> tuple[str, str]:
-    """The separator, and the text without a line that declares it."""
+def _separator(text: str, usual: str, path: str) -> tuple[str, int]:
+    """The separator, and the length of a line that declares it."""
     declared = _DECLARED.match(text)
     if declared:
-        return declared[1], text[declared.end() :]
+        return declared[1], declared.end()
     fields = {separator: _fields(text, separator) for separator in (usual, *SEPARATORS)}
     found = usual if fields[usual] > 1 else max(fields, key=fields.get)  # the first of equals: the usual one
     if found != usual:
         say(path, f"its fields are separated by {SEPARATORS[found]}, as the header shows.")
-    return found, text
+    return found, 0
 
 
 def _fields(text: str, separator: str) -> int:
     """How many fields the header has if `separator` stands between them."""
     try:
-        rows = csv.reader(io.StringIO(text[:100_000], newline=""), delimiter=separator)
+        rows = csv.reader(io.StringIO(text[:START], newline=""), delimiter=separator)
         return len(next(filter(None, rows), []))
     except csv.Error:
         return 0

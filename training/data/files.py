@@ -4,10 +4,13 @@ The readers guess no kinds: a cell of a CSV is a string ("None" and "NA" are wor
 raises an error that names it. Only the columns that are needed are read. `rows.py` decides what they mean.
 """
 
+import codecs
 import gzip
 import io
 import json
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,14 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from lstmpool.training.data.delimited import read_delimited, tidy_names
 from lstmpool.training.errors import InputError, control_in, did_you_mean, one_line
 from lstmpool.training.flags.documents import each_key_once
+from lstmpool.training.tasks.columns import BLOCK
 
 
 Wanted = Callable[[list[str]], list[str]]  # from the names of all columns to those that are needed
 
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+# What pyarrow raises for values that cannot be one column. Its own errors are of these kinds.
+NO_COLUMN = (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError)
 FIRST_BYTES = {
     b"\x1f\x8b": "gzip",
     b"PAR1": ".parquet",
@@ -34,6 +40,7 @@ FIRST_BYTES = {
 BYTES_OF_A_BYTE = 6  # memory that a byte of a file takes: as bytes, as text, as cells and as a table
 SWELL = 100  # times its size that a gzip may unpack to; text gives 3 to 20
 UNASKED = 2**28  # bytes that any file may unpack to
+PART = 2**20  # bytes of a text that are decoded at a time
 MEMORY = 8 * 2**30  # bytes, where the system does not say
 
 
@@ -120,16 +127,17 @@ def _read_file(path: Path, wanted: Wanted) -> Dataset:
         _check_kind(content, ending, path)
     if ending == ".parquet":
         return _read_parquet(content, wanted, limit, path)
-    text = _decoded(content, path)
-    del content
-    if not text.strip():
-        raise InputError(f"{path} holds no rows.")
+    _check_text(content, path)
     if ending in (".csv", ".tsv"):
-        header, cells = read_delimited(text, "," if ending == ".csv" else "\t", str(path))
+        header, cells = read_delimited(content, "," if ending == ".csv" else "\t", str(path))
         columns = dict(zip(tidy_names(header, str(path)), cells, strict=True))
         columns.pop("", None)  # cells without a header cannot be named
-        return Dataset.from_dict({name: columns[name] for name in wanted(list(columns))})
-    return _as_table(_read_json(text, path), wanted, path)
+        return _dataset(pyarrow.table({name: columns[name] for name in wanted(list(columns))}))
+    return _as_table(_json_rows(content, path), wanted, path)
+
+
+def _dataset(table: pyarrow.Table) -> Dataset:
+    return Dataset(table, fingerprint=uuid.uuid4().hex)  # else the library makes one of all rows, in memory
 
 
 def _unzipped(content: bytes, limit: int, path: Path) -> bytes:
@@ -210,13 +218,30 @@ def _read_parquet(content: bytes, wanted: Wanted, limit: int, path: Path) -> Dat
             return Dataset.from_dict({name: [] for name in chosen})
         table = pyarrow.Table.from_batches(batches).rename_columns(chosen).combine_chunks()
         table.validate(full=True)
-        return Dataset(table.replace_schema_metadata(file.schema_arrow.metadata))  # such as the names of labels
+        return _dataset(table.replace_schema_metadata(file.schema_arrow.metadata))  # such as the names of labels
 
 
 def _plain(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
     """The batch without dictionaries (the categories of pandas), which `datasets` does not take."""
     columns = [column.dictionary_decode() if hasattr(column, "dictionary_decode") else column for column in batch]
     return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _check_text(content: bytes, path: Path) -> None:
+    """Raises InputError unless the content is UTF-8 and more than white space.
+
+    It is decoded a part at a time: as a whole, one emoji lets each character of a file take four bytes.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    is_blank = True
+    try:
+        for start in range(0, len(content), PART):
+            part = decoder.decode(content[start : start + PART], final=start + PART >= len(content))
+            is_blank = is_blank and not part.strip()
+    except UnicodeDecodeError:
+        _decoded(content, path)  # says in which line
+    if is_blank:
+        raise InputError(f"{path} holds no rows.")
 
 
 def _decoded(content: bytes, path: Path) -> str:
@@ -227,29 +252,57 @@ def _decoded(content: bytes, path: Path) -> str:
         raise InputError(f"{path} must be UTF-8, found another encoding in line {line}. Save it as UTF-8.") from None
 
 
-def _as_table(rows: list[dict[str, Any]], wanted: Wanted, path: Path) -> Dataset:
-    found = list(dict.fromkeys(name for row in rows for name in row))
+def _as_table(rows: Iterable[dict[str, Any]], wanted: Wanted, path: Path) -> Dataset:
+    found: dict[str, None] = {}
+    blocks: list[dict[str, Any]] = []  # the columns of some rows
+    sizes: list[int] = []
+    rows = iter(rows)
+    while block := list(islice(rows, BLOCK)):
+        names = dict.fromkeys(name for row in block for name in row)
+        found |= names
+        blocks.append({name: _packed([row.get(name) for row in block]) for name in names})
+        sizes.append(len(block))
     if not found:
         raise InputError(f"{path} holds no rows.")
-    names = dict(zip(tidy_names(found, str(path)), found, strict=True))
-    columns = {name: [row.get(names[name]) for row in rows] for name in wanted(list(names))}
-    for name, values in columns.items():
-        error = _fails(values)
-        if error:
-            row = _first_that_fails(values)
-            raise InputError(
-                f"{path}, column {name!r}, row {row}: a column of mixed kinds, or a value of no use: {error}."
-            )
-    return Dataset.from_dict(columns)
+    names = dict(zip(tidy_names(list(found), str(path)), found, strict=True))
+    columns = {}
+    for name in wanted(list(names)):
+        parts = [block.get(names[name], pyarrow.nulls(size)) for block, size in zip(blocks, sizes, strict=True)]
+        columns[name] = _as_column(parts, name, path)
+    return _dataset(pyarrow.table(columns))
 
 
-def _fails(values: list[Any]) -> str | None:
+def _packed(values: list[Any]) -> pyarrow.Array | list[Any]:
+    """The values in Arrow, where they take less memory; as they are if they cannot be a column."""
+    try:
+        return pyarrow.array(values)
+    except NO_COLUMN:
+        return values
+
+
+def _as_column(parts: list[pyarrow.Array | list[Any]], name: str, path: Path) -> pyarrow.ChunkedArray:
+    """One column of all parts. Raises InputError if their values are of different kinds."""
+    kinds = {getattr(part, "type", None) for part in parts} - {pyarrow.null()} or {pyarrow.null()}
+    kind = kinds.pop()
+    if not kinds and kind is not None and not _fails(pyarrow.nulls(1, kind)):
+        return pyarrow.chunked_array([pyarrow.nulls(len(p), kind) if p.type != kind else p for p in parts], kind)
+    values = [value for part in parts for value in (part if isinstance(part, list) else part.to_pylist())]
+    error = _fails(values)
+    if error:
+        row = _first_that_fails(values)
+        raise InputError(
+            f"{path}, column {name!r}, row {row}: a column of mixed kinds, or a value of no use: {error}."
+        )
+    return pyarrow.chunked_array([pyarrow.array(values)])
+
+
+def _fails(values: list[Any] | pyarrow.Array) -> str | None:
     """Why the values cannot be a column; None if they can."""
     try:
         Dataset.from_dict({"column": values})
     except UnicodeError:
         return "it holds half of a character, as a cut emoji does"
-    except (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError) as error:  # pyarrow's kinds
+    except NO_COLUMN as error:
         return str(error) or type(error).__name__
     return None
 
@@ -266,28 +319,51 @@ def _first_that_fails(values: list[Any]) -> int:
     return broken
 
 
-def _read_json(text: str, path: Path) -> list[dict[str, Any]]:
-    """The rows of a list of objects, of one object a line, or of an object that holds the list under `data`."""
+def _json_rows(content: bytes, path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one object a line, of a list of objects, or of an object that holds the list under `data`."""
+    lines = enumerate(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="\n"), start=1)
+    given = ((number, line.removesuffix("\n")) for number, line in lines if line.strip())
+    start = list(islice(given, 2))
+    is_one_a_line = len(start) == 2 and _is_json(start[0][1])
+    for row in _rows_of_lines(chain(start, given), path) if is_one_a_line else _rows_of_all(content, path):
+        if not isinstance(row, dict):
+            raise InputError(f"{path} must hold one JSON object a row (a list of them, or one a line).")
+        yield row
+
+
+def _is_json(line: str) -> bool:
     try:
-        rows = _parsed(text)
-        rows = rows.get("data", [rows]) if isinstance(rows, dict) else rows
-    except json.JSONDecodeError as whole:
-        rows = []
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(_parsed(line))
-            except json.JSONDecodeError as error:
-                where = f"line {number}: {error.msg}" if rows else f"line {whole.lineno}: {whole.msg}"
-                raise InputError(f"{path} is not what its ending says: expected JSON, found in {where}.") from None
-            except (ValueError, RecursionError) as error:
-                raise _unreadable(path, f", line {number}", error) from None
+        _parsed(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _rows_of_lines(lines: Iterable[tuple[int, str]], path: Path) -> Iterator[Any]:
+    """What each line holds."""
+    for number, line in lines:
+        try:
+            yield _parsed(line)
+        except json.JSONDecodeError as error:
+            raise _not_json(path, number, error) from None
+        except (ValueError, RecursionError) as error:
+            raise _unreadable(path, f", line {number}", error) from None
+
+
+def _rows_of_all(content: bytes, path: Path) -> Iterable[Any]:
+    """The rows of content that is one JSON value."""
+    try:
+        rows = _parsed(_decoded(content, path))
+    except json.JSONDecodeError as error:
+        raise _not_json(path, error.lineno, error) from None
     except (ValueError, RecursionError) as error:
         raise _unreadable(path, "", error) from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} must hold one JSON object a row (a list of them, or one a line).")
-    return rows
+    rows = rows.get("data", [rows]) if isinstance(rows, dict) else rows
+    return rows if isinstance(rows, list) else [rows]
+
+
+def _not_json(path: Path, line: int, error: json.JSONDecodeError) -> InputError:
+    return InputError(f"{path} is not what its ending says: expected JSON, found in line {line}: {error.msg}.")
 
 
 def _parsed(text: str) -> Any:

@@ -31,7 +31,7 @@ def assign_folds(train: Split, task: Task, folds: int, seed: int) -> np.ndarray:
     Raises:
         InputError: if there are fewer texts, groups or texts of a class than folds, or a fold would be empty.
     """
-    units = np.array(units_of(train))
+    units = np.asarray(units_of(train))
     _check_enough(train, task, units, folds)
     indicators = task.indicators(train.labels, units, folds)
     if indicators is None:
@@ -51,7 +51,7 @@ def _by_stratum(train: Split, task: Task, units: np.ndarray, folds: int, seed: i
     """The fold of each row, (N,), by one stratum a row."""
     bins = min(BINS, (units.max() + 1) // folds)
     strata = np.array(task.strata(train.labels, bins))
-    each_row_is_a_unit = len(set(units)) == len(units)
+    each_row_is_a_unit = units.max() + 1 == len(units)
     kind = StratifiedKFold if each_row_is_a_unit else StratifiedGroupKFold
     splitter = kind(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():

@@ -1,10 +1,42 @@
-"""Sorts tokenized rows from the longest to the shortest, so that batches need little padding."""
+"""Tokenized rows: keeps them on disk, and sorts them from the longest to the shortest, so that batches need little
+padding."""
 
-from collections.abc import Mapping
+import mmap
+import tempfile
+import uuid
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.compute
 from datasets import Dataset
+
+from lstmpool.training.errors import one_line
+from lstmpool.training.tasks.columns import BLOCK
+
+
+def on_disk(tables: Iterable[pyarrow.Table]) -> Dataset:
+    """The rows of all tables, in a temporary file without a name: it is gone with the process, also after a kill.
+
+    Raises:
+        InputError: if the disk is full.
+    """
+    unwritten = f"tokens cannot be written to {tempfile.gettempdir()}"
+    on_a_full_disk = partial(one_line, unwritten, remedy="Make room, or set TMPDIR to another folder.")
+    with tempfile.TemporaryFile() as file:
+        writer = None
+        for table in tables:
+            with on_a_full_disk():
+                writer = writer or pyarrow.ipc.new_stream(file, table.schema)
+                writer.write_table(table)
+        with on_a_full_disk():
+            writer.close()
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    rows = pyarrow.ipc.open_stream(pyarrow.py_buffer(mapped)).read_all()
+    return Dataset(rows, fingerprint=uuid.uuid4().hex)  # else the library hashes all rows to make one
 
 
 def token_counts(columns: Mapping[str, Any]) -> list[int]:
@@ -14,10 +46,23 @@ def token_counts(columns: Mapping[str, Any]) -> list[int]:
     return [len(ids) for ids in columns["input_ids"]]
 
 
-def lengths_of(dataset: Dataset) -> list[int]:
-    """The number of each row's tokens. Other columns are not read: labels of many names would fill the memory."""
+def lengths_of(dataset: Dataset) -> np.ndarray:
+    """The number of each row's tokens, (N,). Other columns, such as labels of many names, are not read."""
     column = "attention_mask" if "attention_mask" in dataset.column_names else "input_ids"
-    return token_counts({column: dataset[column]})
+    tables = dataset.select_columns(column).with_format("arrow").iter(BLOCK)
+    lists = [chunk for table in tables for chunk in table[column].chunks]
+    counts = [_counts(chunk, is_mask=column == "attention_mask") for chunk in lists]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *counts])
+
+
+def _counts(lists: pyarrow.ListArray, is_mask: bool) -> np.ndarray:
+    """The number of tokens in each of B lists: those that a mask does not hide, or all."""
+    lengths = pyarrow.compute.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    if not is_mask:
+        return lengths
+    ends = np.cumsum(lengths)
+    masked = np.concatenate([[0], np.cumsum(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.int64)])
+    return masked[ends] - masked[ends - lengths]
 
 
 def by_length(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
@@ -27,6 +72,5 @@ def by_length(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
     """
     if "input_ids" not in dataset.column_names:
         return dataset, np.arange(len(dataset))
-    lengths = np.array(lengths_of(dataset))
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(-lengths_of(dataset), kind="stable")
     return dataset.select(order), order

@@ -1,23 +1,28 @@
 """Reads the rows, checks them before any model is loaded, and turns them into tokens and numeric labels."""
 
+import gc
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
+import pyarrow.compute
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.training.data.order import token_counts
+from lstmpool.training.data.order import on_disk, token_counts
 from lstmpool.training.data.sources import read_rows, title_of
 from lstmpool.training.errors import InputError, control_in, did_you_mean
 from lstmpool.training.flags.arguments import LIMITS, DataArguments
 from lstmpool.training.tasks.cells import Columns
+from lstmpool.training.tasks.columns import Cells, LabelTable, distinct, each_distinct
 from lstmpool.training.tasks.inference import infer_task, task_of_model
-from lstmpool.training.tasks.multi_label import LabelTable
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.task import Task
 
@@ -32,28 +37,44 @@ TEXT_COLUMNS = (
     ("sentence",),
 )
 
+ROWS = 1000  # that are tokenized at a time
+NARROW = {  # types of the tokenizer's usual columns
+    "input_ids": pyarrow.list_(pyarrow.int32()),
+    "token_type_ids": pyarrow.list_(pyarrow.int8()),
+    "attention_mask": pyarrow.list_(pyarrow.int8()),
+}
+
 
 @dataclass(frozen=True)
 class Split:
     """The rows of train, validation or test: their texts, or pairs of texts, and their labels as numbers."""
 
     source: str  # for messages: a file's name without its folders, or a data set and its split
-    texts: list[str]
-    pairs: list[str] | None  # the second text of each pair
+    texts: Sequence[str]  # a list becomes `Cells`
+    pairs: Sequence[str] | None  # the second text of each pair
     labels: Sequence[Any] | None  # encoded by the task; None: only predictions are made
-    ids: list[Any]
-    groups: list[Any] | None = None  # the values of --group_column
+    ids: Sequence[Any]
+    groups: Sequence[Any] | None = None  # the values of --group_column
+
+    def __post_init__(self) -> None:
+        for name in ("texts", "pairs"):
+            column = getattr(self, name)
+            if column is not None and not isinstance(column, Cells):
+                object.__setattr__(self, name, Cells(pyarrow.array(column, pyarrow.large_string())))
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def inputs(self) -> list[tuple[str, ...]]:
-        """Each row's text, or pair of texts."""
-        if self.pairs:
-            return list(zip(self.texts, self.pairs, strict=True))
-        return [(text,) for text in self.texts]
+    @property
+    def columns(self) -> list[Cells]:
+        """The texts, or the first and the second texts of pairs."""
+        return [self.texts] if self.pairs is None else [self.texts, self.pairs]
 
-    def take(self, rows: list[int], source: str | None = None) -> "Split":
+    def inputs(self) -> Iterator[tuple[str, ...]]:
+        """Each row's text, or pair of texts."""
+        return zip(*self.columns, strict=True)
+
+    def take(self, rows: Sequence[int], source: str | None = None) -> "Split":
         """The rows of these numbers, in that order. `source`, if given, replaces their source."""
         return Split(
             source or self.source,
@@ -74,31 +95,70 @@ class Split:
             pad_to_max_length: whether every row is padded to the limit.
             workers: processes that share the work; None: this one alone.
         """
-        columns = {"text": self.texts}
-        if self.pairs:
-            columns["pair"] = self.pairs
-
-        def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
-            # A pair is encoded as one, so the backbone sees where the second text begins.
-            padding = "max_length" if pad_to_max_length else False
-            encoded = tokenizer(batch["text"], batch.get("pair"), truncation=True, padding=padding)
-            lengths = token_counts(encoded)
-            if encoded.encodings:
-                was_cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
-            else:  # a tokenizer written in Python does not say what it has cut
-                was_cut = [length >= tokenizer.model_max_length for length in lengths]
-            return dict(encoded) | {"was_cut": was_cut}
-
-        rows = Dataset.from_dict(columns)
-        rows = rows.map(encode, batched=True, remove_columns=list(columns), keep_in_memory=True, num_proc=workers)
-        cut = float(np.mean(rows["was_cut"]))
-        return rows.remove_columns("was_cut"), cut
+        encode = partial(_encode, tokenizer=tokenizer, pads=pad_to_max_length)
+        names = ["text", "pair"][: len(self.columns)]
+        table = pyarrow.table([column.array for column in self.columns], names)
+        if workers is None or workers == 1:
+            tables = map(encode, table.to_batches(max_chunksize=ROWS))
+        else:
+            rows = Dataset(table).with_format("arrow")
+            rows = rows.map(encode, batched=True, remove_columns=names, keep_in_memory=True, num_proc=workers)
+            tables = [rows.data.table]
+        tokens = on_disk(tables)
+        cut = pyarrow.compute.mean(tokens.data.column("was_cut")).as_py()
+        return tokens.remove_columns("was_cut"), cut
 
 
-def _taken(column: Any, rows: list[int]) -> Any:
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Within this block, Python does not look for garbage. The lists of a thousand rows would set it off each time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_no_search_for_cycles()
+def _encode(rows: pyarrow.RecordBatch, tokenizer: PreTrainedTokenizerBase, pads: bool) -> pyarrow.Table:
+    """The tokenizer's columns for some rows, and whether it has cut each (`was_cut`)."""
+    texts, *pairs = [column.to_pylist() for column in rows.columns]
+    # Without padding a mask is all ones, which are made quicker here than there.
+    makes_mask = tokenizer.is_fast and not pads and "attention_mask" in tokenizer.model_input_names
+    # A pair is encoded as one, so the backbone sees where the second text begins.
+    encoded = tokenizer(
+        texts,
+        *pairs,
+        truncation=True,
+        padding="max_length" if pads else False,
+        return_attention_mask=False if makes_mask else None,
+    )
+    columns = {name: _as_column(values, name) for name, values in encoded.items()}
+    if makes_mask:
+        ids = columns["input_ids"]
+        ones = pyarrow.array(np.ones(len(ids.values), dtype=np.int8))
+        columns["attention_mask"] = pyarrow.ListArray.from_arrays(ids.offsets, ones)
+    if encoded.encodings:
+        was_cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
+    else:  # a tokenizer written in Python does not say what it has cut
+        was_cut = [length >= tokenizer.model_max_length for length in token_counts(encoded)]
+    return pyarrow.table(columns | {"was_cut": was_cut})
+
+
+def _as_column(values: list[Any], name: str) -> pyarrow.Array:
+    """The values in the narrow type that suits a column of this name, if they fit."""
+    try:
+        return pyarrow.array(values, NARROW.get(name))
+    except (pyarrow.ArrowException, OverflowError):
+        return pyarrow.array(values)
+
+
+def _taken(column: Any, rows: Sequence[int]) -> Any:
     if column is None:
         return None
-    return column[rows] if isinstance(column, LabelTable) else [column[row] for row in rows]
+    return column[rows] if isinstance(column, (Cells, LabelTable)) else [column[row] for row in rows]
 
 
 def read_splits(
@@ -132,7 +192,9 @@ def _read_splits(
     for name, table in tables.items():
         split = table.encoded(task)
         limit = getattr(args, LIMITS[name])
-        splits[name] = split.take(_chosen(len(split), limit, args.shuffle_seed))
+        if limit is not None and limit < len(split):
+            split = split.take(_chosen(len(split), limit, args.shuffle_seed))
+        splits[name] = split
     if len({split.pairs is None for split in splits.values()}) > 1:
         raise InputError("expected all files to have the same text columns. Name them with --text_column_names.")
     return splits, task
@@ -143,9 +205,9 @@ class _Table:
     """What is read of a split before the task is known."""
 
     source: str
-    texts: list[list[str]]  # one column, or the two of pairs
-    ids: list[Any]
-    groups: list[Any] | None
+    texts: list[Cells]  # one column, or the two of pairs
+    ids: Cells
+    groups: Cells | None
     values: Columns  # of the label columns; empty: no row has a label
     known: list[str] | None  # the label names that the data set declares
 
@@ -174,7 +236,7 @@ def _read_table(args: DataArguments, name: str, place: str) -> _Table:
     title = title_of(args, place)
     table, source = read_rows(args, place, lambda columns: _columns(args, name, columns, title).names())
     needed = _columns(args, name, table.column_names, source)
-    texts = [_texts(table[column], column, source) for column in needed.texts]
+    texts = [_texts(table, column, source) for column in needed.texts]
     ids = _ids(table, needed.ids, source)
     groups = None if needed.groups is None else _groups(table, needed.groups, source)
     values, known = _label_values(table, needed.labels, source, may_lack=name == "test")
@@ -223,12 +285,17 @@ def _task(tables: dict[str, _Table], problem_type: str | None, finished: LstmPoo
     return replace(task, names=kept.names) if still_fits else task
 
 
-def _joined(texts: list[list[str]], delimiter: str | None) -> list[list[str]]:
+def _cells(table: Dataset, column: str) -> Cells:
+    return Cells(table.select_columns(column).with_format("arrow")[:][column])
+
+
+def _joined(texts: list[Cells], delimiter: str | None) -> list[Cells]:
     """One column of texts, or two that stay a pair."""
     if len(texts) == 1 or (len(texts) == 2 and delimiter is None):
         return texts
     between = " " if delimiter is None else delimiter
-    return [[between.join(row) for row in zip(*texts, strict=True)]]
+    columns = [column.array for column in texts]
+    return [Cells(pyarrow.compute.binary_join_element_wise(*columns, pyarrow.scalar(between, columns[0].type)))]
 
 
 def _text_columns(columns: list[str], named: str | None, source: str) -> list[str]:
@@ -249,19 +316,20 @@ def _label_columns(columns: list[str], named: str | None, source: str, required:
     return [_column(name, columns, source, "label_column_name") for name in names]
 
 
-def _ids(table: Dataset, column: str | None, source: str) -> list[Any]:
+def _ids(table: Dataset, column: str | None, source: str) -> Cells:
     if column is None:
-        return list(range(len(table)))
-    ids = list(table[column])
-    for row, name in enumerate(ids, 1):
-        if isinstance(name, str) and control_in(name):
-            raise InputError(f"{source}, column {column!r}, row {row}: the id {name!r} holds control characters.")
+        return Cells(np.arange(len(table)))
+    ids = _cells(table, column)
+    if pyarrow.types.is_large_string(ids.array.type):
+        for row, name in enumerate(ids, 1):
+            if name is not None and control_in(name):
+                raise InputError(f"{source}, column {column!r}, row {row}: the id {name!r} holds control characters.")
     return ids
 
 
-def _groups(table: Dataset, column: str, source: str) -> list[Any]:
-    groups = list(table[column])
-    for row, group in enumerate(groups, 1):
+def _groups(table: Dataset, column: str, source: str) -> Cells:
+    groups = _cells(table, column)
+    for row, group in distinct(groups).items():
         is_nan = group != group
         if group is None or is_nan or isinstance(group, (list, dict)) or not str(group).strip():
             found = "nothing" if group is None or group == "" else repr(group)
@@ -282,9 +350,10 @@ def _column(name: str, columns: list[str], source: str, flag: str) -> str:
     return name
 
 
-def _texts(column: list[Any], name: str, source: str) -> list[str]:
-    texts = list(column)
-    for row, text in enumerate(texts, 1):
+def _texts(table: Dataset, name: str, source: str) -> Cells:
+    texts = _cells(table, name)
+    are_texts = pyarrow.types.is_large_string(texts.array.type) and not texts.array.null_count
+    for row, text in enumerate(texts if are_texts else table[name], 1):
         if not isinstance(text, str):
             found = "nothing" if text is None else f"the {type(text).__name__} {text!r}"
             raise InputError(f"{source}, column {name!r}, row {row}: expected a text, found {found}.")
@@ -300,7 +369,7 @@ def _label_values(table: Dataset, names: list[str], source: str, may_lack: bool)
 
     If labels `may_lack` and no row has one, there are no columns.
     """
-    values = {name: list(table[name]) for name in names}
+    values = {name: _cells(table, name) for name in names}
     known = None
     for name in names:
         feature = table.features[name]
@@ -308,11 +377,12 @@ def _label_values(table: Dataset, names: list[str], source: str, may_lack: bool)
         if isinstance(feature, ClassLabel):
             known = list(feature.names)
             try:
-                values[name] = [_declared(value, feature) for value in values[name]]
+                values[name] = each_distinct(values[name], partial(_declared, feature=feature))
             except ValueError as error:
                 raise InputError(f"{source}, column {name!r}, whose names of labels are declared: {error}.") from None
     # GLUE hides labels, be they classes or numbers, by writing -1 in every row.
-    lacking = may_lack and all(value in (None, "", -1) for column in values.values() for value in column)
+    different = [value for column in values.values() for value in distinct(column).values]
+    lacking = may_lack and all(value in (None, "", -1) for value in different)
     return {} if lacking else values, known
 
 
@@ -323,8 +393,6 @@ def _declared(value: Any, feature: ClassLabel) -> Any:
     return feature.int2str(value) if is_given else None
 
 
-def _chosen(total: int, limit: int | None, seed: int) -> list[int]:
-    """The numbers of the rows to use, ascending. Beyond `limit` they are drawn, as files are often sorted by label."""
-    if limit is None or limit >= total:
-        return list(range(total))
+def _chosen(total: int, limit: int, seed: int) -> list[int]:
+    """The numbers of the rows to use, ascending. They are drawn, as files are often sorted by label."""
     return sorted(random.Random(seed).sample(range(total), limit))

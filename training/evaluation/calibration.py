@@ -42,10 +42,11 @@ def fit_temperature(task: Classification, logits: np.ndarray, labels: np.ndarray
 
 
 @torch.no_grad()
-def fold_temperature(head: nn.Linear, temperature: float) -> None:
-    """From now on, `head` gives its logits divided by `temperature`."""
-    head.weight.div_(temperature)
-    head.bias.div_(temperature)
+def fold_temperature(head: nn.Linear, temperature: float, skip: nn.Linear | None = None) -> None:
+    """From now on, `head` gives its logits divided by `temperature`, and so does `skip`, which is added to them."""
+    for part in [head] if skip is None else [head, skip]:
+        for parameter in part.parameters():
+            parameter.div_(temperature)
 
 
 def tune_thresholds(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -25,17 +25,20 @@ Arrays = dict[str, np.ndarray]  # by split
 Learned = tuple[Arrays, dict[str, Any]]  # the logits (N, C) that the head gives from now on, and what was learnt
 
 
-def fold_scale(head: nn.Linear, scale: TargetScale, logits: Arrays) -> Learned:
-    """From now on, `head` gives regression targets in their own units."""
-    scale.switch_off(head)
+def fold_scale(head: nn.Linear, scale: TargetScale, logits: Arrays, skip: nn.Linear | None = None) -> Learned:
+    """From now on, `head`, and `skip` beside it, give regression targets in their own units."""
+    scale.switch_off(head, skip)
     scaled = {split: values * scale.scale for split, values in logits.items()}
     return scaled, {"target_scale": scale.scale.tolist()}
 
 
-def calibrate(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays) -> Learned:
-    """Fits a temperature on validation, and divides `head` by it. `targets` are the labels, of the splits with any."""
+def calibrate(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays, skip: nn.Linear | None = None) -> Learned:
+    """Fits a temperature on validation, and divides `head`, and `skip` beside it, by it.
+
+    `targets` are the labels, of the splits with any.
+    """
     temperature = fit_temperature(task, logits["validation"], targets["validation"])
-    fold_temperature(head, temperature)
+    fold_temperature(head, temperature, skip)
     calibrated = {split: values / temperature for split, values in logits.items()}
     effect = {}
     for split, labels in targets.items():

@@ -1,12 +1,20 @@
-"""The numbers of a finished run, by split."""
+"""The numbers of a finished run, by split, and what they warn of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lstmpool.training.evaluation.calibration import probability_metrics
+from lstmpool.training.tasks.metrics import LOWER_IS_BETTER
 from lstmpool.training.tasks.task import Task
+
+
+LEARN_MORE = (
+    "Train for more steps (--num_train_epochs), at higher rates (--learning_rate, --head_learning_rate) or on more "
+    "rows."
+)
 
 
 @dataclass(frozen=True)
@@ -49,3 +57,54 @@ class Evaluation:
         for split, (low, high) in self.intervals.items():
             intervals[split] = {"metric": self.task.headline, "low": low, "high": high}
         return {"results": self.results, "intervals": intervals, "learned_on_validation": self.learned}
+
+
+def nothing_learnt(
+    evaluation: Evaluation, labels: Sequence[Any], losses: tuple[float, float] | None = None
+) -> list[str]:
+    """A line that says so if the model is no better than the simplest answer to every row; else no line.
+
+    Args:
+        evaluation: of a trained model. Its headline metric on validation is what counts.
+        labels: of the training rows. The simplest answer follows from them.
+        losses (*optional*): the last training loss, and that of the simplest answer. They count where there are no
+            validation rows.
+    """
+    task = evaluation.task
+    if "validation" in evaluation.results:
+        title = f"validation {task.titles[task.headline]}"
+        found = evaluation.results["validation"][task.headline]
+        simplest = _simplest(task, labels, evaluation.targets["validation"])
+        lower_is_better = task.headline in LOWER_IS_BETTER
+    elif losses is not None:
+        title, lower_is_better = "training loss", True
+        found, simplest = losses
+    else:
+        return []
+    could_not_be_better = simplest == (0 if lower_is_better else 1)
+    is_better = found < simplest if lower_is_better else found > simplest
+    if is_better or could_not_be_better:
+        return []
+    return [
+        f"this run has learnt nothing: its {title}, {found:.4g}, is no better than the {simplest:.4g} of one answer "
+        f"for all rows ({task.simplest_title}). {LEARN_MORE}"
+    ]
+
+
+def no_label_given(evaluation: Evaluation, tuned: bool) -> list[str]:
+    """A line that says so if a text may have several labels, and none got a single one; else no line.
+
+    `tuned`: whether thresholds were moved already.
+    """
+    logits = [values for split, values in evaluation.logits.items() if split != "train"]
+    if not evaluation.task.has_thresholds or not logits or any(values.max() > 0 for values in logits):
+        return []
+    remedy = LEARN_MORE if tuned else "--tune_thresholds moves each label's best threshold to 0.5."
+    return [f"no score has passed 0.5, so no text was given a label. {remedy}"]
+
+
+def _simplest(task: Task, labels: Sequence[Any], targets: np.ndarray) -> float:
+    """The headline metric on `targets` of the simplest model, fitted on the training rows' `labels`."""
+    model = task.simplest_model()
+    model.fit(np.zeros((len(labels), 1)), np.asarray(labels))
+    return task.score(model.predict(np.zeros((len(targets), 1))), targets)[task.headline]

@@ -61,6 +61,22 @@ class ModelSource:
 class TrainedParts:
     """Which parts of the pretrained model are trained, and how."""
 
+    stages: str = field(
+        default="two",
+        metadata={
+            "choices": ("two", "one"),
+            "help": "two: the model starts at a linear model of the frozen backbone's layers, which cross-validation "
+            "chooses; then everything is trained from there, and the better on validation rows is kept. one: "
+            "everything is trained from a random head, whose bias gives the labels' shares.",
+        },
+    )
+    original_defaults: bool = field(
+        default=False,
+        metadata={
+            "help": "Train as this model was first described: one stage of 3 epochs in float32, the family's token "
+            "pooling (cls for most encoders), pairs encoded together. A flag that is named still counts."
+        },
+    )
     freeze_backbone: bool = field(
         default=False, metadata={"help": "Train only the new layers. The backbone then runs without dropout."}
     )
@@ -145,7 +161,10 @@ class DataArguments:
     )
     validation_size: float = field(
         default=0.1,
-        metadata={"help": "Without validation rows, hold out this share of the training rows; 0: none."},
+        metadata={
+            "help": "Without validation rows, hold out this share of the training rows; 0: none. Unset: at most "
+            "10,000 rows, and none of fewer than 500 where there are two stages and no flag is about validation."
+        },
     )
     text_column_names: str | None = field(
         default=None,
@@ -266,8 +285,11 @@ class TrainingFields:
         },
     )
     baselines: bool = field(
-        default=False,
-        metadata={"help": "Also report the most frequent label and a linear model on the frozen backbone."},
+        default=True,
+        metadata={
+            "help": "Also fit what costs seconds, a linear model on the vectors of the backbone before training, and "
+            "warn if it is better. The most frequent label stands beside them."
+        },
     )
     hp_search: int | None = field(
         default=None,

@@ -3,8 +3,9 @@
 `worked_out` is a pure function: it does not change its arguments. `rules` checks what it returns.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lstmpool.training.flags.arguments import AUTO, DataArguments
 
@@ -31,6 +32,71 @@ DOING = {  # flag -> the split whose rows it needs
     "do_predict": "test",
 }
 STEPS = 500  # between evaluations by steps, if no number is named: the library's own default
+LEAST_STEPS = 200  # of a run, where the user leaves its length to the command
+LEAST_TOKENS = 100_000  # fewer steps will do if they read so many
+MOST_EVALUATIONS = 10  # of a run that is made longer: its epochs may be tiny
+LENGTH = ("num_train_epochs", "max_steps")
+EVALUATION = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps")
+LOGGING = ("logging_strategy", "logging_steps")
+
+
+FEW_ROWS = 500  # of fewer, none are held out: a tenth of them would decide by chance, and is missed in training
+VALIDATION = (
+    *("validation_size", "do_eval", "eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end"),
+    *("metric_for_best_model", "greater_is_better", "early_stopping_patience", "calibrate", "tune_thresholds"),
+    *("hp_search", "max_eval_samples", "group_column"),
+)
+
+
+class Limits(NamedTuple):
+    """How long a run is at least, and how often it evaluates and logs at most. 0: as its other arguments say."""
+
+    least_steps: int = 0
+    most_evaluations: int = 0  # and saves, which go with them
+    logs: int = 0
+    few_rows: int = 0  # if there are fewer, none are held out for validation
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Limits":
+        """The limits of a run whose user has named the flags `given`. What is named wins."""
+        few_rows = 0 if any(name in given for name in VALIDATION) else FEW_ROWS
+        if any(name in given for name in LENGTH):
+            return cls(few_rows=few_rows)
+        evaluations, logs = [
+            0 if any(name in given for name in names) else MOST_EVALUATIONS for names in (EVALUATION, LOGGING)
+        ]
+        return cls(LEAST_STEPS, evaluations, logs, few_rows)
+
+
+class Budget(NamedTuple):
+    """How long a run is."""
+
+    epochs: float
+    steps: int
+
+    def every(self, most: int) -> int:
+        """The steps between evaluations, of which there are `most`; 0 if one an epoch is not too often."""
+        return 0 if most == 0 or self.epochs <= most else math.ceil(self.steps / most)
+
+
+def steps_for(tokens: float, batch: int, least_steps: int) -> int:
+    """The least number of steps for texts of so many `tokens`: fewer for long ones, which cost more."""
+    return min(least_steps, math.ceil(LEAST_TOKENS / (batch * max(tokens, 1))))
+
+
+def budget(rows: int, batch: int, epochs: float, least_steps: int = LEAST_STEPS) -> Budget:
+    """The length of a run over `rows`: so many epochs, or as many whole ones as give `least_steps`.
+
+    Args:
+        rows: that are trained on.
+        batch: rows a step, over all processes and accumulated batches.
+        epochs: the least number of epochs.
+        least_steps: 0 for none.
+    """
+    steps_an_epoch = math.ceil(rows / batch)
+    if epochs * steps_an_epoch < least_steps:
+        epochs = math.ceil(least_steps / steps_an_epoch)
+    return Budget(epochs, math.ceil(epochs * steps_an_epoch))
 
 
 def worked_out(

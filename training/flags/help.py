@@ -18,7 +18,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments, TrainingFields
-from lstmpool.training.flags.defaults import FINE_TUNING
+from lstmpool.training.flags.defaults import FINE_TUNING, LEAST_STEPS
 
 
 USAGE = "python train_trainer.py [RECIPE.yaml or RECIPE.json] [--flag value ...]"
@@ -39,7 +39,11 @@ class LibraryFlags:
     )
     do_eval: bool = _flag(False, "Evaluate on the validation rows, after each epoch and at the end.")
     do_predict: bool = _flag(False, "Evaluate on the test rows, once, at the end.")
-    num_train_epochs: float = _flag(3.0, "Number of passes over the training rows.")
+    num_train_epochs: float = _flag(
+        3.0,
+        "Number of passes over the training rows. Unset, and without max_steps: more where 3 are fewer than "
+        f"{LEAST_STEPS} steps, or fewer of long texts.",
+    )
     max_steps: int = _flag(-1, "Stop after this many steps; -1: after num_train_epochs.")
     per_device_train_batch_size: int = _flag(8, "Rows in a training batch.")
     per_device_eval_batch_size: int = _flag(8, "Rows in a batch of an evaluation.")
@@ -85,7 +89,11 @@ class LibraryFlags:
         choices=("end", "every_save", "checkpoint", "all_checkpoints"),
     )
     hub_revision: str | None = _flag(None, "Branch to push to; created if it does not exist. Unset: main.")
-    bf16: bool = _flag(False, "Train in bfloat16 mixed precision.")
+    bf16: bool = _flag(
+        False,
+        "Train in bfloat16 mixed precision. Unset: where a whole backbone is trained, and the processor or GPU "
+        "multiplies such matrices faster.",
+    )
     fp16: bool = _flag(False, "Train in float16 mixed precision.")
     activation_checkpointing: bool | None = _flag(None, "Use less memory and more time.", nargs="?", const=True)
 

@@ -307,10 +307,6 @@ WITH_TASK = (  # known once the labels are read
     ),
     Rule(fitted_without_rows, "--{name} is fitted on validation rows, found none. Name them, or leave it out."),
     Rule(
-        lambda f: f.training["baselines"] and not f.training["do_train"],
-        "--baselines are fitted on training rows, found none. Name them, or leave it out.",
-    ),
-    Rule(
         lambda f: not 0 <= f.training["label_smoothing_factor"] < 1,
         "--label_smoothing_factor must be 0 or more and below 1, got {flags.training[label_smoothing_factor]}.",
     ),

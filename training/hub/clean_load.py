@@ -40,7 +40,11 @@ class LoadError(Exception):
 
 
 def probe_logits(model: torch.nn.Module, tokenizer: Any) -> list[list[float]]:
-    """Logits (rows, C) of each probe alone and, if the tokenizer can pad, of all of them in one batch."""
+    """Logits (rows, C) of each probe alone and, if the tokenizer can pad, of all of them in one batch.
+
+    A model that reads pairs apart gets each beside another one.
+    """
+    apart = getattr(model.config, "pair_encoding", "joint") == "apart"
     batches = [[text] for text in PROBES]
     if tokenizer.pad_token is not None:
         batches.append(list(PROBES))
@@ -48,7 +52,8 @@ def probe_logits(model: torch.nn.Module, tokenizer: Any) -> list[list[float]]:
     rows = []
     for batch in batches:
         with torch.no_grad():
-            logits = model(**tokenizer(batch, padding=len(batch) > 1, **options)).logits  # (B, C)
+            others = batch[::-1] if apart else None
+            logits = model(**tokenizer(batch, others, padding=len(batch) > 1, **options)).logits  # (B, C)
         rows += logits.double().tolist()
     return rows
 

@@ -5,6 +5,7 @@ is on the disk, so that neither a kill nor a loss of power leaves half a checkpo
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -209,3 +210,20 @@ def find_best(checkpoint: Path, output: Path) -> Path | None:
             f"--resume_from_checkpoint {checkpoint}."
         )
     return best
+
+
+def wins_tie(state: TrainerState, value: float | None) -> bool:
+    """Whether the evaluation that was just logged has the metric `value` of the best one so far, and a lower loss.
+
+    Both losses are read from the log, which each checkpoint holds: a run that goes on decides as it would have without
+    the stop. Of equal losses, the earlier one is kept. NaN never wins.
+    """
+    if value is None or value != state.best_metric or state.best_global_step is None:
+        return False
+    return _loss_at(state, state.global_step) < _loss_at(state, state.best_global_step)
+
+
+def _loss_at(state: TrainerState, step: int) -> float:
+    """The loss of the evaluation after `step`; infinity if it is NaN, or was not measured."""
+    losses = [entry["eval_loss"] for entry in state.log_history if entry["step"] == step and "eval_loss" in entry]
+    return losses[-1] if losses and not math.isnan(losses[-1]) else math.inf

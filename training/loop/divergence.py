@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from lstmpool.training.errors import Diverged
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.model.trainable_parts import not_finite, trained_head
+from lstmpool.training.model.trainable_parts import not_finite, trained_head, trained_skip
 
 
 REMEDY = "Lower --learning_rate and --head_learning_rate, or leave out --fp16."
@@ -49,7 +49,8 @@ class StopAtDivergence(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Looks at the head alone: it is small, and looking takes no time beside a step."""
-        if not_finite(trained_head(model)):
+        skip = trained_skip(model)
+        if not_finite(trained_head(model)) or (skip is not None and not_finite(skip)):
             check_weights(model, state.global_step)
 
     def on_log(

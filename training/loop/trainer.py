@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint as recompute
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from lstmpool.training.data.order import lengths_of
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments, refused
-from lstmpool.training.loop.checkpoints import Kept, find_best, read_state
+from lstmpool.training.loop.checkpoints import PREFIX, Kept, find_best, read_state, wins_tie
 from lstmpool.training.loop.divergence import StopAtDivergence, check_weights
 from lstmpool.training.loop.measuring import in_float32, same_random_numbers
 from lstmpool.training.loop.trainer_arguments import changed
@@ -116,6 +117,30 @@ def check_room(model: torch.nn.Module, args: TrainingArguments) -> None:
         )
 
 
+class StartCounts(TrainerCallback):
+    """The model as it is before the first step is evaluated and saved, and is the first of those that may be kept.
+
+    Args:
+        trainer: its checkpoint is number 0.
+        scores: metrics that are already known of the model. They go to the log, which checkpoints keep.
+        may_be_kept: if not, only the scores are noted.
+    """
+
+    def __init__(self, trainer: "LstmPoolTrainer", scores: dict[str, float], may_be_kept: bool):
+        self.trainer = trainer
+        self.scores = scores
+        self.may_be_kept = may_be_kept
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Does it. A run that goes on from a checkpoint has done so before, and must not have this callback."""
+        state.log_history.append({"epoch": 0, "step": 0, "start": self.scores})
+        if args.load_best_model_at_end and self.may_be_kept:
+            args.eval_on_start = False  # a second evaluation would count as one without an improvement
+            self.trainer.count_start()
+
+
 class _LengthGroupedSampler(LengthGroupedSampler):
     """The library's sampler, with an order that depends on the seed and the epoch alone.
 
@@ -130,6 +155,21 @@ class _LengthGroupedSampler(LengthGroupedSampler):
     def set_epoch(self, epoch: int) -> None:
         """Sets the order of an epoch, counted from 0. The library calls it when the epoch begins."""
         self.generator.manual_seed(self.seed + epoch)
+
+
+class EarlyStoppingCallback(transformers.EarlyStoppingCallback):
+    """The library's, where an equal metric with a lower loss is an improvement, too: see `wins_tie`.
+
+    It keeps the library's name, under which checkpoints hold its count.
+    """
+
+    def check_metric_value(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metric_value: float
+    ) -> None:
+        """Counts the evaluations in a row without an improvement."""
+        super().check_metric_value(args, state, control, metric_value)
+        if wins_tie(state, metric_value):
+            self.early_stopping_patience_counter = 0
 
 
 class LstmPoolTrainer(Trainer):
@@ -154,6 +194,11 @@ class LstmPoolTrainer(Trainer):
             by_name = {name.removeprefix("module."): parameter for name, parameter in named}
             split_groups(optimizer, {id(by_name[name]): rate for name, rate in rates.items() if name in by_name})
         return optimizer
+
+    def count_start(self) -> None:
+        """Evaluates and saves the model before its first step. `train` has set up everything by then."""
+        self._determine_best_metric(self.evaluate(), trial=None)
+        self._save_checkpoint(self.model_wrapped, trial=None)
 
     def train_from(self, checkpoint: str | None) -> None:
         """Trains to the end, from `checkpoint` if there is one. If training was over there, it only loads the weights.
@@ -224,6 +269,15 @@ class LstmPoolTrainer(Trainer):
         last_step = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         return state.global_step >= last_step
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: None) -> bool:
+        """Whether this evaluation is the best one so far: as in the library, but ties are decided by `wins_tie`."""
+        named = self.args.metric_for_best_model
+        value = metrics.get(f"eval_{named.removeprefix('eval_')}") if named else None
+        if not wins_tie(self.state, value):
+            return super()._determine_best_metric(metrics, trial)
+        self.state.best_global_step = self.state.global_step
+        return True
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         args = self.args
         if args.train_sampling_strategy != "group_by_length":
@@ -232,6 +286,15 @@ class LstmPoolTrainer(Trainer):
         together = args.train_batch_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
         return _LengthGroupedSampler(together, lengths_of(dataset), seed)
+
+    def _name_best_start(self) -> None:
+        """Names the best checkpoint if it is number 0, which the library takes for none.
+
+        Its folder may have moved since. A run that was resumed from another folder's checkpoint has none of its own.
+        """
+        start = self.kept.folder / f"{PREFIX}0"
+        if self.state.best_global_step == 0 and (self.state.global_step == 0 or start.is_dir()):
+            self.state.best_model_checkpoint = str(start)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         """Saves as the library does, with `kept` at work before and after, while the other processes wait.
@@ -242,6 +305,7 @@ class LstmPoolTrainer(Trainer):
         """
         check_weights(self.model, self.state.global_step)
         checkpoint = self.kept.of_step(self.state)
+        self._name_best_start()
         with saving(checkpoint, half_made=checkpoint if self.args.should_save else None):
             if self.args.should_save:
                 self.kept.before_save(self.state)

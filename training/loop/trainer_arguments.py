@@ -3,6 +3,9 @@
 import copy
 from typing import Any
 
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from lstmpool.training.flags.defaults import Budget, Limits, budget, steps_for
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.tasks.task import BestBy
 
@@ -35,3 +38,40 @@ def trainer_arguments(args: TrainingArguments, best: BestBy, reads_layer_states:
         remove_unused_columns=False,  # the model takes all columns
         train_sampling_strategy=sampling,
     )
+
+
+def batch_of(args: TrainingArguments) -> int:
+    """The rows of a step, over all processes and accumulated batches."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def budget_of(args: TrainingArguments, rows: int) -> Budget:
+    """How long a run over `rows` is."""
+    batch = batch_of(args)
+    if args.max_steps > 0:
+        return Budget(args.max_steps * batch / rows, args.max_steps)
+    return budget(rows, batch, args.num_train_epochs, args.limits.least_steps)
+
+
+def within_limits(args: TrainingArguments, rows: int, tokens: float = 1) -> TrainingArguments:
+    """The arguments of a run over `rows`, made long enough. Its many short epochs are not all evaluated and saved.
+
+    They depend on arguments and rows alone, so that a run which goes on has the same. `tokens`: of the median row.
+    """
+    if args.max_steps > 0 or args.limits == Limits():
+        return args
+    least_steps = steps_for(tokens, batch_of(args), args.limits.least_steps)
+    args = changed(args, limits=args.limits._replace(least_steps=least_steps))
+    length, values = budget_of(args, rows), {}
+    values["num_train_epochs"] = length.epochs
+    for kind, most in (
+        ("eval", args.limits.most_evaluations),
+        ("save", args.limits.most_evaluations),
+        ("logging", args.limits.logs),
+    ):
+        every = length.every(most)
+        strategy = getattr(args, f"{kind}_strategy")
+        if every and strategy == "epoch":
+            values[f"{kind}_strategy"] = SaveStrategy.STEPS if kind == "save" else IntervalStrategy.STEPS
+            values[f"{kind}_steps"] = every
+    return changed(args, **values)

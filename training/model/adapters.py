@@ -1,7 +1,7 @@
-"""LoRA trains small matrices inside a frozen backbone, and the pooler and classifier beside them.
+"""LoRA trains small matrices inside a frozen backbone, and the pooler, classifier and linear skip beside them.
 
 By itself, peft trains and saves the classifier alone, and leaves the pooler frozen and random. It also knows no
-modules to adapt in this kind of model. `lora_config` names both. An adapter folder holds what was trained and the
+modules to adapt in this kind of model. `lora_config` names all. An adapter folder holds what was trained and the
 model's config; `load_adapter` loads the backbone from where it was.
 
 This module needs peft (the extra `peft`), and is imported only where adapters are asked for.
@@ -53,12 +53,13 @@ def lora_config(
     pooler = f"{model.base_model_prefix}.pooler"  # the whole name: a backbone may have a pooler, too
     targets = _targets(model, target_modules)
     adapted = [module for name, module in model.named_modules() if re.fullmatch(targets, name)]
+    skip = ["linear_skip"] if getattr(model, "linear_skip", None) is not None else []
     return LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=targets,
-        modules_to_save=[pooler, "classifier"],
+        modules_to_save=[pooler, "classifier", *skip],
         fan_in_fan_out=all(isinstance(module, Conv1D) for module in adapted),  # as GPT-2's weights lie
     )
 

@@ -21,9 +21,11 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig, read_config
-from lstmpool.families_lstmpool import QUANTISE_LATER, quantisation_of
-from lstmpool.fields_lstmpool import SINGLE
+from lstmpool.families_lstmpool import QUANTISE_LATER, quantisation_of, stated_token_pooling
+from lstmpool.fields_lstmpool import APART, SINGLE
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
+from lstmpool.pairs_lstmpool import pair_template
+from lstmpool.pooling_lstmpool import LinearSkip
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.flags.rules import MODEL, Flags, check
@@ -140,6 +142,38 @@ class Backbone:
         except ValueError as error:
             raise InputError(error) from None
 
+    def stated_pooling(self, config: PretrainedConfig) -> tuple[str, str] | None:
+        """The token pooling that the backbone was trained with for sentence vectors, and the file that says so."""
+        return stated_token_pooling(self.path, config, **self.loading)
+
+    def token_pooling(
+        self, config: PretrainedConfig, asked: str | None, stated: tuple[str, str] | None
+    ) -> tuple[str, str]:
+        """The token pooling of a new model on this backbone, of the loaded `config`, and in words why it is that one.
+
+        `asked` is `--token_pooling`. Unset, it is what the backbone has `stated` for itself, else the default of its
+        family.
+        """
+        if asked is not None:
+            return asked, "as --token_pooling says"
+        if stated is not None:
+            pooling, file = stated
+            return pooling, f"as the backbone's {file} says"
+        return LstmPoolConfig(backbone_config=config).token_pooling, "the default of its family"
+
+    def with_template(self, fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """`fields`, with what `tokenizer` puts around two texts if they are read apart.
+
+        Raises:
+            InputError: if the tokenizer puts nothing between them.
+        """
+        if fields["pair_encoding"] != APART:
+            return fields
+        try:
+            return fields | {"pair_template": pair_template(tokenizer)}
+        except ValueError as error:
+            raise InputError(f"{self.flag} {self.title}: {_first_lines(error)}") from None
+
     def load_model(self, fields: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
         """Loads the model in float32, and says whether its classifier is new.
 
@@ -176,6 +210,9 @@ class Backbone:
             setattr(config, name, fields[name])
         model.classifier = nn.Linear(model.classifier.in_features, config.num_labels)
         model._init_weights(model.classifier)
+        if config.linear_skip:
+            model.linear_skip = LinearSkip(config)
+            model._init_weights(model.linear_skip)
         return model, True
 
     def load_tokenizer(self, max_seq_length: int | None) -> PreTrainedTokenizerBase:

@@ -9,8 +9,9 @@ that the disk has damaged is found, and made again. No other file is ever remove
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,25 +27,28 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.data.data_collator import DataCollator
 
+from lstmpool.fields_lstmpool import APART
 from lstmpool.training.data.order import by_length
 from lstmpool.training.errors import InputError
 from lstmpool.training.writing import DIGEST_SIZE, digest_of, writing
 
 
 CACHE = Path(HF_HOME) / "lstmpool"  # beside the library's own caches, so never in an output folder
+FIRST_STAGE = "first_stage"  # a folder in it; what is there goes when its command is done
+KEPT_FOR = 7 * 24 * 60 * 60  # seconds: what a command that was killed has left, and nobody went on with
 DTYPES = {"float32": np.float32, "float16": np.float16}
 SEAL = b"blake2b "  # begins the last bytes of a file; the digest of all before follows
 SEAL_SIZE = len(SEAL) + 2 * DIGEST_SIZE
 
 
 class StatesCollator:
-    """Makes batches of cached rows: `layer_states` (B, L, H) in float32, and `labels` where there are any."""
+    """Makes batches of cached rows: `layer_states` (B, L, S) in float32, and `labels` where there are any."""
 
-    def __init__(self, layers: int, hidden: int):
-        self.shape = (-1, layers, hidden)
+    def __init__(self, layers: int, width: int):
+        self.shape = (-1, layers, width)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        states = np.stack([row["layer_states"] for row in rows])  # (B, L * H)
+        states = np.stack([row["layer_states"] for row in rows])  # (B, L * S)
         batch = {"layer_states": torch.from_numpy(states.astype(np.float32)).view(self.shape)}
         if "labels" in rows[0]:
             labels = np.array([row["labels"] for row in rows])
@@ -62,7 +66,7 @@ def cached_states(
     folder: Path | None = None,
     title: str = "texts",
 ) -> Dataset:
-    """The rows of `tokens` with `layer_states` (L * H) in place of the tokenizer's columns; `labels` stay.
+    """The rows of `tokens` with `layer_states` (L * S) in place of the tokenizer's columns; `labels` stay.
 
     Args:
         model: its backbone runs, in eval mode, on the device where it is.
@@ -92,6 +96,21 @@ def cached_states(
     if labels is not None:  # added before `select`: on selected rows, `add_column` copies all states to memory
         states = states.add_column("labels", labels.take(pyarrow.array(order)))
     return states.select(np.argsort(order)).with_format("numpy")
+
+
+def states_folder(output_dir: str) -> Path:
+    """Where the layer states of the runs of a command lie. They are large, and nobody's business afterwards."""
+    name = hashlib.blake2b(str(Path(output_dir).resolve()).encode(), digest_size=8).hexdigest()
+    return CACHE / FIRST_STAGE / name
+
+
+def forget_states(folder: Path) -> None:
+    """Removes the layer states of a command's runs, and what others have left that were killed long ago."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for left in folder.parent.glob("*"):
+        with suppress(OSError):  # another command may remove it meanwhile
+            if time.time() - left.stat().st_mtime > KEPT_FOR:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def damage(path: Path) -> str:
@@ -148,7 +167,7 @@ def _write(
 ) -> None:
     """Writes the file, which takes its place once it is whole. The caller holds its lock."""
     base = model.base_model.eval()
-    width = len(model.config.layers) * model.config.hidden_size
+    width = len(model.config.layers) * model.config.state_size
     column_type = pyarrow.list_(pyarrow.from_numpy_dtype(DTYPES[dtype]), width)
     schema = pyarrow.schema({"layer_states": column_type})
     with writing(path) as unfinished:  # this first removes what a killed run left, so its room counts as free
@@ -157,7 +176,7 @@ def _write(
             for start in tqdm(range(0, len(tokens), batch_size), desc=f"layer states of {title}", leave=False):
                 rows = [tokens[i] for i in range(start, min(start + batch_size, len(tokens)))]
                 batch = {name: value.to(base.device) for name, value in collator(rows).items()}
-                states = base(**batch).layer_states.flatten(1)  # (B, L * H)
+                states = base(**batch).layer_states.flatten(1)  # (B, L * S)
                 flat = _cast(states.float().cpu().numpy().ravel(), dtype)
                 column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), width)
                 writer.write_batch(pyarrow.record_batch([column], schema=schema))
@@ -171,10 +190,11 @@ def _check_room(folder: Path, needed: int, dtype: str, title: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         half = "--layer_cache float16, which takes half as much, or " if dtype == "float32" else ""
+        other = "" if folder.parent.name == FIRST_STAGE else f" give {half}--layer_cache no;"
         raise InputError(
             f"the layer states of {title} take {needed / 1e9:,.3f} GB in {folder}, found {free / 1e9:,.3f} GB free. "
-            f"Free some space: old *.arrow files there may be deleted; give {half}--layer_cache no; or set HF_HOME "
-            "to a folder on another disk."
+            f"Free some space: old *.arrow files there may be deleted;{other} or set HF_HOME to a folder on another "
+            "disk."
         )
 
 
@@ -192,11 +212,13 @@ def _cast(states: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _digest(model: PreTrainedModel, tokens: Dataset, dtype: str) -> str:
-    """A digest of the backbone's weights and config, the layers and vectors read, the tokens in order, and `dtype`."""
+    """A digest of the backbone's weights and config, what is read and how, the tokens in order, and `dtype`."""
     config = model.config
     backbone = {name: value for name, value in config.backbone_config.to_dict().items() if not name.startswith("_")}
     backbone.pop("transformers_version", None)
     settings = [dtype, config.layers, config.token_readout, backbone, sorted(tokens.column_names)]
+    if config.pair_encoding == APART:
+        settings.append([APART, config.pair_template])
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr(settings).encode())
     for name, tensor in model.base_model.backbone.state_dict().items():

@@ -14,6 +14,10 @@ from lstmpool.training.flags.rules import WITH_LAYERS, Flags, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
 
 
+# Of the new layers, those that start at weights which fit already: they learn at the backbone's rate, not the head's.
+START_FITTED = ("linear_skip",)
+
+
 def check_layers(args: ModelArguments, config: LstmPoolConfig) -> None:
     """Raises InputError if `args` freeze or re-initialise more layers than there are, or do both to one layer."""
     check(WITH_LAYERS, Flags(args, layers=config.layers[-1]))
@@ -59,14 +63,43 @@ def learning_rates(model: PreTrainedModel, args: TrainingArguments) -> dict[str,
             steps |= {name: len(stack) - 1 - layer for name in names if name.startswith(start)}
         rates |= {name: args.learning_rate * decay ** steps[name] for name in names if name in steps}
     if head is not None:
-        rates |= {name: head for name in names if ".backbone." not in f".{name}"}
+        rates |= {name: head for name in names if _learns_at_head_rate(name)}
     return rates
+
+
+def _learns_at_head_rate(name: str) -> bool:
+    """Whether a parameter of this name belongs to a new layer that starts at random weights."""
+    parts = name.split(".")
+    return "backbone" not in parts and not any(part in START_FITTED for part in parts)
 
 
 def trained_head(model: PreTrainedModel) -> nn.Linear:
     """The classifier that is trained and saved. With adapters, that is peft's copy of the model's own."""
-    copies = getattr(model.classifier, "modules_to_save", None)
-    return model.classifier if copies is None else copies[model.active_adapter]
+    return _trained(model, model.classifier)
+
+
+def trained_skip(model: PreTrainedModel) -> nn.Linear | None:
+    """The linear map beside the classifier that is trained and saved, as `trained_head`; None if there is none."""
+    skip = getattr(model, "linear_skip", None)
+    return None if skip is None else _trained(model, skip)
+
+
+def _trained(model: PreTrainedModel, module: nn.Module) -> nn.Linear:
+    copies = getattr(module, "modules_to_save", None)
+    return module if copies is None else copies[model.active_adapter]
+
+
+def switch_off_dropout(backbone: nn.Module) -> None:
+    """From now on, `backbone` gives the same in training as in evaluation. Its config stays as it is.
+
+    Modules hold the probability of dropout as the `p` of a `Dropout`, or as a number under a name with "drop" in it.
+    """
+    for part in backbone.modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd):
+            part.p = 0.0
+        for name, value in vars(part).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
 
 
 def not_finite(model: nn.Module) -> str:

@@ -52,6 +52,8 @@ class CardContents:
     lora: ModelArguments | None = None  # how the adapters were made, if there are any
     data_args: DataArguments | None = None  # where the rows came from; unset: nowhere that others can look up
     results: dict[str, dict[str, float]] = field(default_factory=dict)  # by split and metric
+    caveats: list[str] = field(default_factory=list)  # warnings, in Markdown
+    about_linear: str = ""  # what there is to say of the linear baseline beyond its numbers
 
     @property
     def task(self) -> type[Task]:
@@ -74,12 +76,14 @@ def model_card(run: CardContents) -> str:
         family=markdown.name(run.config.backbone_config.model_type),
         pooling=_pooling(run.config),
         token_pooling=run.config.token_pooling,
+        linear_skip=run.config.linear_skip,
         layers=", ".join(map(str, run.config.layers)),
         outputs=_outputs(run),
         adapter=run.is_adapter,
         snippet=markdown.code_block("\n".join(run.snippet), "python"),
         results=markdown.table(run.table),
         best=run.best,
+        about_linear=run.about_linear,
         searched=run.args.hp_search,
         chose_epoch="validation" in run.data and run.args.do_train and run.args.load_best_model_at_end,
         judged_on=judged_on,
@@ -87,6 +91,7 @@ def model_card(run: CardContents) -> str:
         calibration=_calibration(run.learned, judged_on),
         thresholds=_thresholds(run.learned, judged_on),
         plots=run.plots,
+        caveats=run.caveats,
         data=_data(run),
         trained=run.args.do_train,
         settings=_settings(run),

@@ -25,6 +25,7 @@ NO_MATTER_EITHER = {
     *("per_device_eval_batch_size", "eval_accumulation_steps"),  # so a run can go on after it ran out of memory here
     *("test_file", "test_split_name", "do_predict", "max_predict_samples"),
     *("save_total_limit", "local_rank", "predictions_format", "predictions_with_text", "raw_csv", "debug"),
+    "baselines",  # which were off by default in earlier releases
     *("hp_search", "hp_space"),  # the values that were found count instead, see `Search`
 }
 
@@ -33,6 +34,7 @@ def settings_of(model: ModelArguments, data: DataArguments, training: TrainingAr
     """The arguments that decide how a run ends, as values that JSON knows."""
     settings = asdict(model) | asdict(data) | training.to_dict()
     settings["processes"] = training.world_size
+    settings |= training.limits._asdict()
     names = [name for name in settings if not name.startswith(NO_MATTER) and name not in NO_MATTER_EITHER]
     return json.loads(json.dumps({name: settings[name] for name in sorted(names)}, default=str))
 

@@ -20,11 +20,11 @@ def prediction_table(task: Task, logits: np.ndarray, rows: Split, with_text: boo
     half, separated by |. Of more than `SCORED` labels, one column `score` has the probabilities of those predicted. In
     a regression it is the number; several numbers are in `prediction_NAME` each.
     """
-    columns: dict[str, Any] = {"id": rows.ids}
+    columns: dict[str, Any] = {"id": list(rows.ids)}
     if with_text:
-        columns["text"] = rows.texts
+        columns["text"] = list(rows.texts)
         if rows.pairs:
-            columns["text_pair"] = rows.pairs
+            columns["text_pair"] = list(rows.pairs)
     columns |= task.prediction_columns(logits)
     return pandas.DataFrame(columns)
 

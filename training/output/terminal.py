@@ -5,6 +5,9 @@ import math
 from transformers import PreTrainedModel, Trainer
 
 from lstmpool.training.errors import as_line
+from lstmpool.training.evaluation.baselines import Baselines
+from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.loop.trainer_arguments import budget_of
 from lstmpool.training.output.markdown import python_text, visible
 from lstmpool.training.tasks.task import Task
 
@@ -40,6 +43,18 @@ def describe_model(model: PreTrainedModel, title: str) -> str:
     return f"{line}; adapters: {adapters:,} parameters. Trained: {trained}."
 
 
+def describe_length(args: TrainingArguments, rows: int) -> str:
+    """Says how many steps will be trained, and what sets another number."""
+    length, usual = budget_of(args, rows), TrainingArguments.num_train_epochs
+    line = f"Training: {length.steps} steps on {rows} rows, {length.epochs:.3g} epochs"
+    if args.bf16:
+        line += ", in bfloat16 where that is safe (--bf16 False: in float32)"
+    if not args.limits.least_steps or length.epochs == usual:
+        return f"{line}."
+    few = f"since {usual:g} are fewer than {args.limits.least_steps} steps"
+    return f"{line}, {few}; --num_train_epochs sets another number."
+
+
 def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
     """Says which checkpoint was kept, and why."""
     state, args = trainer.state, trainer.args
@@ -48,8 +63,36 @@ def describe_best(trainer: Trainer, titles: dict[str, str]) -> str:
     if not args.load_best_model_at_end or state.best_model_checkpoint is None:  # None: the metric was always NaN
         return f"The model after the last step, {state.global_step}, was kept."
     metric = args.metric_for_best_model
+    title = titles.get(metric, metric)
     epoch = state.best_global_step * state.epoch / state.global_step
-    return f"Epoch {epoch:.3g} was kept: validation {titles.get(metric, metric)} {state.best_metric:.3f}."
+    kept = f"validation {title} {state.best_metric:.3f}"
+    has_start = any("start" in entry for entry in state.log_history)
+    values = {entry["step"]: entry[f"eval_{metric}"] for entry in state.log_history if f"eval_{metric}" in entry}
+    start = values.pop(0, None) if has_start else None  # it counts only if it was evaluated
+    if start is None:
+        return f"Epoch {epoch:.3g} was kept: {kept}."
+    if state.best_global_step:
+        return f"Stage 2 was kept, at epoch {epoch:.3g}: {kept}, {_number(start)} after stage 1."
+    later = [value for value in values.values() if not math.isnan(value)]
+    best = (max if args.greater_is_better else min)(later, default=math.nan)
+    return f"Stage 1 was kept: {kept}; training everything from there gave {_number(best)} at best."
+
+
+def about_linear(baselines: Baselines, title: str) -> list[str]:
+    """What there is to say of the linear model beyond its numbers: a line or two, or none.
+
+    The warning, if it is better than the trained model, stands last. `title`: of the headline metric.
+    """
+    lines = [baselines.drawn] if baselines.drawn else []
+    lead = baselines.lead
+    if lead is not None:
+        doubt = "" if lead.is_clear else ", but not clearly,"
+        lines.append(
+            f"Warning: a linear model on the backbone's vectors is better than this model{doubt} on {lead.split}: "
+            f"{title} {_number(lead.linear)} beside {_number(lead.trained)}. Train on more rows or for more steps, "
+            "or use the linear model."
+        )
+    return lines
 
 
 def rows_of(

@@ -6,11 +6,20 @@ To leave another file, name it in `_files`.
 import time
 from typing import Any
 
+from lstmpool.training.data.summary import remarks
+from lstmpool.training.evaluation.results import no_label_given, nothing_learnt
+from lstmpool.training.model.starts import loss_of_prior
+from lstmpool.training.output import markdown
 from lstmpool.training.output.artifacts import Writers, plots_of, predictions_of
 from lstmpool.training.output.folder import handover, json_writer, text_writer, write_output
-from lstmpool.training.output.markdown import visible
 from lstmpool.training.output.model_card import CardContents, model_card
-from lstmpool.training.output.terminal import describe_best, loading_lines, rows_of, text_table
+from lstmpool.training.output.terminal import (
+    about_linear,
+    describe_best,
+    loading_lines,
+    rows_of,
+    text_table,
+)
 from lstmpool.training.runs.state import State
 
 
@@ -19,15 +28,20 @@ def write_files(state: State) -> None:
     table = _table(state)
     best = describe_best(state.trainer, state.job.task.titles)
     saves_model = _has_new_weights(state)
+    warnings = _warnings(state)
     plots = plots_of(state.evaluation, state.trainer.state.log_history)
     files = _files(state, plots)
     if saves_model:
-        files["README.md"] = text_writer(_card(state, table, best, list(plots)))
+        files["README.md"] = text_writer(_card(state, table, best, list(plots), warnings))
     write_output(state.folder, state.model if saves_model else None, state.job.tokenizer, files)
     if state.start.within:
         handover(state.final)
     print(f"\n{text_table(table)}\n\n{best}")
-    print(f"Done in {time.monotonic() - state.began:.0f} s. {visible(str(state.shown))} holds", end=" ")
+    for line in _about_linear(state):
+        print(line)
+    for warning in warnings:
+        print(f"Warning: {warning}")
+    print(f"Done in {time.monotonic() - state.began:.0f} s. {markdown.visible(str(state.shown))} holds", end=" ")
     if saves_model:
         lines = _loading_lines(state, str(state.shown))
         print("the model; these lines load it:\n\n" + "\n".join(lines))
@@ -52,11 +66,16 @@ def _files(state: State, plots: Writers) -> Writers:
     return files
 
 
+def _about_linear(state: State) -> list[str]:
+    task = state.job.task
+    return about_linear(state.baselines, task.titles[task.headline])
+
+
 def _table(state: State) -> list[list[str]]:
     """The table of results, with a head."""
     task, config = state.job.task, state.model.config
     results = {f"{config.layer_pooling} over {len(config.layers)} layers": state.evaluation.results}
-    results |= state.baselines
+    results |= state.baselines.scores
     return rows_of(results, task.titles, task.headline, state.evaluation.intervals)
 
 
@@ -64,11 +83,41 @@ def _metrics(state: State) -> dict[str, Any]:
     """The contents of metrics.json."""
     metrics = {"problem_type": state.job.task.problem_type, "data": state.summary}
     metrics |= state.evaluation.record()
-    metrics["baselines"] = state.baselines
+    metrics["baselines"] = state.baselines.scores
+    starts = [entry["start"] for entry in state.trainer.state.log_history if "start" in entry]
+    if starts:
+        metrics["stage_1_out_of_fold"] = dict(sorted(starts[0].items()))  # a checkpoint holds them in this order
     return metrics
 
 
-def _card(state: State, table: list[list[str]], best: str, plots: list[str]) -> str:
+def _warnings(state: State) -> list[str]:
+    """What the results warn of, a line each."""
+    lines = []
+    if state.args.do_train:
+        labels = state.job.splits["train"].labels
+        lines = nothing_learnt(state.evaluation, labels, _losses(state, labels))
+    return lines + no_label_given(state.evaluation, tuned=state.args.tune_thresholds)
+
+
+def _losses(state: State, labels: Any) -> tuple[float, float] | None:
+    """The last training loss and that of one answer for all rows, if they are of the same kind: the model's own."""
+    logged = [entry["loss"] for entry in state.trainer.state.log_history if "loss" in entry]
+    if not logged or state.trainer.compute_loss_func is not None:
+        return None
+    targets = labels if state.scale is None else state.scale.divide(labels)
+    return logged[-1], loss_of_prior(targets, state.job.task)
+
+
+def _caveats(state: State, warnings: list[str]) -> list[str]:
+    """The warnings before and after training, in Markdown."""
+    before = []
+    if state.args.do_train:
+        weighted = state.args.class_weights is not None
+        before = remarks(state.job.splits, state.job.task, weighted, named=markdown.name)
+    return before + warnings
+
+
+def _card(state: State, table: list[list[str]], best: str, plots: list[str], warnings: list[str]) -> str:
     """The model card. `table`: of results; `best`: which checkpoint was kept; `plots`: names of files."""
     job = state.job
     name = state.shown.resolve().name
@@ -88,6 +137,8 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str]) -> 
         command=job.command,
         data_args=job.data_args,
         results=state.evaluation.results,
+        caveats=_caveats(state, warnings),
+        about_linear=" ".join(_about_linear(state)),
     )
     return model_card(run)
 

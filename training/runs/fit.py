@@ -4,11 +4,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
+from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.summary import data_lines, describe_data
-from lstmpool.training.evaluation.baselines import fit_baselines, top_states
 from lstmpool.training.evaluation.learned_head import Arrays, Learned, calibrate, find_thresholds, fold_scale
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
@@ -18,23 +18,36 @@ from lstmpool.training.loop.interruption import stop_at_step
 from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.measuring import TrainerMetrics
 from lstmpool.training.loop.progress import Progress
-from lstmpool.training.loop.trainer import LstmPoolTrainer
-from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments
+from lstmpool.training.loop.trainer import EarlyStoppingCallback, LstmPoolTrainer
+from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments, within_limits
 from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.layer_cache import CACHE, StatesCollator, cached_states
+from lstmpool.training.model.linear_start import ROWS
+from lstmpool.training.model.starts import set_prior
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.model.token_limits import TokenLimits
-from lstmpool.training.model.trainable_parts import learning_rates, prepare_layers, trained_head
+from lstmpool.training.model.trainable_parts import (
+    learning_rates,
+    prepare_layers,
+    switch_off_dropout,
+    trained_head,
+    trained_skip,
+)
 from lstmpool.training.output.folder import check_resumed, prepare_output
 from lstmpool.training.output.lock import locked
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
-from lstmpool.training.output.terminal import describe_model
+from lstmpool.training.output.terminal import describe_length, describe_model
+from lstmpool.training.runs.baseline import baselines_of, frozen_vectors
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.runs.stages import start_head
 from lstmpool.training.runs.state import Extras, State
 from lstmpool.training.tasks.losses import MeanLoss
 from lstmpool.training.tasks.task import LossSettings
+
+
+CHOSEN = ("token_pooling", "linear_skip", "pair_encoding", "pair_template")  # fields of a new model, for its backbone
 
 
 def fit(
@@ -70,13 +83,16 @@ def fit(
 
 # ---------------------------------------------------------------------------------------------------------------- read
 def read(state: State) -> None:
-    """Looks at the rows and their tokens, and says what they are like."""
+    """Looks at the rows and their tokens, says what they are like, and settles how long the run is."""
     job = state.job
     datasets = {name: tokens.choose(tokens.dataset) for name, tokens in state.tokens.items()}
     cut = {name: tokens.cut for name, tokens in state.tokens.items()}
     state.summary = describe_data(job.splits, datasets, cut, job.task)
     lines = ["Data:", *data_lines(state.summary, job.tokenizer.model_max_length)]
     print("\n".join(lines), flush=True)
+    if state.args.do_train:
+        tokens = state.summary["train"]["tokens"]["median"]
+        state.args = within_limits(state.args, len(job.splits["train"]), tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------- load
@@ -84,16 +100,18 @@ def load(state: State) -> None:
     """Loads the model, and prepares the output folder and what Trainer reads."""
     job, args = state.job, state.args
     set_seed(args.seed)
-    state.model, is_fresh = _load_model(state)  # before an earlier run is replaced: the model may be refused
+    state.model, state.is_fresh = _load_model(state)  # before an earlier run is replaced: the model may be refused
     resumed_from = state.start.resumed_from if isinstance(state.start, Resume) else ""
     state.record = RunRecord.of(job.settings, job.splits, resumed_from)
     _prepare_folder(state)
     state.scale = None
     if job.task.has_numbers and args.do_train and args.standardize_targets:
         state.scale = TargetScale(job.splits["train"].labels)
-        state.scale.switch_on(trained_head(state.model), is_fresh)
+        state.scale.switch_on(trained_head(state.model), state.is_fresh, trained_skip(state.model))
+    if state.is_fresh and args.do_train and not state.resumed and not job.model_args.original_defaults:
+        set_prior(trained_head(state.model), state.targets("train"), job.task, args.class_weights == "balanced")
     print(describe_model(state.model, job.backbone.title), flush=True)
-    state.inputs = {name: tokens.with_labels(_targets(state, name)) for name, tokens in state.tokens.items()}
+    state.inputs = {name: tokens.with_labels(state.targets(name)) for name, tokens in state.tokens.items()}
     state.collator = DataCollatorWithPadding(job.tokenizer)  # each batch is padded to its longest text
     if state.caches_states:
         _read_layer_states(state)
@@ -104,15 +122,37 @@ def _load_model(state: State) -> tuple[PreTrainedModel, bool]:
     """The model, with adapters if they are wanted, and whether its classifier is new."""
     job = state.job
     with quiet_loading():
-        model, is_fresh = job.backbone.load_model(job.fields)
+        model, is_fresh = job.backbone.load_model(_fields(state))
     job.check_tokens(state.tokens, TokenLimits.of(model))
     prepare_layers(model, job.model_args)
+    if is_fresh and state.has_two_stages and len(job.splits["train"]) <= ROWS:
+        # the linear model is fitted without dropout, in which features that hardly vary between texts would drown
+        switch_off_dropout(model.base_model.backbone)
     if job.model_args.peft:
         from lstmpool.training.model.adapters import add_adapters  # peft may not be installed
 
         model = add_adapters(model, job.model_args, job.backbone)
     learning_rates(model, state.args)  # called for its errors: they should come before the caches are filled
     return model, is_fresh
+
+
+def _fields(state: State) -> dict[str, Any]:
+    """The fields of the model. A run that goes on keeps what was chosen when it began, unless a flag names another.
+
+    An earlier release may have chosen otherwise.
+    """
+    job = state.job
+    if not state.resumed or job.model_args.init_from:
+        return job.fields
+    try:
+        begun = LstmPoolConfig.from_pretrained(state.resumed)
+    except (OSError, ValueError):  # `check_resumed` will say so
+        return job.fields
+    kept = {name: getattr(begun, name) for name in CHOSEN if not getattr(job.model_args, name, None)}
+    changed = [name for name in kept if kept[name] != job.fields.get(name) and name != "pair_template"]
+    for name in changed:
+        print(f"{name} {kept[name]}, with which this run began.", flush=True)
+    return job.fields | kept
 
 
 def _prepare_folder(state: State) -> None:
@@ -134,14 +174,6 @@ def _prepare_folder(state: State) -> None:
     args.distributed_state.wait_for_everyone()
 
 
-def _targets(state: State, split: str) -> list[Any] | None:
-    """The labels of a split as the model is trained on them."""
-    labels = state.job.splits[split].labels
-    if labels is None or state.scale is None:
-        return labels
-    return state.scale.divide(labels)
-
-
 def _read_layer_states(state: State) -> None:
     """Has Trainer read the layer states of the frozen backbone in place of tokens."""
     args, model = state.args, state.model
@@ -156,7 +188,7 @@ def _read_layer_states(state: State) -> None:
                 dtype=args.layer_cache,
                 title=name,
             )
-    state.collator = StatesCollator(len(model.config.layers), model.config.hidden_size)
+    state.collator = StatesCollator(len(model.config.layers), model.config.state_size)
     print(f"Layer states: computed once, and kept in {CACHE}.", flush=True)
 
 
@@ -164,10 +196,11 @@ def _read_layer_states(state: State) -> None:
 def train(state: State) -> None:
     """Trains, if that is wanted, and ends with the best epoch's weights."""
     state.trainer = _trainer(state)
-    state.frozen_states = {}
-    if state.args.baselines:
-        state.frozen_states = {name: top_states(state.trainer, state.inputs[name]) for name in state.labelled}
+    if state.begins_with_stage_1:
+        start_head(state)
+    state.frozen_vectors = frozen_vectors(state)
     if state.args.do_train:
+        print(describe_length(state.args, len(state.job.splits["train"])), flush=True)
         with stop_at_step(state.trainer):
             state.trainer.train_from(str(state.resumed) if state.resumed else None)
     if state.job.model_args.merge:  # before measuring, so that the model that is measured is the one that is saved
@@ -203,25 +236,25 @@ def _trainer(state: State) -> LstmPoolTrainer:
 # ------------------------------------------------------------------------------------------------------------- measure
 def measure(state: State) -> None:
     """Folds what validation teaches into the weights, and measures what the model then gives."""
-    job, args = state.job, state.args
-    splits = [name for name in state.inputs if name != "train" or args.baselines]  # train only beside the baselines
+    job = state.job
+    splits = [name for name in state.inputs if name != "train"]
     logits = {name: predict_logits(state.trainer, state.inputs[name]) for name in splits}
     targets = {name: np.asarray(job.splits[name].labels) for name in splits if name in state.labelled}
     logits, learned = _learn_from_validation(state, logits, targets)
     state.evaluation = Evaluation.of(job.task, logits, targets, learned)
-    state.baselines = fit_baselines(state.frozen_states, targets, job.task) if args.baselines else {}
+    state.baselines = baselines_of(state, targets)
 
 
 def _learn_from_validation(state: State, logits: Arrays, targets: Arrays) -> Learned:
-    """Folds scale, temperature and thresholds, in this order, into the classifier. See `learned_head`."""
+    """Folds scale, temperature and thresholds, in this order, into the classifier and the skip. See `learned_head`."""
     task, args = state.job.task, state.args
-    head = trained_head(state.model)
+    head, skip = trained_head(state.model), trained_skip(state.model)
     learned: dict[str, Any] = {}
     if state.scale is not None:
-        logits, found = fold_scale(head, state.scale, logits)
+        logits, found = fold_scale(head, state.scale, logits, skip)
         learned |= found
     if args.calibrate:
-        logits, found = calibrate(head, task, logits, targets)
+        logits, found = calibrate(head, task, logits, targets, skip)
         learned |= found
     if task.has_thresholds and "validation" in targets:
         logits, found = find_thresholds(head, task, logits, targets, fold=args.tune_thresholds)

@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.trainer_utils import IntervalStrategy
 
+from lstmpool.fields_lstmpool import APART
 from lstmpool.training.data.holdout import hold_out
+from lstmpool.training.data.order import lengths_of
 from lstmpool.training.data.rows import Split, read_splits
 from lstmpool.training.data.summary import remarks
 from lstmpool.training.errors import InputError, as_line, one_line
@@ -17,15 +21,22 @@ from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.conditions import Flags
 from lstmpool.training.flags.rules import WITH_TASK, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.backbone import Backbone
+from lstmpool.training.model.layer_cache import states_folder
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
-from lstmpool.training.tasks.multi_label import LabelTable
+from lstmpool.training.tasks.columns import Cells, LabelTable
 from lstmpool.training.tasks.task import SCORED, BestBy, Task
 
 
+HELD_OUT = 10_000  # rows are enough for validation, where nobody asks for another share
+
+
 def as_column(labels: Sequence[Any]) -> Any:
-    """What `Dataset.add_column` makes a column of: the labels, or a table of them as an array of bytes."""
+    """What `Dataset.add_column` makes a column of: the labels in Arrow, a row of a table as a list."""
+    if isinstance(labels, Cells):
+        return labels.array
     if not isinstance(labels, LabelTable):
         return labels
     table = np.asarray(labels)  # (N, C)
@@ -53,8 +64,13 @@ class Tokens:
         if self.chosen is not None:
             source = np.zeros(len(self.dataset), dtype=int)
             source[self.chosen] = np.arange(len(labels))
-            labels = labels[source] if isinstance(labels, LabelTable) else [labels[row] for row in source]
+            labels = labels[source] if isinstance(labels, (Cells, LabelTable)) else [labels[row] for row in source]
         return self.dataset.add_column("labels", as_column(labels))
+
+    @property
+    def median_length(self) -> float:
+        """The number of tokens of the median row."""
+        return float(np.median(lengths_of(self.choose(self.dataset))))
 
     def choose(self, dataset: Dataset) -> Dataset:
         """The chosen rows of `dataset`, which has a row for each row of the tokens."""
@@ -75,6 +91,10 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     settings: dict[str, Any]  # see `settings_of`
     command: list[str]  # as it was typed, for the model card
+    held_out: bool = False  # whether the validation rows are some of the training file's
+    said: tuple[str, ...] = ()  # lines on what was chosen for a new model, and why
+    why_one_stage: str = ""  # empty if there are two, see `stages`
+    states_folder: Path = Path()  # where the layer states of the first stage lie meanwhile
 
     @property
     def is_adapter(self) -> bool:
@@ -86,6 +106,12 @@ class Job:
         """Whether a row is a pair of texts."""
         return next(iter(self.splits.values())).pairs is not None
 
+    def arguments(self, args: TrainingArguments) -> TrainingArguments:
+        """The arguments for the rows at hand: without validation rows, nothing is evaluated during training."""
+        if not args.do_eval or "validation" in self.splits or self.data_args.cv_folds:
+            return args
+        return changed(args, do_eval=False, eval_strategy=IntervalStrategy.NO, load_best_model_at_end=False)
+
     def encode(self) -> dict[str, Tokens]:
         """The rows of each split as tokens. Raises InputError if the backbone cannot read them."""
         tokens = {name: self._tokens_of(name) for name in self.splits}
@@ -94,6 +120,7 @@ class Job:
             limits = TokenLimits.of_config(config)
         if limits is not None:  # else `check_tokens` will see
             self.check_tokens(tokens, limits)
+        pyarrow.default_memory_pool().release_unused()
         return tokens
 
     def _tokens_of(self, name: str) -> Tokens:
@@ -145,24 +172,121 @@ def read_job(
     places = {name: place for name, place in places.items() if wanted[name]}
     finished = config if model_args.init_from else None
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
-    if args.do_eval and "validation" not in splits and not data_args.cv_folds:
-        splits = _with_validation(splits, task, data_args)
+    why = why_one_stage(model_args, args, task)
+    held_out = "validation" not in splits
+    if args.do_eval and held_out and not data_args.cv_folds:
+        few = args.limits.few_rows if not why else 0
+        if len(splits["train"]) < few:
+            print(f"No validation rows: fewer than {few} training rows, of which none are held out for validation.")
+        else:
+            splits = _with_validation(splits, task, data_args)
+    pyarrow.default_memory_pool().release_unused()  # what reading took, the system may have back
     _check_labels(splits, task, args)
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
     best = task.best_by(args.metric_for_best_model)
-    fields = model_args.config_fields() | task.config_fields
-    check_layers(model_args, backbone.check_fields(config, fields))
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
-    return Job(model_args, data_args, backbone, fields, splits, task, best, tokenizer, settings, command)
+    fields = model_args.config_fields() | task.config_fields
+    if model_args.pair_encoding == APART:
+        _check_pairs(splits)
+    said = [f"One stage: {why}."] if why and _is_news(model_args, args) else []
+    if finished is None:
+        reads_pairs = next(iter(splits.values())).pairs is not None
+        chosen, reasons = choose_fields(backbone, config, tokenizer, model_args, reads_pairs, two_stages=not why)
+        fields |= chosen
+        said += reasons
+    config = backbone.check_fields(config, fields)
+    check_layers(model_args, config)
+    if config.pair_encoding == APART:
+        _check_pairs(splits)
+    return Job(
+        model_args,
+        data_args,
+        backbone,
+        fields,
+        splits,
+        task,
+        best,
+        tokenizer,
+        settings,
+        command,
+        held_out=held_out,
+        said=tuple(said),
+        why_one_stage=why,
+        states_folder=states_folder(args.output_dir),
+    )
+
+
+def why_one_stage(model_args: ModelArguments, args: TrainingArguments, task: Task) -> str:
+    """Says why a run trains everything from a random head; empty if it has the two stages of `stages`."""
+    if model_args.original_defaults:
+        return "as --original_defaults says"
+    if model_args.stages == "one":
+        return "as --stages says"
+    if model_args.init_from:
+        return "the model of --init_from has been trained"
+    if len(task.names) > SCORED:
+        return f"a linear model is for up to {SCORED} outputs, found {len(task.names)}"
+    if model_args.reinit_layers:
+        return "--reinit_layers replaces layers that a linear model would read"
+    if args.fsdp or args.deepspeed:
+        return "the model is spread over processes"
+    return ""
+
+
+def _is_news(model_args: ModelArguments, args: TrainingArguments) -> bool:
+    """Whether a user who trains may have expected two stages: no flag that is about them says otherwise."""
+    about_stages = model_args.original_defaults or model_args.stages == "one"
+    return args.do_train and not about_stages and not model_args.init_from
+
+
+def choose_fields(
+    backbone: Backbone,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    args: ModelArguments,
+    reads_pairs: bool,
+    two_stages: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """What a new model is given beyond the flags, and lines that say why.
+
+    The two texts of a pair are read apart where the backbone says that it was made for sentence vectors, if its
+    tokenizer allows it: such backbones have hardly seen pairs.
+    """
+    stated = None if args.original_defaults else backbone.stated_pooling(config)
+    pooling, reason = backbone.token_pooling(config, args.token_pooling, stated)
+    fields: dict[str, Any] = {"token_pooling": pooling, "linear_skip": two_stages or bool(args.linear_skip)}
+    said = [f"Token pooling: {pooling}, {reason}."]
+    if not reads_pairs:
+        return fields, said
+    encoding, reason = args.pair_encoding, "as --pair_encoding says"
+    if encoding is None:
+        encoding, reason = "joint", "as is usual"
+        if stated is not None:
+            encoding, reason = APART, "since the backbone was made for single texts"
+    fields["pair_encoding"] = encoding
+    try:
+        fields = backbone.with_template(fields, tokenizer)
+    except InputError:
+        if args.pair_encoding is not None:
+            raise
+        fields["pair_encoding"] = encoding = "joint"
+        reason = "since its tokenizer does not tell two texts apart"
+    said.append(f"Pairs: {encoding}, {reason}.")
+    return fields, said
+
+
+def _check_pairs(splits: dict[str, Split]) -> None:
+    """Raises InputError unless each row has two texts."""
+    for split in splits.values():
+        if split.pairs is None:
+            raise InputError(
+                f"{split.source}: expected two texts a row, which the model reads apart (pair_encoding), found one. "
+                "Name both columns, as in --text_column_names sentence1,sentence2, or use pair_encoding joint."
+            )
 
 
 def _check_labels(splits: dict[str, Split], task: Task, args: TrainingArguments) -> None:
     """Prints what the user should know of the labels. Raises InputError if they cannot be learnt as `args` say."""
-    if args.baselines and len(task.names) > SCORED:
-        raise InputError(
-            f"--baselines is for up to {SCORED} outputs, found {len(task.names)}: linear models of so many take "
-            "hours, and all the memory. Leave it out."
-        )
     if args.do_train:
         task.check_learnable(splits["train"].labels, splits["train"].source)
         for remark in remarks(splits, task, weighted=args.class_weights is not None):
@@ -171,7 +295,10 @@ def _check_labels(splits: dict[str, Split], task: Task, args: TrainingArguments)
 
 def _with_validation(splits: dict[str, Split], task: Task, args: DataArguments) -> dict[str, Split]:
     """Holds out some of the training rows as validation rows."""
-    train, held = hold_out(splits["train"], task, args.validation_size, args.shuffle_seed, args.max_eval_samples)
+    enough = args.max_eval_samples
+    if enough is None and args.validation_size == DataArguments.validation_size:
+        enough = HELD_OUT
+    train, held = hold_out(splits["train"], task, args.validation_size, args.shuffle_seed, enough)
     print(f"No validation rows: {len(held)} of the training rows, stratified, are held out for validation.")
     others = {name: split for name, split in splits.items() if name != "train"}
     return {"train": train, "validation": held} | others

@@ -7,8 +7,10 @@ from typing import Any
 
 from lstmpool.training.errors import InputError, did_you_mean
 from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.defaults import Limits
 from lstmpool.training.flags.documents import parse_document, read_text, typed
 from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.loop.trainer_arguments import changed, within_limits
 
 
 SCALES = ("log", "linear")
@@ -86,6 +88,25 @@ def space_of(model_args: ModelArguments, args: TrainingArguments) -> Space:
             reason = "the model of --init_from" if name in OF_MODEL else reason
             raise InputError(f"--hp_space: {name} changes nothing with {reason}. Leave it out.")
     return {name: _values(name, given) for name, given in space.items()}
+
+
+def of_rows(space: Space, args: TrainingArguments, rows: int, tokens: float = 1) -> tuple[Space, TrainingArguments]:
+    """The space and the arguments of a search that is to train on `rows`. `tokens`: of the median row.
+
+    Where the numbers of epochs are searched, they alone say how long a trial is. Those of the default space are for
+    runs that are long enough; where rows are few, each becomes as many times larger as the run without a search.
+    """
+    if "num_train_epochs" not in space:
+        return space, args
+    if args.hp_space is not None:
+        return space, changed(args, limits=Limits())
+    own = within_limits(args, rows, tokens).num_train_epochs
+    times = own / args.num_train_epochs
+    epochs = space["num_train_epochs"]
+    if times > 1:
+        epochs = replace(epochs, choices=tuple(sorted({float(round(choice * times)) for choice in epochs.choices})))
+    limits = args.limits._replace(least_steps=0)
+    return space | {"num_train_epochs": epochs}, changed(args, num_train_epochs=own, limits=limits)
 
 
 def _useless(model_args: ModelArguments, args: TrainingArguments) -> set[str]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.data.data_collator import DataCollator
 
-from lstmpool.training.evaluation.baselines import Scores
-from lstmpool.training.evaluation.learned_head import Arrays
+from lstmpool.training.evaluation.baselines import Baselines, Vectors
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
@@ -57,6 +57,7 @@ class State:
 
     # load
     model: PreTrainedModel = field(init=False)
+    is_fresh: bool = field(init=False)  # whether the classifier is new
     record: RunRecord = field(init=False)
     scale: TargetScale | None = field(init=False)  # of regression targets
     inputs: dict[str, Dataset] = field(init=False)  # what Trainer reads: tokens or layer states, and labels
@@ -64,11 +65,12 @@ class State:
 
     # train
     trainer: LstmPoolTrainer = field(init=False)
-    frozen_states: Arrays = field(init=False)  # (N, H) before training, for the baselines
+    top_states: np.ndarray | None = None  # (N, S) of the training rows, if stage 1 has read them all
+    frozen_vectors: dict[str, Vectors] = field(init=False)  # before training, for the linear baseline
 
     # measure
     evaluation: Evaluation = field(init=False)
-    baselines: dict[str, Scores] = field(init=False)
+    baselines: Baselines = field(init=False)
 
     @property
     def folder(self) -> Path:
@@ -94,6 +96,23 @@ class State:
     def caches_states(self) -> bool:
         """Whether Trainer reads the frozen backbone's layer states in place of tokens."""
         return self.job.model_args.freeze_backbone and self.args.layer_cache != "no"
+
+    @property
+    def has_two_stages(self) -> bool:
+        """Whether a new model starts at a linear model of the frozen layers, see `start_head`."""
+        return self.args.do_train and self.job.why_one_stage == ""
+
+    @property
+    def begins_with_stage_1(self) -> bool:
+        """Whether stage 1 is to be done now. A run that goes on has its start in the checkpoint."""
+        return self.has_two_stages and self.is_fresh and self.resumed is None
+
+    def targets(self, split: str) -> Any:
+        """The labels of a split as the model is trained on them; None if it has none."""
+        labels = self.job.splits[split].labels
+        if labels is None or self.scale is None:
+            return labels
+        return self.scale.divide(labels)
 
     @property
     def is_first_process(self) -> bool:

@@ -8,15 +8,19 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
 from lstmpool.training.errors import InputError, control_in
+from lstmpool.training.tasks.columns import distinct
 from lstmpool.training.tasks.label_names import look_of
 
 
 LONGEST_NAME = 10_000  # characters of a label
-Columns = dict[str, list[Any]]  # the values of each label column, row by row, by the column's name
+Columns = dict[str, Sequence[Any]]  # the values of each label column, row by row, by the column's name
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _DIGITS = r"(?:[0-9]+|[0-9]{1,3}(?:[ \u00a0\u2009\u202f'’.,][0-9]{3})+)(?:[.,][0-9]+)?"  # 1000, 1 000, 1.000,5
@@ -64,24 +68,25 @@ def is_nan(value: Any) -> bool:
 
 def are_zeros_and_ones(columns: Columns) -> bool:
     """Whether every cell of every column holds 0 or 1."""
-    return all(as_number(value) in (0, 1) for values in columns.values() for value in values)
+    return all(as_number(value) in (0, 1) for values in columns.values() for value in distinct(values).values)
 
 
-def numbers_of(values: list[Any], place: str) -> list[float]:
-    """The cells as finite numbers.
+def numbers_of(values: Sequence[Any], place: str) -> np.ndarray:
+    """The cells as finite numbers, (N,).
 
     Raises:
         InputError: for the first cell that holds no such number. `place` names the file and column in the message.
     """
-    numbers = []
-    for row, value in enumerate(values, 1):
+    found = distinct(values)
+    numbers = np.empty(len(found.values))
+    for i, (row, value) in enumerate(found.items()):
         number = as_number(value)
         if number is None or not math.isfinite(number):
             found = "nothing" if is_nan(value) else repr(value)
             remedy = "Write it as 1.5 or 1000" if is_written_number(value) else "Fill it in or leave the row out"
             raise InputError(f"{place}, row {row}: expected a number, found {found}. {remedy}.")
-        numbers.append(number)
-    return numbers
+        numbers[i] = number
+    return numbers[found.places]
 
 
 def check_names(names: list[Any], place: str) -> list[str]:

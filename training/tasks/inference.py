@@ -1,6 +1,7 @@
 """Decides once which task the labels set. The user says it, or a finished model does, or the cells show it."""
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -21,6 +22,7 @@ from lstmpool.training.tasks.cells import (
     vector_length,
     vectors_of,
 )
+from lstmpool.training.tasks.columns import Distinct, distinct
 from lstmpool.training.tasks.label_names import warnings_of
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
@@ -65,24 +67,29 @@ def infer_task(columns: Columns, problem_type: str | None = None, known: list[st
     return task
 
 
-def _with_names(kind: type[Task], column: str, values: list[Any], evidence: str, known: list[str] | None) -> Task:
+def _with_names(kind: type[Task], column: str, values: Sequence[Any], evidence: str, known: list[str] | None) -> Task:
     """The task whose names stand in the cells of one column."""
-    places = [f"column {column!r}, training row {row}" for row in range(1, len(values) + 1)]
+    different = distinct(values)
+    places = [f"column {column!r}, training row {row}" for row in different.rows]
     declared = check_names(known, f"column {column!r}, names that the data set declares") if known else None
     if kind is SingleLabel:
-        found = [SingleLabel.names_in(value, place) for value, place in zip(values, places, strict=True)]
-        return SingleLabel(declared or _all_names(found), evidence, warnings=_warnings(found, column, known))
-    cells = MultiLabel.cells_of(values)
+        found = [SingleLabel.names_in(value, place) for value, place in zip(different.values, places, strict=True)]
+        return SingleLabel(
+            declared or _all_names(found), evidence, warnings=_warnings(found, different, column, known)
+        )
+    cells = MultiLabel.cells_of(different.values)
     length = vector_length(cells)
     if length is not None:
         return MultiLabel([str(i) for i in range(length)], evidence, vectors=True)
     separator = _separator(columns={column: values})
     found = [MultiLabel.names_in(value, place, separator) for value, place in zip(cells, places, strict=True)]
-    return MultiLabel(declared or _all_names(found), evidence, separator, warnings=_warnings(found, column, known))
+    return MultiLabel(
+        declared or _all_names(found), evidence, separator, warnings=_warnings(found, different, column, known)
+    )
 
 
-def _warnings(found: list[list[str]], column: str, known: list[str] | None) -> tuple[str, ...]:
-    return () if known else tuple(warnings_of(found, f"column {column!r}"))
+def _warnings(found: list[list[str]], cells: Distinct, column: str, known: list[str] | None) -> tuple[str, ...]:
+    return () if known else tuple(warnings_of(found, cells, f"column {column!r}"))
 
 
 def task_of_model(config: LstmPoolConfig, columns: Columns) -> Task:
@@ -90,7 +97,7 @@ def task_of_model(config: LstmPoolConfig, columns: Columns) -> Task:
     names = [config.id2label[i] for i in range(config.num_labels)]
     evidence = "--init_from says so"
     if config.problem_type == MultiLabel.problem_type:
-        cells = [MultiLabel.cells_of(values) for values in columns.values()]
+        cells = [MultiLabel.cells_of(distinct(values).values) for values in columns.values()]
         vectors = len(cells) == 1 and vector_length(cells[0]) == len(names)
         return MultiLabel(names, evidence, _separator(columns), vectors)
     return TASKS[config.problem_type](names, evidence)
@@ -101,7 +108,7 @@ def _all_names(found: list[list[str]]) -> list[str]:
 
 
 def _separator(columns: Columns) -> str | None:
-    bars = any("|" in str(value) for values in columns.values() for value in values)
+    bars = any("|" in str(value) for values in columns.values() for value in distinct(values).values)
     return "|" if bars else None
 
 
@@ -111,8 +118,10 @@ def _look_at(columns: Columns, known: list[str] | None) -> tuple[type[Task], str
         if are_zeros_and_ones(columns):
             return MultiLabel, f"there are {len(columns)} label columns of zeros and ones"
         return Regression, f"there are {len(columns)} label columns"
-    name, values = next(iter(columns.items()))
-    rows = [(row, value) for row, value in enumerate(values, 1) if not is_missing(value)]
+    name, column = next(iter(columns.items()))
+    cells = distinct(column)
+    values = cells.values
+    rows = [(row, value) for row, value in cells.items() if not is_missing(value)]
     present = [value for _, value in rows]
     if any(isinstance(value, list) for value in present):
         length = vector_length(values)
@@ -134,7 +143,7 @@ def _look_at(columns: Columns, known: list[str] | None) -> tuple[type[Task], str
         return Regression, regression
     if has_words:
         return MultiLabel, f"column {name!r} holds {_parts_of(values)} separated by spaces, such as {several!r}"
-    return SingleLabel, f"column {name!r} holds one name or whole number a row{_but(rows)}"
+    return SingleLabel, f"column {name!r} holds one name or whole number a row{_but(cells)}"
 
 
 def _parts_of(values: list[Any]) -> str:
@@ -184,21 +193,25 @@ def _is_decimal(value: Any) -> bool:
     return isinstance(value, (float, Decimal))
 
 
-def _but(rows: list[tuple[int, Any]]) -> str:
+def _but(cells: Distinct) -> str:
     """What speaks against names: commas in them, words for nothing, or that nearly all are numbers."""
     but = ""
+    rows = [(row, value) for row, value in cells.items() if not is_missing(value)]
+    count_of = dict(zip(cells.rows, cells.counts, strict=True))  # by the first row that holds a cell
     commas = [(row, value) for row, value in rows if isinstance(value, str) and re.search("[,;]", value)]
     if commas:
         row, value = commas[0]
         bars = "|".join(part.strip() for part in re.split("[,;]", value))
         marks = "commas" if "," in value else "semicolons"
-        but += f"; {len(commas)} with {marks}, such as {value!r} in row {row} (several labels are written {bars})"
+        count = sum(count_of[row] for row, _ in commas)
+        but += f"; {count} with {marks}, such as {value!r} in row {row} (several labels are written {bars})"
     words = [(row, value) for row, value in rows if str(value).strip().lower() in FOR_NOTHING]
     if words:
         row, value = words[0]
         but += f"; {value!r} in row {row} is read as a name, not as a missing label"
     others = [(row, value) for row, value in rows if as_number(value) is None]
-    if others and len(others) <= FEW * len(rows):
+    count, total = sum(count_of[row] for row, _ in others), sum(count_of[row] for row, _ in rows)
+    if others and count <= FEW * total:
         row, value = others[0]
-        but += f"; all but {len(others)} of {len(rows)} are numbers, the first other is {value!r} in row {row}"
+        but += f"; all but {count} of {total} are numbers, the first other is {value!r} in row {row}"
     return but

@@ -5,6 +5,8 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 
+from lstmpool.training.tasks.columns import Distinct
+
 
 SHOWN = 5  # warnings of one kind
 RARE = 20  # names that occur once; with more of them, it is usual for a name to occur once
@@ -23,17 +25,19 @@ def look_of(name: str) -> str:
     return _BETWEEN.sub(" ", unicodedata.normalize("NFKC", plain).strip())
 
 
-def warnings_of(found: list[list[str]], place: str) -> list[str]:
+def warnings_of(found: list[list[str]], cells: Distinct, place: str) -> list[str]:
     """A line for each two names that look alike, and for each that occurs once and resembles another.
 
     Args:
-        found: the names in each training row.
+        found: the names in each of the different cells.
+        cells: these cells, in training.
         place: the column, for the message.
     """
-    counts = Counter(name for names in found for name in names)
+    counts: Counter = Counter()
     row_of: dict[str, int] = {}
-    for row, names in enumerate(found, 1):
+    for names, row, count in zip(found, cells.rows, cells.counts, strict=True):
         for name in names:
+            counts[name] += count
             row_of.setdefault(name, row)
     pairs = [(one, other, "looks like") for one, other in _alike(counts)]
     known = {name for one, other, _ in pairs for name in (one, other)}

@@ -1,6 +1,5 @@
 """Any number of labels a text. Labels are zeros and ones (N, C); the model gives a label if its logit is above 0."""
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,37 +25,14 @@ from lstmpool.training.tasks.cells import (
     vector_length,
     vectors_of,
 )
+from lstmpool.training.tasks.columns import Cells, LabelTable, distinct
 from lstmpool.training.tasks.intervals import among_alike, bootstrap
 from lstmpool.training.tasks.metrics import MultiLabelMetric
 from lstmpool.training.tasks.single_label import check_known
-from lstmpool.training.tasks.task import BINS, Classification, blocks
+from lstmpool.training.tasks.task import BINS, ITERATIONS, Classification, blocks
 
 
-class LabelTable(Sequence):
-    """Which of C labels each of N rows has. It reads like a list of lists of floats, and takes a byte for each cell.
-
-    As lists, 3,000 labels took 170 kB a row. `numpy.asarray` gives the table, (N, C) of uint8.
-    """
-
-    def __init__(self, table: np.ndarray):
-        self._table = table
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, rows: Any) -> Any:
-        """One row as a list, or a table of several rows."""
-        chosen = self._table[rows]
-        return chosen.astype(float).tolist() if chosen.ndim == 1 else LabelTable(chosen)
-
-    def __eq__(self, other: object) -> bool:
-        return len(self) == len(other) and all(map(operator.eq, self, other))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self._table, dtype=dtype, copy=copy)
-
-
-Rows = LabelTable | list[list[float]]
+Rows = LabelTable | Sequence[list[float]]
 
 
 @dataclass(frozen=True)
@@ -99,17 +75,18 @@ class MultiLabel(Classification):
             return self._encode_columns(columns, where)
         name, values = next(iter(columns.items()))
         known = {label: i for i, label in enumerate(self.names)}
-        table = np.zeros((len(values), len(known)), dtype=np.uint8)
-        for row, value in enumerate(self.cells_of(values), 1):
+        found = distinct(values)
+        table = np.zeros((len(found.values), len(known)), dtype=np.uint8)  # of the different cells
+        for i, (row, value) in enumerate(zip(found.rows, self.cells_of(found.values), strict=True)):
             place = f"{where}, column {name!r}, row {row}"
             if self.vectors:
-                table[row - 1] = self._vector(value, place)
+                table[i] = self._vector(value, place)
                 continue
             labels = self.names_in(value, place, self.separator)
             for label in labels:
                 check_known(label, known, place)
-                table[row - 1, known[label]] = 1
-        return LabelTable(table)
+                table[i, known[label]] = 1
+        return LabelTable(table[found.places])
 
     def _vector(self, value: Any, place: str) -> list[float]:
         """The zeros and ones of a cell, one for each label."""
@@ -122,11 +99,12 @@ class MultiLabel(Classification):
         table = np.zeros((len(next(iter(columns.values()))), len(columns)), dtype=np.uint8)
         for i, (name, values) in enumerate(columns.items()):
             numbers = numbers_of(values, f"{where}, column {name!r}")
-            for row, number in enumerate(numbers, 1):
-                if number not in (0, 1):
-                    raise InputError(
-                        f"{where}, column {name!r}, row {row}: expected 0 or 1, as in training, found {number:g}."
-                    )
+            others = np.flatnonzero((numbers != 0) & (numbers != 1))
+            if len(others):
+                raise InputError(
+                    f"{where}, column {name!r}, row {others[0] + 1}: expected 0 or 1, as in training, found "
+                    f"{numbers[others[0]]:g}."
+                )
             table[:, i] = numbers
         return LabelTable(table)
 
@@ -134,15 +112,15 @@ class MultiLabel(Classification):
         counts = self._as_rows(labels).sum(0)
         return {name: int(count) for name, count in zip(self.names, counts, strict=True)}
 
-    def strata(self, labels: Rows, bins: int = BINS) -> list[int]:
+    def strata(self, labels: Rows, bins: int = BINS) -> Cells:
         """The row's rarest label, or -1 for a row without any."""
         table = self._as_rows(labels)  # (N, C)
         counts = table.sum(0).astype(float)
-        found = []
+        found = np.empty(len(table), dtype=np.int64)
         for block in blocks(table):
             rarity = np.where(table[block] > 0, counts, np.inf)
-            found += np.where(table[block].any(1), rarity.argmin(1), -1).tolist()
-        return found
+            found[block] = np.where(table[block].any(1), rarity.argmin(1), -1)
+        return Cells(found)
 
     def indicators(self, labels: Rows, units: np.ndarray, folds: int) -> np.ndarray:
         """Each label, and the units without any."""
@@ -181,10 +159,16 @@ class MultiLabel(Classification):
         return ["|".join(names[row > 0]) for row in table]
 
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-        answers, labels = self._as_rows(answers), self._as_rows(labels)
-        hits = (answers & labels).sum(1)
-        given = answers.sum(1) + labels.sum(1)
+        hits, given = self.by_row(answers, labels)
         return bootstrap(_micro_f1, hits, given) or among_alike(float(_micro_f1(hits, given)), len(hits))
+
+    def by_row(self, answers: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+        answers, labels = self._as_rows(answers), self._as_rows(labels)
+        return (answers & labels).sum(1), answers.sum(1) + labels.sum(1)
+
+    @staticmethod
+    def headline_of(*by_row: np.ndarray, axis: int = -1) -> np.ndarray:
+        return _micro_f1(*by_row, axis=axis)
 
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
         return np.asarray(values).reshape(len(values), -1).astype(np.uint8, copy=False)
@@ -201,7 +185,7 @@ class MultiLabel(Classification):
         return self.probabilities(logits).ravel(), np.asarray(labels, dtype=float).ravel()
 
     def linear_model(self, strength: float) -> BaseEstimator:
-        logistic = LogisticRegression(C=strength, max_iter=5000)
+        logistic = LogisticRegression(C=strength, max_iter=ITERATIONS)
         return make_pipeline(StandardScaler(), OneVsRestClassifier(logistic))
 
     def simplest_model(self) -> BaseEstimator:

@@ -1,6 +1,7 @@
 """One number a text, or several. Labels are numbers, (N,), or (N, C) with several targets."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from lstmpool.fields_lstmpool import REGRESSION
 from lstmpool.training.errors import InputError
 from lstmpool.training.tasks.cells import Columns, numbers_of
+from lstmpool.training.tasks.columns import Cells, LabelTable
 from lstmpool.training.tasks.intervals import bootstrap
 from lstmpool.training.tasks.losses import SmoothL1
 from lstmpool.training.tasks.metrics import RegressionMetric, SeveralTargetsMetric
@@ -38,41 +40,42 @@ class Regression(Task):
     pictures = ("predicted_against_true",)
     has_probabilities = False
     has_numbers = True
+    linear_title = "ridge regression on the frozen backbone"
     simplest_title = "mean of training"
 
     @property
     def metric(self) -> RegressionMetric:
         return ONE_TARGET if len(self.names) == 1 else SEVERAL_TARGETS
 
-    def encode(self, columns: Columns, where: str) -> list[Any]:
+    def encode(self, columns: Columns, where: str) -> Sequence[Any]:
         columns = self.in_columns(columns, where)
         numbers = [numbers_of(values, f"{where}, column {name!r}") for name, values in columns.items()]
         if len(self.names) == 1:
-            return numbers[0]
-        return [list(row) for row in zip(*numbers, strict=True)]
+            return Cells(numbers[0])
+        return LabelTable(np.column_stack(numbers))
 
-    def check_learnable(self, labels: list[Any], where: str) -> None:
+    def check_learnable(self, labels: Sequence[Any], where: str) -> None:
         """Refuses numbers that float32, which models compute in, cannot hold or cannot tell apart."""
         table = self._as_rows(labels)
         for name, column in zip(self.names, table.T, strict=True):
             _check_float32(column, f"{where}, column {name!r}")
 
-    def describe_labels(self, labels: list[Any]) -> dict[str, Any]:
+    def describe_labels(self, labels: Sequence[Any]) -> dict[str, Any]:
         table = self._as_rows(labels)
         means = table.mean(0).tolist()
         deviations = spread_of(table).tolist()
         columns = zip(self.names, means, deviations, strict=True)
         return {name: {"mean": mean, "std": deviation} for name, mean, deviation in columns}
 
-    def strata(self, labels: list[Any], bins: int = BINS) -> list[int]:
+    def strata(self, labels: Sequence[Any], bins: int = BINS) -> Cells:
         """The bin of the row's level, which is the mean of its standardized targets."""
         table = self._as_rows(labels)
         spread = spread_of(table)
         level = ((table - table.mean(0)) / np.where(spread > 0, spread, 1)).mean(1)  # (N,)
         rank = level.argsort(kind="stable").argsort(kind="stable")
-        return (rank * bins // len(labels)).tolist()
+        return Cells(rank * bins // len(labels))
 
-    def indicators(self, labels: list[Any], units: np.ndarray, folds: int) -> np.ndarray | None:
+    def indicators(self, labels: Sequence[Any], units: np.ndarray, folds: int) -> np.ndarray | None:
         """The bins of each of several targets, as is usual in competitions with such targets."""
         if len(self.names) == 1:
             return None
@@ -92,7 +95,7 @@ class Regression(Task):
     def prediction_columns(self, logits: np.ndarray) -> dict[str, Any]:
         return self._columns("prediction", logits)
 
-    def label_columns(self, labels: list[Any]) -> dict[str, Any]:
+    def label_columns(self, labels: Sequence[Any]) -> dict[str, Any]:
         return self._columns("label", self._as_rows(labels))
 
     def _columns(self, title: str, table: np.ndarray) -> dict[str, Any]:
@@ -101,20 +104,23 @@ class Regression(Task):
         return {f"{title}_{name}": table[:, i] for i, name in enumerate(self.names)}
 
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
-        errors = (self._as_rows(answers) - self._as_rows(labels)) ** 2  # (N, C)
-        return bootstrap(_mse if len(self.names) == 1 else _mcrmse, *errors.T)
+        return bootstrap(self.headline_of, *self.by_row(answers, labels))
+
+    def by_row(self, answers: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(((self._as_rows(answers) - self._as_rows(labels)) ** 2).T)  # C columns
+
+    @staticmethod
+    def headline_of(*by_row: np.ndarray, axis: int = -1) -> np.ndarray:
+        return _mse(*by_row, axis=axis) if len(by_row) == 1 else _mcrmse(*by_row, axis=axis)
 
     def _as_rows(self, values: Any) -> np.ndarray:
         return np.asarray(values, dtype=float).reshape(len(values), -1)  # (N, C)
 
-    def loss(self, settings: LossSettings, labels: list[Any]) -> RowLosses | None:
+    def loss(self, settings: LossSettings, labels: Sequence[Any]) -> RowLosses | None:
         return SmoothL1() if settings.regression_loss == "smooth_l1" else None
 
     def linear_model(self, strength: float) -> BaseEstimator:
         return make_pipeline(StandardScaler(), Ridge(alpha=1 / strength))
-
-    def linear_title(self, strength: float) -> str:
-        return f"ridge regression on the frozen backbone (alpha={1 / strength:g})"
 
     def simplest_model(self) -> BaseEstimator:
         return DummyRegressor(strategy="mean")

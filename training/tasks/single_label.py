@@ -1,6 +1,6 @@
 """One label a text. Labels are indices (N,); the answer is the likeliest class."""
 
-from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from sklearn.preprocessing import StandardScaler
 from lstmpool.fields_lstmpool import SINGLE
 from lstmpool.training.errors import InputError, did_you_mean
 from lstmpool.training.tasks.cells import Columns, check_names
+from lstmpool.training.tasks.columns import Cells, distinct
 from lstmpool.training.tasks.intervals import wilson
 from lstmpool.training.tasks.losses import WeightedCrossEntropy, balanced_weights
 from lstmpool.training.tasks.metrics import SingleLabelMetric
-from lstmpool.training.tasks.task import BINS, Classification, LossSettings, RowLosses, blocks
+from lstmpool.training.tasks.task import BINS, ITERATIONS, Classification, LossSettings, RowLosses, blocks
 
 
 class SingleLabel(Classification):
@@ -39,33 +40,34 @@ class SingleLabel(Classification):
             )
         return check_names([value], place)
 
-    def encode(self, columns: Columns, where: str) -> list[int]:
+    def encode(self, columns: Columns, where: str) -> Cells:
         columns = self.in_columns(columns, where) if len(columns) > 1 else columns
         if len(columns) > 1:
             raise InputError(f"{where}: expected one label column, found {', '.join(columns)}. Name one of them.")
         name, values = next(iter(columns.items()))
         ids = {label: i for i, label in enumerate(self.names)}
-        encoded = []
-        for row, value in enumerate(values, 1):
+        found = distinct(values)
+        encoded = np.empty(len(found.values), dtype=np.int64)
+        for i, (row, value) in enumerate(found.items()):
             place = f"{where}, column {name!r}, row {row}"
             (label,) = self.names_in(value, place)
             check_known(label, ids, place)
-            encoded.append(ids[label])
-        return encoded
+            encoded[i] = ids[label]
+        return Cells(encoded[found.places])
 
-    def describe_labels(self, labels: list[int]) -> dict[str, Any]:
-        counts = Counter(labels)
-        return {name: counts[i] for i, name in enumerate(self.names)}
+    def describe_labels(self, labels: Sequence[int]) -> dict[str, Any]:
+        counts = np.bincount(np.asarray(labels, dtype=int), minlength=len(self.names)).tolist()
+        return dict(zip(self.names, counts, strict=True))
 
-    def strata(self, labels: list[int], bins: int = BINS) -> list[int]:
+    def strata(self, labels: Sequence[int], bins: int = BINS) -> Sequence[int]:
         return labels
 
-    def rarest_class(self, labels: list[int], units: np.ndarray) -> tuple[str, int]:
-        units_with = defaultdict(set)
-        for unit, label in zip(units.tolist(), labels, strict=True):
-            units_with[label].add(unit)
-        rarest = min(units_with, key=lambda label: len(units_with[label]))
-        return self.names[rarest], len(units_with[rarest])
+    def rarest_class(self, labels: Sequence[int], units: np.ndarray) -> tuple[str, int]:
+        pairs = np.unique(np.column_stack([labels, units]), axis=0)  # each class with each unit that has it
+        counts = np.bincount(pairs[:, 0])
+        fewest = counts[counts > 0].min()
+        rarest = next(label for label in distinct(labels).values if counts[label] == fewest)  # the first in the rows
+        return self.names[rarest], int(fewest)
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
         return logits.argmax(-1)
@@ -82,11 +84,19 @@ class SingleLabel(Classification):
         columns["prediction"] = [self.names[i] for i in self.decide(logits)]
         return columns
 
-    def label_columns(self, labels: list[int]) -> dict[str, Any]:
+    def label_columns(self, labels: Sequence[int]) -> dict[str, Any]:
         return {"label": [self.names[label] for label in labels]}
 
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         return wilson(self._as_rows(answers) == self._as_rows(labels))
+
+    def by_row(self, answers: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+        return ((self._as_rows(answers) == self._as_rows(labels)).astype(float),)
+
+    @staticmethod
+    def headline_of(*by_row: np.ndarray, axis: int = -1) -> np.ndarray:
+        (is_right,) = by_row
+        return is_right.mean(axis)
 
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
         return np.asarray(values)
@@ -115,14 +125,14 @@ class SingleLabel(Classification):
         """The probability of each row's likeliest class, (N,)."""
         return np.concatenate([self.probabilities(logits[block]).max(1) for block in blocks(logits)])
 
-    def loss(self, settings: LossSettings, labels: list[int]) -> RowLosses | None:
-        if not labels or not (settings.class_weights or settings.label_smoothing_factor):
+    def loss(self, settings: LossSettings, labels: Sequence[int]) -> RowLosses | None:
+        if not len(labels) or not (settings.class_weights or settings.label_smoothing_factor):
             return None
         weights = balanced_weights(labels, len(self.names)) if settings.class_weights else None
         return WeightedCrossEntropy(weights, settings.label_smoothing_factor)
 
     def linear_model(self, strength: float) -> BaseEstimator:
-        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
+        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=ITERATIONS))
 
     def simplest_model(self) -> BaseEstimator:
         return DummyClassifier(strategy="most_frequent")

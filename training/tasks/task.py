@@ -7,7 +7,7 @@ one a run has; after that, the code asks the `Task` for whatever differs. N rows
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,6 +26,7 @@ from lstmpool.training.tasks.metrics import LOWER_IS_BETTER, TaskMetric
 BINS = 10  # splits of numbers are balanced over this many bins, each with equally many rows
 
 SCORED = 1000  # outputs: with more, there is no table of predictions with a column each, nor a linear baseline
+ITERATIONS = 200  # of a logistic regression at most; on vectors of unit spread, more gain nothing
 BLOCK = 2**22  # numbers that are computed at a time: with many labels, whole tables (N, C) would fill the memory
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]  # from logits (B, C) and labels to the sum of the rows' losses
@@ -69,6 +70,7 @@ class Task(ABC):
     has_probabilities: ClassVar[bool] = True
     has_thresholds: ClassVar[bool] = False  # each output is given above a threshold of its own
     has_numbers: ClassVar[bool] = False  # outputs are numbers, whose spread training should not depend on
+    linear_title: ClassVar[str]  # what a table calls `linear_model`
     simplest_title: ClassVar[str]  # what a table calls `simplest_model`
 
     # ------------------------------------------------------------------------------------------------ labels
@@ -89,7 +91,7 @@ class Task(ABC):
         return len(self.names) > 1
 
     @abstractmethod
-    def encode(self, columns: Columns, where: str) -> list[Any]:
+    def encode(self, columns: Columns, where: str) -> Sequence[Any]:
         """The labels as the model is trained on them, row by row.
 
         Args:
@@ -101,18 +103,18 @@ class Task(ABC):
                 no number. The message names `where`, the row and the value.
         """
 
-    def check_learnable(self, labels: list[Any], where: str) -> None:  # noqa: B027
+    def check_learnable(self, labels: Sequence[Any], where: str) -> None:  # noqa: B027
         """Raises InputError, which begins with `where`, if no model in float32 can give the training rows' labels."""
 
     @abstractmethod
-    def describe_labels(self, labels: list[Any]) -> dict[str, Any]:
+    def describe_labels(self, labels: Sequence[Any]) -> dict[str, Any]:
         """By name of each output, how many rows have it, or the mean ("mean") and spread ("std") of its numbers."""
 
     @abstractmethod
-    def strata(self, labels: list[Any], bins: int = BINS) -> list[int]:
+    def strata(self, labels: Sequence[Any], bins: int = BINS) -> Sequence[int]:
         """The stratum of each row, (N,), for splits that keep the balance. Numbers go into so many `bins`."""
 
-    def indicators(self, labels: list[Any], units: np.ndarray, folds: int) -> np.ndarray | None:
+    def indicators(self, labels: Sequence[Any], units: np.ndarray, folds: int) -> np.ndarray | None:
         """K features that every fold should hold equally often, (U, K) of zeros and ones for U units.
 
         None if one stratum a row is enough.
@@ -124,7 +126,7 @@ class Task(ABC):
         """
         return None
 
-    def rarest_class(self, labels: list[Any], units: np.ndarray) -> tuple[str, int] | None:
+    def rarest_class(self, labels: Sequence[Any], units: np.ndarray) -> tuple[str, int] | None:
         """The class that the fewest units have, and how many have it; None if labels are not classes."""
         return None
 
@@ -153,7 +155,7 @@ class Task(ABC):
         """The columns of the prediction table, by name, for `logits` (N, C)."""
 
     @abstractmethod
-    def label_columns(self, labels: list[Any]) -> dict[str, Any]:
+    def label_columns(self, labels: Sequence[Any]) -> dict[str, Any]:
         """The columns of the prediction table that hold the true labels, by name."""
 
     # ------------------------------------------------------------------------------------------------ measuring
@@ -193,21 +195,26 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def by_row(self, answers: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What each row adds to the headline metric, in one or more numbers, (N,) each."""
+
+    @staticmethod
+    @abstractmethod
+    def headline_of(*by_row: np.ndarray, axis: int = -1) -> np.ndarray:
+        """The headline metric of rows, along `axis` of what `by_row` gives."""
+
+    @abstractmethod
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
         """Answers or labels in the shape that the metric needs."""
 
     # ------------------------------------------------------------------------------------------------ learning
-    def loss(self, settings: LossSettings, labels: list[Any]) -> RowLosses | None:
+    def loss(self, settings: LossSettings, labels: Sequence[Any]) -> RowLosses | None:
         """The loss to train with, from the `labels` of the training rows; None for the model's own loss."""
         return None
 
     @abstractmethod
     def linear_model(self, strength: float) -> BaseEstimator:
-        """A linear baseline on vectors (N, H). Its regularisation has C, or 1 / alpha, equal to `strength`."""
-
-    @abstractmethod
-    def linear_title(self, strength: float) -> str:
-        """What a table calls `linear_model`."""
+        """A linear baseline on features (N, F). Its regularisation has C, or 1 / alpha, equal to `strength`."""
 
     @abstractmethod
     def simplest_model(self) -> BaseEstimator:
@@ -219,6 +226,7 @@ class Classification(Task):
 
     hub_tag = "text-classification"
     output_title = "Label"
+    linear_title = "logistic regression on the frozen backbone"
     simplest_title = "majority class"
 
     @abstractmethod
@@ -239,9 +247,6 @@ class Classification(Task):
 
         A claim is a row's likeliest class or, with several labels a text, each label of each row.
         """
-
-    def linear_title(self, strength: float) -> str:
-        return f"logistic regression on the frozen backbone (C={strength:g})"
 
     @property
     def shows_all_scores(self) -> bool:

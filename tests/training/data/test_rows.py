@@ -1,3 +1,6 @@
+import tracemalloc
+
+import numpy as np
 import pandas
 import pyarrow
 import pyarrow.parquet
@@ -5,10 +8,14 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import AutoTokenizer, ByT5Tokenizer
 
+from lstmpool.training.data.holdout import hold_out
+from lstmpool.training.data.order import by_length
 from lstmpool.training.data.rows import read_splits, token_counts
 from lstmpool.training.data.sources import named_splits
+from lstmpool.training.data.summary import describe_data
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import DataArguments
+from lstmpool.training.tasks.columns import Cells, distinct
 
 from ...conftest import tiny_config
 from ...training_fixtures import save_backbone, sentences, write_csv
@@ -329,3 +336,36 @@ def test_a_group_that_is_no_number_is_told(tmp_path):
     args = DataArguments(train_file=str(tmp_path / "train.parquet"), group_column="writer")
     with pytest.raises(InputError, match="row 2: expected the name or number of a group, found nan"):
         read_splits(args, named_splits(args), None)
+
+
+def test_rows_are_no_python_objects_all_at_once(tmp_path, tokenizer):
+    """20,000 rows: as Python lists, they take over 10 MB from the reading to the tokens."""
+    texts = [f"alpha beta gamma {i} delta" for i in range(20_000)]
+    path = write_csv(tmp_path / "rows.csv", {"text": texts, "label": ["abcd"[i % 4] for i in range(20_000)]})
+    args = DataArguments(train_file=str(path))
+    tracemalloc.start()
+    try:
+        splits, task = read_splits(args, named_splits(args), None)
+        train, held = hold_out(splits["train"], task, 0.1, seed=0)
+        tokens = {"train": train.tokenize(tokenizer), "validation": held.tokenize(tokenizer)}
+        rows = {name: of_split[0] for name, of_split in tokens.items()}
+        describe_data({"train": train, "validation": held}, rows, dict.fromkeys(rows, 0.0), task)
+        by_length(rows["validation"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5e6, f"{peak / 1e6:.1f} MB"
+    assert train.texts[0] == texts[train.ids[0]] and rows["train"][0]["attention_mask"] == [1] * 7
+    assert not rows["train"].cache_files  # the file of tokens has no name, so nothing is left after a kill
+
+
+def test_cells_read_like_a_list():
+    cells = Cells(["b", None, "a", "b"])
+    assert cells == ["b", None, "a", "b"] and cells != ["b", None, "a"] and cells[-1] == "b" and len(cells) == 4
+    assert cells[[3, 2]] == ["b", "a"] and cells[1:3] == [None, "a"] and cells.count("b") == 2
+    assert cells.distinct[:3] == (["b", None, "a"], [1, 2, 3], [2, 1, 1])
+    assert cells.distinct.places.tolist() == [0, 1, 2, 0]
+    lists = Cells([[1, 2], [3, 4], [1, 2]])
+    assert np.asarray(lists).tolist() == [[1, 2], [3, 4], [1, 2]] and lists.distinct.counts == [2, 1]
+    assert distinct([1, 1.0, True, 1])[:3] == ([1, 1.0, True], [1, 2, 3], [2, 1, 1])
+    assert np.asarray(Cells([0.5, 1.5])).tolist() == [0.5, 1.5] and pyarrow.array(Cells([1])).to_pylist() == [1]

@@ -55,11 +55,11 @@ def test_numbers_and_several_labels():
 
 
 # ------------------------------------------------------------------------------------------------------------- remarks
-def remarks_on(train, validation=(0, 1, 2), weighted=False, task=None):
+def remarks_on(train, validation=(0, 1, 2), weighted=False, task=None, named=str):
     splits = {"train": split([""] * len(train), list(train))}
     if validation is not None:
         splits["validation"] = split([""] * len(validation), list(validation))
-    return remarks(splits, task or SingleLabel(["a", "b", "c"]), weighted)
+    return remarks(splits, task or SingleLabel(["a", "b", "c"]), weighted, named)
 
 
 def test_classes_of_very_different_size_name_the_flag_that_helps():
@@ -69,8 +69,25 @@ def test_classes_of_very_different_size_name_the_flag_that_helps():
     assert remarks_on([0] * 99 + [1] * 20 + [2] * 9) == [line]
     assert remarks_on([0] * 99 + [1] * 20 + [2] * 9, weighted=True) == []
     assert remarks_on([0] * 99 + [1] * 20 + [2] * 10) == []  # less than ten times
-    assert len(remarks_on([0] * 12 + [1] * 8 + [2] * 4)) == 1  # few rows
-    assert remarks_on([0] * 12 + [1] * 8 + [2] * 5) == remarks_on([0, 0, 1, 2]) == []
+    assert remarks_on([0] * 12 + [1] * 8 + [2] * 4)[0].startswith("the classes are uneven, a 12 and c 4")  # few rows
+    assert remarks_on([0] * 12 + [1] * 8 + [2] * 5) == []
+    assert not any("uneven" in line for line in remarks_on([0, 0, 1, 2]))
+
+
+def test_classes_with_under_five_rows_are_named_up_to_five_of_them():
+    (line,) = remarks_on([0] * 5 + [1] * 4 + [2] * 3)
+    assert line == (
+        "fewer than 5 training rows have c (3), b (4), which is too few to learn from. Add rows, or join labels."
+    )
+    assert "have b (4), which" in remarks_on([0] * 5 + [1] * 4, validation=None, weighted=True)[0]
+    many = MultiLabel([f"l{i}" for i in range(9)])
+    table = [[1.0] * (i + 1) + [0.0] * (8 - i) for i in range(9)]  # label l0 has 9 rows, l8 has 1
+    (line,) = remarks_on(table, validation=table, task=many)
+    assert line.startswith("fewer than 5 training rows have l8 (1), l7 (2), l6 (3), l5 (4), which")
+    (line,) = remarks_on(table[2:6] + table[8:], validation=table, task=many)
+    assert "have l6 (1), l7 (1), l8 (1), l5 (2), l4 (3) and 1 more, which" in line
+    (line,) = remarks_on([0] * 5 + [1] * 5 + [2], named=lambda name: f"<{name}>", weighted=True)
+    assert "<c> (1)" in line
 
 
 def test_a_class_that_validation_lacks_is_named():
@@ -79,7 +96,7 @@ def test_a_class_that_validation_lacks_is_named():
     assert remarks_on([0] * 9 + [1] * 6, validation=[0, 1]) == []  # nor does training have it
     assert remarks_on([0] * 9 + [1] * 6, validation=None) == []
     many = MultiLabel([f"l{i}" for i in range(20)])
-    (line,) = remarks_on([[1.0] * 20] * 3, validation=[[1.0] + [0.0] * 19], task=many)
+    *_, line = remarks_on([[1.0] * 20] * 3, validation=[[1.0] + [0.0] * 19], task=many)
     assert "no row of l1 (3), l2 (3)" in line and "l12 (3) and 7 more, with" in line
 
 

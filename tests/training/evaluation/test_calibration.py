@@ -1,3 +1,7 @@
+"""Temperature and thresholds, which lie in the weights after training, so that the saved model gives the logits that
+were measured; and results."""
+
+import json
 import math
 
 import numpy as np
@@ -12,7 +16,11 @@ from lstmpool.training.evaluation.calibration import (
     probability_metrics,
     tune_thresholds,
 )
+from lstmpool.training.evaluation.learned_head import calibrate, find_thresholds, fold_scale
+from lstmpool.training.evaluation.results import Evaluation, no_label_given, nothing_learnt
+from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.tasks.multi_label import MultiLabel
+from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
 
 from ...training_fixtures import task_of
@@ -119,3 +127,194 @@ def test_folded_thresholds_are_at_one_half():
     fold_thresholds(layer, thresholds)
     assert ((layer(states).sigmoid() > 0.5).numpy() == decided).all()
     assert 0 < decided.mean() < 1
+
+
+# ------------------------------------------------------------------------------------------------ folded into the head
+def learn(head, task, logits, targets, scale=None, temperature=False, thresholds=False, skip=None):
+    """What a run does after training, in its order."""
+    learned = {}
+    if scale is not None:
+        logits, found = fold_scale(head, scale, logits, skip)
+        learned |= found
+    if temperature:
+        logits, found = calibrate(head, task, logits, targets, skip)
+        learned |= found
+    if task.has_thresholds:
+        logits, found = find_thresholds(head, task, logits, targets, fold=thresholds)
+        learned |= found
+    return logits, learned
+
+
+def fold(kind, labels, scale=None, **options):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(6, 3)
+    states = {name: 4 * torch.randn(80, 6) for name in ("validation", "test")}
+    if scale is not None:
+        scale.switch_on(head, fresh=True)
+    logits = {name: head(of).detach().numpy().astype(float) for name, of in states.items()}
+    targets = dict.fromkeys(states, np.array(labels))
+    folded, learned = learn(head, task_of(kind), logits, targets, scale, **options)
+    for name, of in states.items():  # the weights say what the formula says
+        np.testing.assert_allclose(head(of).detach().numpy(), folded[name], rtol=1e-4, atol=1e-4)
+    return logits, folded, learned
+
+
+def test_nothing_is_learnt_unasked():
+    logits, folded, learned = fold(SingleLabel, [0, 1, 2, 1] * 20)
+    assert learned == {}
+    assert all((folded[name] == logits[name]).all() for name in logits)
+
+
+def test_the_scale_of_a_regression():
+    targets = [[1.0, 100.0, 5000.0], [3.0, 500.0, 9000.0]] * 40
+    scale = TargetScale(targets)
+    logits, folded, learned = fold(Regression, targets, scale)
+    np.testing.assert_allclose(folded["test"], logits["test"] * scale.scale)
+    assert learned == {"target_scale": scale.scale.tolist()}
+
+
+@pytest.mark.parametrize("kind", [SingleLabel, MultiLabel])
+def test_a_temperature(kind):
+    task = task_of(kind)
+    labels = [0, 1, 2, 1] * 20 if kind is SingleLabel else [[1, 0, 1], [0, 0, 1]] * 40
+    logits, folded, learned = fold(kind, labels, temperature=True)
+    np.testing.assert_allclose(folded["test"] * learned["temperature"], logits["test"])
+    assert learned["temperature"] == fit_temperature(task, logits["validation"], np.array(labels))
+    effect = learned["calibration"]["validation"]
+    assert effect["before"] == probability_metrics(task, logits["validation"], np.array(labels))
+    assert effect["after"]["log_loss"] < effect["before"]["log_loss"]
+
+
+def test_thresholds_are_measured_always_and_folded_on_request():
+    labels = [[1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 0, 0]] * 20
+    logits, folded, learned = fold(MultiLabel, labels)
+    assert (folded["test"] == logits["test"]).all() and "folded_thresholds" not in learned
+    effect = learned["thresholds"]["validation"]
+    assert effect["at_thresholds"]["f1_macro"] > effect["at_half"]["f1_macro"]
+    logits, folded, learned = fold(MultiLabel, labels, thresholds=True)
+    task = task_of(MultiLabel)
+    assert task.score(task.decide(folded["validation"]), np.array(labels)) == effect["at_thresholds"]
+    np.testing.assert_allclose(folded["test"], logits["test"] - learned["folded_thresholds"])
+    assert learned["folded_thresholds"] == tune_thresholds(logits["validation"], np.array(labels)).tolist()
+    assert learned["thresholds"]["probabilities"] == pytest.approx(expit(learned["folded_thresholds"]))
+
+
+def test_thresholds_come_after_the_temperature():
+    labels = [[1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 0, 0]] * 20
+    logits, folded, learned = fold(MultiLabel, labels, temperature=True, thresholds=True)
+    wanted = logits["test"] / learned["temperature"] - learned["folded_thresholds"]
+    np.testing.assert_allclose(folded["test"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (SingleLabel, {"temperature": True}),
+        (MultiLabel, {"temperature": True, "thresholds": True}),
+        (Regression, {}),
+    ],
+)
+def test_what_stands_beside_the_head_learns_it_too(kind, options):
+    torch.manual_seed(0)
+    head, skip = torch.nn.Linear(6, 3), torch.nn.Linear(5, 3, bias=False)
+    labels = {
+        SingleLabel: [0, 1, 2, 1] * 20,
+        MultiLabel: [[1, 0, 1], [0, 0, 1]] * 40,
+        Regression: [[1.0, 100.0, 5000.0], [3.0, 500.0, 9000.0]] * 40,
+    }[kind]
+    scale = TargetScale(labels) if kind is Regression else None
+    if scale is not None:
+        scale.switch_on(head, fresh=True, skip=skip)
+    inputs, wide = 4 * torch.randn(80, 6), 4 * torch.randn(80, 5)
+    logits = {"validation": (head(inputs) + skip(wide)).detach().numpy().astype(float)}
+    targets = {"validation": np.array(labels)}
+    folded, _ = learn(head, task_of(kind), logits, targets, scale, skip=skip, **options)
+    assert not np.allclose(folded["validation"], logits["validation"])
+    given = (head(inputs) + skip(wide)).detach().numpy()
+    np.testing.assert_allclose(given, folded["validation"], rtol=1e-4, atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+NAMES = ["a", "b", "c"]
+LOGITS = {"validation": np.array([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0]]), "test": np.array([[1.0, 2.0, 0.0]])}
+ONE = {"validation": np.array([0, 1]), "test": np.array([2])}
+SEVERAL = {"validation": np.array([[1, 0, 1], [0, 0, 1]]), "test": np.array([[1, 1, 0]])}
+
+
+def evaluation(task, targets, logits=LOGITS, **learned):
+    return Evaluation.of(task(NAMES), logits, targets, learned)
+
+
+def test_every_split_with_labels_is_measured():
+    of = evaluation(SingleLabel, ONE)
+    assert of.results["validation"]["accuracy"] == 1 / 2 and of.results["test"]["accuracy"] == 0
+    wanted = probability_metrics(SingleLabel(NAMES), LOGITS["test"], ONE["test"])
+    assert {name: of.results["test"][name] for name in wanted} == wanted
+    assert "log_loss" not in evaluation(Regression, SEVERAL).results["test"]
+    assert set(evaluation(SingleLabel, {"validation": ONE["validation"]}).results) == {"validation"}
+
+
+def test_there_may_be_no_interval():
+    same = {"validation": np.ones((2, 3))}  # each row has the same error
+    found = evaluation(Regression, {"validation": same["validation"] + 1}, same)
+    assert found.results["validation"]["mse"] == 1 and found.intervals == {}
+    assert found.record()["intervals"] == {}
+
+
+def test_the_record_holds_results_intervals_and_what_was_learnt():
+    record = evaluation(SingleLabel, ONE, temperature=2.0).record()
+    low, high = SingleLabel(NAMES).interval(np.array([0, 2]), ONE["validation"])
+    assert set(record) == {"results", "intervals", "learned_on_validation"}
+    assert record["intervals"]["validation"] == {"metric": "accuracy", "low": low, "high": high}
+    assert record["learned_on_validation"] == {"temperature": 2.0}
+    json.dumps(record)
+
+
+# ------------------------------------------------------------------------------------------------------------ warnings
+REMEDY = (
+    "Train for more steps (--num_train_epochs), at higher rates (--learning_rate, --head_learning_rate) or on more"
+)
+
+
+def judged(task, logits, targets):
+    return Evaluation.of(task, {"validation": np.array(logits)}, {"validation": np.array(targets)}, {})
+
+
+def test_a_run_that_is_no_better_than_the_most_frequent_label_has_learnt_nothing():
+    """In training, a is the most frequent one; of the validation rows, two in four have it."""
+    task, train, targets = SingleLabel(["a", "b"]), [0, 0, 1], [0, 0, 1, 1]
+    (line,) = nothing_learnt(judged(task, [[1.0, 0.0]] * 4, targets), train)
+    assert line.startswith(
+        "this run has learnt nothing: its validation accuracy, 0.5, is no better than the 0.5 of one answer for all "
+        f"rows (majority class). {REMEDY}"
+    )
+    right = [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+    assert nothing_learnt(judged(task, right, targets), train) == []
+    assert nothing_learnt(judged(task, [[1.0, 0.0]] * 4, [0, 0, 0, 0]), train) == []  # nothing could be better
+
+
+def test_a_run_that_is_no_better_than_the_mean_or_no_label_has_learnt_nothing():
+    task, targets = Regression(["stars"]), [1.0, 3.0]
+    (line,) = nothing_learnt(judged(task, [[0.0], [2.0]], targets), [2.0, 2.0, 2.0])
+    assert "its validation MSE, 1, is no better than the 1 of one answer for all rows (mean of training)" in line
+    assert nothing_learnt(judged(task, [[0.5], [2.5]], targets), [2.0, 2.0]) == []
+    several = MultiLabel(["a", "b", "c"])
+    (line,) = nothing_learnt(judged(several, -np.ones((2, 3)), [[1, 0, 1], [0, 0, 1]]), [[1, 0, 0], [0, 0, 0]])
+    assert "its validation micro F1, 0, is no better than the 0 of one answer" in line
+
+
+def test_without_validation_rows_the_training_loss_is_compared():
+    of = Evaluation.of(SingleLabel(["a", "b"]), {}, {}, {})
+    (line,) = nothing_learnt(of, [0, 1], (0.7, 0.6931))
+    assert "its training loss, 0.7, is no better than the 0.6931 of one answer" in line
+    assert nothing_learnt(of, [0, 1], (0.69, 0.6931)) == nothing_learnt(of, [0, 1]) == []
+
+
+def test_where_no_score_has_passed_a_half_the_remedy_is_named():
+    targets, task = [[1, 0], [0, 1]], MultiLabel(["a", "b"])
+    (line,) = no_label_given(judged(task, [[-1.0, -2.0], [0.0, -1.0]], targets), tuned=False)
+    assert line.startswith("no score has passed 0.5,") and "--tune_thresholds moves" in line
+    (line,) = no_label_given(judged(task, [[-1.0, -2.0], [0.0, -1.0]], targets), tuned=True)
+    assert "tune_thresholds" not in line
+    assert no_label_given(judged(task, [[-1.0, -2.0], [0.1, -1.0]], targets), tuned=False) == []
+    assert no_label_given(judged(SingleLabel(["a", "b"]), [[-1.0, -2.0]], [0]), tuned=False) == []

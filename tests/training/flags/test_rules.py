@@ -6,7 +6,7 @@ from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags import rules as tables_of_rules
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
-from lstmpool.training.flags.defaults import FINE_TUNING, worked_out
+from lstmpool.training.flags.defaults import FINE_TUNING, Budget, Limits, budget, steps_for, worked_out
 from lstmpool.training.flags.rules import (
     AT_ONCE,
     DATA_SOURCE,
@@ -32,7 +32,6 @@ PLAIN = {
     "calibrate": None,
     "tune_thresholds": False,
     "regression_loss": "mse",
-    "baselines": False,
     "layerwise_lr_decay": 1.0,
     "do_train": True,
     "do_eval": True,
@@ -211,7 +210,6 @@ CASES = [
     (with_task(SINGLE, tune_thresholds=True), "--tune_thresholds is for several labels a text"),
     (with_task(SINGLE, regression_loss="smooth_l1"), "--regression_loss is for a regression"),
     (with_task(SINGLE, calibrate="temperature", do_eval=False), "--calibrate is fitted on validation rows"),
-    (with_task(SINGLE, baselines=True, do_train=False), "--baselines are fitted on training rows"),
     (with_task(SINGLE, label_smoothing_factor=1.0), "must be 0 or more and below 1, got 1.0"),
     (with_task(SINGLE, layerwise_lr_decay=0.0), "--layerwise_lr_decay must be above 0 and at most 1, got 0.0"),
     (
@@ -244,7 +242,7 @@ KEPT = [
     at_once(bf16=True, use_cpu=True, max_steps=-1, warmup_steps=0.1, eval_steps=1.0, max_grad_norm=0.0),
     at_once(activation_checkpointing=True, activation_checkpointing_kwargs="{}", accelerator_config="file.json"),
     at_once(lr_scheduler_kwargs={"num_cycles": 2}, include_for_metrics=[], label_names=None, seed=0, adam_beta1=0.0),
-    with_task(SINGLE, class_weights="balanced", label_smoothing_factor=0.1, calibrate="temperature", baselines=True),
+    with_task(SINGLE, class_weights="balanced", label_smoothing_factor=0.1, calibrate="temperature"),
     with_task(MULTI, tune_thresholds=True, layerwise_lr_decay=0.5),
     with_task(REGRESSION, regression_loss="smooth_l1"),
     with_layers(freeze_layers=3, reinit_layers=1),
@@ -333,3 +331,67 @@ def test_working_out_changes_nothing_that_it_is_given():
     given, defaults, places = {"eval_strategy": "steps"}, dict(FINE_TUNING), dict(ALL)
     worked_out(given, defaults, DataArguments(), places)
     assert (given, defaults, places) == ({"eval_strategy": "steps"}, FINE_TUNING, ALL)
+
+
+# --------------------------------------------------------------------------------------------- how long a run is
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "wanted"),
+    [
+        (300, 16, 3, Budget(16, 304)),  # 19 steps an epoch, of which 15 give 285
+        (100, 16, 3, Budget(43, 301)),
+        (4, 16, 3, Budget(300, 300)),
+        (1600, 16, 3, Budget(3, 300)),
+        (1599, 16, 3, Budget(3, 300)),
+        (1584, 16, 3, Budget(4, 396)),  # 99 an epoch
+        (10**6, 16, 3, Budget(3, 187_500)),
+        (300, 16, 20.5, Budget(20.5, 390)),
+        (300, 64, 3, Budget(60, 300)),
+    ],
+)
+def test_few_rows_get_more_epochs(rows, batch, epochs, wanted):
+    assert budget(rows, batch, epochs, least_steps=300) == wanted
+
+
+def test_a_budget_without_a_least_number_of_steps_is_what_the_epochs_say():
+    assert budget(300, 16, 3, least_steps=0) == Budget(3, 57)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "steps"),
+    [(4, 200), (31.25, 200), (62.5, 100), (500, 13), (10**7, 1), (0, 200)],  # 100,000 tokens are read, 16 rows a step
+)
+def test_long_texts_get_fewer_steps(tokens, steps):
+    assert steps_for(tokens, 16, least_steps=200) == steps
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "every"),
+    [
+        (Budget(16, 304), 10, 31),
+        (Budget(300, 300), 10, 30),
+        (Budget(11, 11), 10, 2),
+        (Budget(10, 300), 10, 0),
+        (Budget(16, 304), 0, 0),
+    ],
+)
+def test_many_short_epochs_are_evaluated_a_few_times(length, most, every):
+    assert length.every(most) == every
+
+
+@pytest.mark.parametrize(
+    ("given", "limits"),
+    [
+        ({}, (200, 10, 10, 500)),
+        ({"learning_rate": 1e-4}, (200, 10, 10, 500)),
+        ({"num_train_epochs": 3}, (0, 0, 0, 500)),
+        ({"max_steps": 9}, (0, 0, 0, 500)),
+        ({"eval_strategy": "epoch"}, (200, 0, 10, 0)),  # who speaks of validation gets validation rows
+        ({"eval_delay": 2}, (200, 0, 10, 500)),
+        ({"validation_size": 0.1}, (200, 10, 10, 0)),
+        ({"early_stopping_patience": 2, "num_train_epochs": 9}, (0, 0, 0, 0)),
+        ({"save_strategy": "epoch"}, (200, 0, 10, 500)),
+        ({"logging_steps": 5}, (200, 10, 0, 500)),
+    ],
+)
+def test_what_the_user_has_named_is_not_limited(given, limits):
+    assert Limits.of(given) == limits

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lstmpool.pairs_lstmpool import pair_template
 from lstmpool.training.code_files import CODE
 from lstmpool.training.hub.publishing import main
 
-from ...conftest import tiny_model
+from ...conftest import tiny_model, word_tokenizer
 from ..output.test_model_card import ON_HUB, RESULTS, SETS, card
 from .conftest import ANN, BOB, READER, SHARED
 from .localhub_repo import POINTER, Repo
@@ -86,6 +87,14 @@ def test_the_code_that_is_run_sees_no_secret_of_the_environment(folder, monkeypa
     assert "secret" not in found.values() and proxy.items() <= found.items()
     assert found["PATH"] == os.environ["PATH"] and "lstmpool-publish-" in found["HOME"]
     assert found["HF_HOME"].startswith(found["HOME"]) and not Path(found["HOME"]).exists()
+
+
+def test_a_model_that_reads_pairs_apart_is_checked_with_pairs(folder, capsys):
+    labels = {"id2label": {0: "late", 1: "broken", 2: "other"}, "label2id": {"late": 0, "broken": 1, "other": 2}}
+    template = pair_template(word_tokenizer())
+    tiny_model(pair_encoding="apart", pair_template=template, linear_skip=True, **labels).save_pretrained(folder)
+    assert main([str(folder), "--check"]) == 0, capsys.readouterr().err
+    assert "Fit to be published" in capsys.readouterr().out
 
 
 def test_weights_that_would_come_back_random_are_refused(folder, capsys):

@@ -201,3 +201,41 @@ def test_what_cannot_be_pushed_to_is_told_before_training(hub, clients, work):
         (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
         assert reason in line
     assert not [path for path in work.iterdir() if path.name.startswith("not")]
+
+
+def test_what_a_backbone_on_the_hub_states_of_its_pooling_is_asked_for_by_its_name(hub, clients, work, tmp_path):
+    """Once with a token and a revision, then offline; and a repository that states nothing, or does not tell."""
+    files = {path.name: path.read_bytes() for path in (work / "backbone").iterdir()}
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    stated = {"modules.json": modules, "1_Pooling/config.json": {"pooling_mode_mean_tokens": True}}
+    stated = {name: json.dumps(content).encode() for name, content in stated.items()}
+    hub.repos["ann/plain"], hub.repos["ann/stating"] = Repo(private=False), Repo(private=True)
+    hub.repos["ann/plain"].commit("main", files, "no sentence-transformers")
+    first = hub.repos["ann/stating"].commit("main", {**files, **stated}, "mean").id
+    hub.repos["ann/stating"].commit("main", {"modules.json": None}, "none")
+    hub.repos["ann/refused"] = Repo(private=False)
+    hub.repos["ann/refused"].commit("main", {**files, **stated}, "mean")
+    code = f"""
+from lstmpool.modeling_lstmpool import LstmPoolModel
+from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.model.backbone import Backbone
+def pooling(name, **hub):
+    model = LstmPoolModel.from_backbone(name, lstm_hidden_size=4, **hub)
+    backbone = Backbone.find(ModelArguments(backbone=name, model_revision=hub.get("revision", "main")))
+    config = backbone.load_config()
+    assert backbone.token_pooling(config, None, backbone.stated_pooling(config))[0] == model.config.token_pooling
+    print(name, model.config.token_pooling)
+pooling("ann/plain")
+pooling("ann/stating", revision={first!r})
+pooling("ann/stating")
+if sys.argv[1:]:
+    pooling(sys.argv[1])
+"""
+    hub.fault = lambda method, path: "refused" if path.startswith("/ann/refused") and "modules" in path else None
+    online = clients.python(code, "ann/refused", token=ANN, home=tmp_path)
+    hub.fault = lambda method, path: None
+    expected = ["ann/plain cls", "ann/stating mean", "ann/stating cls"]
+    assert online.stdout.splitlines() == [*expected, "ann/refused cls"]
+    asked = len(hub.requests)
+    offline = clients.python(code, home=tmp_path, HF_HUB_OFFLINE="1")
+    assert offline.stdout.splitlines() == expected and len(hub.requests) == asked

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 
 import pytest
@@ -7,7 +8,16 @@ from transformers import TrainerState
 from lstmpool.training import writing
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop import checkpoints
-from lstmpool.training.loop.checkpoints import Kept, Saved, damage, find_best, newest_whole, saved_in, write_manifest
+from lstmpool.training.loop.checkpoints import (
+    Kept,
+    Saved,
+    damage,
+    find_best,
+    newest_whole,
+    saved_in,
+    wins_tie,
+    write_manifest,
+)
 
 from ...damage import KINDS, damage_file, full_disk
 
@@ -205,3 +215,34 @@ def test_a_state_that_cannot_be_read_is_one_line(folder, content):
     (folder / "checkpoint-10" / "trainer_state.json").write_text(content)
     with pytest.raises(InputError, match="trainer_state.json cannot be read: .*Remove .*: the same command"):
         find_best(folder / "checkpoint-10", folder)
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("value", "best_loss", "loss", "wins"),
+    [
+        (0.0, 0.7, 0.6, True),
+        (0.0, 0.6, 0.6, False),  # the earlier one stays
+        (0.0, 0.6, 0.7, False),
+        (0.1, 0.7, 0.6, False),  # no tie
+        (0.0, NAN, 0.6, True),
+        (0.0, 0.7, NAN, False),
+        (0.0, NAN, NAN, False),
+        (0.0, None, 0.6, True),
+        (NAN, 0.7, 0.6, False),
+        (None, 0.7, 0.6, False),
+    ],
+)
+def test_of_two_evaluations_with_the_same_metric_the_one_with_the_lower_loss_wins(value, best_loss, loss, wins):
+    log = [{"step": 8, "loss": 0.1}, {"step": 8, "eval_loss": best_loss}, {"step": 16, "eval_loss": loss}]
+    log[1] = {name: number for name, number in log[1].items() if number is not None}
+    state = TrainerState(global_step=16, best_global_step=8, best_metric=0.0, log_history=log)
+    assert wins_tie(state, value) is wins
+
+
+def test_nothing_wins_a_tie_before_there_is_a_best_one():
+    log = [{"step": 16, "eval_loss": 0.5}]
+    assert not wins_tie(TrainerState(global_step=16, log_history=log), 0.0)
+    assert not wins_tie(TrainerState(global_step=16, best_metric=0.0, log_history=log), 0.0)  # nothing was saved

@@ -1,18 +1,27 @@
-"""Runs that are asked to stop, and runs that are killed: the end is the same."""
+"""Runs that are asked to stop, and runs that are killed: the end is the same. And the logits of a run's rows."""
 
 import io
+import math
 import os
 import signal
 import time
 from contextlib import redirect_stdout
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
+import torch
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, TrainingArguments
 
+from lstmpool.training.data.order import by_length
+from lstmpool.training.errors import InputError
 from lstmpool.training.loop.interruption import Interrupted, interruptible, stop_at_step
+from lstmpool.training.loop.logits import predict_logits
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 
 from ... import damage, kills
+from ...conftest import tiny_model
 
 
 def test_outside_of_training_a_signal_ends_the_program_at_once():
@@ -105,16 +114,15 @@ def test_a_folder_that_was_moved_after_its_last_save_goes_on_with_its_own_best_w
     (tmp_path / "out").rename(tmp_path / "moved")
     assert kills.finish(kills.start([*words, str(tmp_path / "moved")], tmp_path / "log")) == 0
     assert kills.digest(tmp_path / "moved") == whole
-    assert "epoch" not in (tmp_path / "log").read_text().split("It goes on from")[1].split("kept")[0].replace(
-        "Epoch", ""
-    )
+    told = (tmp_path / "log").read_text().split("It goes on from")[1]
+    assert "was kept" in told and "\nepoch " not in told  # no epoch is trained again
 
 
 def test_a_second_signal_stops_at_once(work, monkeypatch, tmp_path):
     signal_at(monkeypatch, ("training_step", 10), signal.SIGINT, times=2)
     words = [*kills.command(work, kills.KEPT, "stopped"), f"--output_dir={tmp_path / 'out'}"]
     assert kills.finish(kills.start(words, tmp_path / "log")) == 130
-    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-8"]
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-0", "checkpoint-8"}
     assert "The same command goes on from the last checkpoint" in (tmp_path / "log").read_text()
 
 
@@ -144,3 +152,60 @@ def test_a_killed_run_ends_with_the_same_weights(work, name, monkeypatch):
     found = kills.measure(work, kills.SETTINGS[name], 10)
     assert all(same for _, same in found), found
     assert {"between saves", "inside a save"} <= {where for where, _ in found}, found
+
+
+# -------------------------------------------------------------------------------------------------------------- logits
+class Echo(torch.nn.Module):
+    """Its logits name the row: the first token, and the number of tokens. It remembers how long its batches were."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.batches = tiny_model().config, []
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, input_ids=None, attention_mask=None, **others):
+        self.batches.append(input_ids.shape[1])
+        logits = torch.stack([input_ids[:, 0], attention_mask.sum(1)], dim=1).float()
+        return {"logits": logits.masked_fill(logits == 99, math.nan)}
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
+def test_every_row_is_in_its_place(tmp_path, tokenizer, strategy):
+    lengths = np.random.default_rng(0).integers(1, 30, size=37)
+    rows = [{"input_ids": [5 + i] * n, "attention_mask": [1] * n} for i, n in enumerate(lengths)]
+    args = TrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        per_device_eval_batch_size=4,
+        train_sampling_strategy=strategy,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+    )
+    model = Echo()
+    trainer = LstmPoolTrainer(model, args, data_collator=DataCollatorWithPadding(tokenizer))
+    for dataset in (Dataset.from_list(rows), Dataset.from_list(rows).add_column("labels", [0] * 37)):
+        model.batches.clear()
+        logits = predict_logits(trainer, dataset)
+        assert logits[:, 0].tolist() == [5 + i for i in range(37)]
+        assert logits[:, 1].tolist() == lengths.tolist()
+        assert model.batches == sorted(model.batches, reverse=True)  # little padding, and the longest first
+        assert sum(model.batches) * 4 < 1.3 * lengths.sum() + 4 * 30
+    assert args.train_sampling_strategy == strategy
+
+
+def test_a_model_that_gives_no_numbers_is_refused(tmp_path, tokenizer):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, report_to=[])
+    trainer = LstmPoolTrainer(Echo(), args, data_collator=DataCollatorWithPadding(tokenizer))
+    rows = Dataset.from_list([{"input_ids": [n], "attention_mask": [1]} for n in (5, 99)])
+    with pytest.raises(InputError, match="found NaN or infinity: it has diverged"):
+        predict_logits(trainer, rows)
+
+
+def test_rows_are_sorted_by_their_own_tokens_not_by_padding():
+    rows = [{"input_ids": [9] * 4, "attention_mask": [1] * n + [0] * (4 - n)} for n in (2, 4, 1, 4)]
+    ordered, order = by_length(Dataset.from_list(rows))
+    assert order.tolist() == [1, 3, 0, 2]
+    assert [sum(mask) for mask in ordered["attention_mask"]] == [4, 4, 2, 1]

@@ -5,14 +5,21 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import EvalPrediction, TrainerCallback
+from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
 
 from lstmpool.training.errors import Diverged, InputError
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.checkpoints import checkpoints_in, damage
 from lstmpool.training.loop.measuring import TrainerMetrics, in_float32
-from lstmpool.training.loop.trainer import LstmPoolTrainer, check_room, check_settings, split_groups
+from lstmpool.training.loop.trainer import (
+    EarlyStoppingCallback,
+    LstmPoolTrainer,
+    check_room,
+    check_settings,
+    split_groups,
+)
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume
 from lstmpool.training.runs.fit import Extras, State, _prepare_folder
@@ -290,6 +297,52 @@ def test_metrics_of_logits_that_are_no_numbers_are_not_computed():
     metrics = TrainerMetrics(task_of(SingleLabel))
     with pytest.raises(Diverged, match="found NaN or infinity"):
         metrics(EvalPrediction(np.array([[0.0, np.nan, 1.0]]), np.array([0])))
+
+
+# ------------------------------------------------------------------------------------------------------ ties of epochs
+LOSSES = {1: 0.7, 2: 0.6, 3: 0.8, 4: 0.6, 5: float("nan")}  # by step
+
+
+class Cut(Exception):
+    """Where a kill comes."""
+
+
+class CutAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Cut
+
+
+@pytest.mark.parametrize(("patience", "last"), [(None, 5), (2, 4)])
+@pytest.mark.parametrize("killed_at", [None, 2, 3, 4])
+def test_where_all_f1_are_zero_the_lowest_loss_is_the_best_one(tmp_path, monkeypatch, patience, last, killed_at):
+    """Patience counts by the same rule. A run that goes on from a checkpoint ends with the same."""
+
+    def evaluated(trainer, dataloader, *args, **options):
+        metrics = {"eval_loss": LOSSES[trainer.state.global_step], "eval_f1_micro": 0.0}
+        return EvalLoopOutput(None, None, metrics, 8)
+
+    def run_of(callbacks, checkpoint=None):
+        options = {"load_best_model_at_end": True, "metric_for_best_model": "f1_micro", "greater_is_better": True}
+        options |= {"eval_strategy": "steps", "eval_steps": 1, "early_stopping_patience": patience}
+        options |= {"restore_callback_states_from_checkpoint": True}
+        stoppers = [EarlyStoppingCallback(patience)] if patience else []
+        trainer = rows_trainer(tmp_path, callbacks=[*stoppers, *callbacks], max_steps=5, **options)
+        trainer.train_from(checkpoint)
+        return trainer.state
+
+    monkeypatch.setattr(Trainer, "evaluation_loop", evaluated)
+    if killed_at is None:
+        state = run_of([])
+    else:
+        with pytest.raises(Cut):
+            run_of([CutAt(killed_at)])
+        state = run_of([], str(tmp_path / f"checkpoint-{killed_at - 1}"))
+    assert (state.best_global_step, state.global_step) == (2, last)
+    assert state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
 
 
 # -------------------------------------------------------------------------------------------- precision of evaluations

@@ -20,6 +20,7 @@ from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.hub.publishing import main as publish
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.model.adapters import load_adapter, lora_config
+from lstmpool.training.model.trainable_parts import trained_skip
 
 from ...command import test_train_trainer_results as results
 from ...conftest import random_inputs, tiny_model
@@ -27,7 +28,7 @@ from ...training_fixtures import run_python
 
 
 FILES, run, work = results.FILES, results.run, results.work  # the last, a fixture, is made anew for this file
-LORA = ["--peft=lora", "--learning_rate=2e-2", "--head_learning_rate=1e-2", "--num_train_epochs=3"]
+LORA = ["--peft=lora", "--learning_rate=2e-2", "--head_learning_rate=1e-2", "--num_train_epochs=3", "--stages=one"]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,20 @@ def test_only_adapters_pooler_and_classifier_learn():
         optimizer.step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if ".lora_" in name or ".modules_to_save." in name}
+
+
+def test_the_linear_skip_is_trained_and_saved_with_an_adapter(tmp_path):
+    model = get_peft_model(tiny_model(linear_skip=True), lora_config(tiny_model(linear_skip=True)))
+    copies = model.linear_skip.modules_to_save
+    assert trained_skip(model) is copies["default"] and copies["default"].weight.requires_grad
+    with torch.no_grad():
+        trained_skip(model).weight.fill_(7.0)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_model(linear_skip=True), tmp_path)
+    assert (trained_skip(loaded).weight == 7).all()
+    states = torch.ones(1, 4, 16)
+    without = tiny_model()(layer_states=states).logits
+    torch.testing.assert_close(loaded(layer_states=states).logits, without + 7 * 64)
 
 
 def test_layer_states_are_those_of_the_adapted_backbone():
@@ -224,7 +239,13 @@ def test_a_backbone_that_is_elsewhere_is_asked_for(tmp_path, trained, monkeypatc
     [
         ["--calibrate=temperature", "--lora_target_modules", "query", "dense"],
         ["--label_column_name=price,weight", "--num_train_epochs=4"],
-        ["--label_column_name=labels", "--tune_thresholds", "--lora_target_modules=all-linear", "--layer_pooling=max"],
+        [
+            "--label_column_name=labels",
+            "--tune_thresholds",
+            "--lora_target_modules=all-linear",
+            "--layer_pooling=max",
+            "--stages=two",
+        ],
     ],
 )
 def test_a_merged_model_is_one_like_any_other(work, monkeypatch, words):

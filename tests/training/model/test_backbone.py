@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
@@ -36,6 +37,22 @@ def test_a_package_is_found_and_not_imported(package):
     assert backbone.path == str(package / "deep" / "model")
     assert (backbone.title, backbone.on_hub) == ("package:some_model", False)
     assert backbone.check_fields(backbone.load_config(), {"num_labels": 2}).num_labels == 2
+
+
+def test_the_token_pooling_and_its_reason(package, capsys):
+    backbone = find("package:some_model")
+    config = backbone.load_config()
+    assert backbone.stated_pooling(config) is None
+    assert backbone.token_pooling(config, None, None) == ("cls", "the default of its family")
+    assert backbone.token_pooling(config, "max", None) == ("max", "as --token_pooling says")
+    modules = [{"path": "model", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    for name, content in {"modules": modules, "1_Pooling/config": {"pooling_mode": "mean"}}.items():
+        path = package / "deep" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content))
+    stated = backbone.stated_pooling(config)
+    assert backbone.token_pooling(config, None, stated) == ("mean", "as the backbone's 1_Pooling/config.json says")
+    assert backbone.token_pooling(config, "max", stated) == ("max", "as --token_pooling says")
 
 
 def test_a_package_with_two_models_or_none(package):
@@ -204,6 +221,31 @@ def test_a_finished_model_keeps_its_classifier_for_its_own_labels_alone(tmp_path
         assert not torch.equal(model.classifier.weight[:2], original["classifier.weight"][:2])
         same = [torch.equal(original[k], t) for k, t in model.state_dict().items() if "classifier" not in k]
         assert all(same)
+
+
+def test_a_new_classifier_comes_with_a_new_skip(tmp_path):
+    model = tiny_model(id2label={0: "a", 1: "b", 2: "c"}, linear_skip=True)
+    torch.nn.init.normal_(model.linear_skip.weight)
+    model.save_pretrained(tmp_path)
+    start = Backbone.find(ModelArguments(init_from=str(tmp_path)))
+    same, _ = start.load_model(labels("a", "b", "c"))
+    assert torch.equal(same.linear_skip.weight, model.linear_skip.weight)
+    other, fresh = start.load_model(labels("a", "d"))
+    assert fresh and other.linear_skip.weight.shape == (2, 64) and not other.linear_skip.weight.any()
+    assert other(input_ids=torch.tensor([[1, 2]])).logits.shape == (1, 2)
+
+
+def test_pairs_apart_need_a_tokenizer_that_parts_texts(tmp_path):
+    backbone = find(str(save_backbone(tmp_path / "mine")))
+    tokenizer = backbone.load_tokenizer(None)
+    fields = ModelArguments(pair_encoding="apart").config_fields() | labels("a", "b")
+    found = backbone.with_template(fields, tokenizer)
+    assert found["pair_template"] == {"prefix": [2], "middle": [3], "suffix": [3]}
+    assert backbone.load_model(found)[0].config.pair_template == found["pair_template"]
+    assert "pair_template" not in backbone.with_template(fields | {"pair_encoding": "joint"}, tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    with pytest.raises(InputError, match="--backbone mine: .* cannot be taken apart. Use pair_encoding='joint'"):
+        backbone.with_template(fields, tokenizer)
 
 
 def test_a_finished_model_that_gives_tuples_or_states_gives_logits_to_trainer(tmp_path):

@@ -1,4 +1,6 @@
 import multiprocessing
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -10,8 +12,9 @@ from datasets import Dataset
 from filelock import FileLock
 from transformers import DataCollatorWithPadding
 
+from lstmpool.pairs_lstmpool import pair_template
 from lstmpool.training.errors import InputError
-from lstmpool.training.model.layer_cache import StatesCollator, cached_states, damage
+from lstmpool.training.model.layer_cache import StatesCollator, cached_states, damage, forget_states
 
 from ...conftest import tiny_model, word_tokenizer
 from ...damage import KINDS, damage_file
@@ -50,6 +53,21 @@ def test_every_row_has_its_own_states_in_the_order_of_the_rows(cache, rows):
         with torch.no_grad():
             alone = model.eval()(**{name: torch.tensor([value]) for name, value in row.items()}).layer_states[0]
         torch.testing.assert_close(batch["layer_states"][i], alone, atol=1e-6, rtol=1e-5)
+
+
+def test_pairs_that_are_read_apart_have_states_of_their_own(cache, tokenizer, tmp_path):
+    template = pair_template(tokenizer)
+    encoded = tokenizer(["the order", "my", "broken"], ["late", "is not late", "back"])
+    rows = Dataset.from_dict(dict(encoded))
+    apart, joint = tiny_model(pair_encoding="apart", pair_template=template), tiny_model()
+    found = StatesCollator(4, 64)(list(cache(apart, rows)))["layer_states"]
+    batch = tokenizer.pad(encoded, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(found, apart(**batch).layer_states, atol=1e-6, rtol=1e-5)
+    assert StatesCollator(4, 16)(list(cache(joint, rows)))["layer_states"].shape == (3, 4, 16)
+    other = template | {"suffix": []}
+    cache(tiny_model(pair_encoding="apart", pair_template=other), rows)
+    assert len(files(tmp_path)) == 3
 
 
 def test_the_head_trains_on_them_as_on_the_tokens(cache, rows, tokenizer):
@@ -247,3 +265,14 @@ def test_a_folder_that_cannot_be_written(cache, rows, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="layer cache in .* cannot be written or read"):
         cache(tiny_model(), rows, folder=tmp_path / "file" / "cache")
+
+
+def test_states_of_a_command_go_with_it_and_those_of_killed_ones_after_a_week(tmp_path):
+    for name, age in {"own": 0, "young": 6 * 86_400, "old": 8 * 86_400}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "layer_states-1.arrow").touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")  # as if another command had removed it this moment
+    forget_states(tmp_path / "own")
+    assert {path.name for path in tmp_path.iterdir()} == {"young", "gone"}
+    forget_states(tmp_path / "own")  # which is no longer there

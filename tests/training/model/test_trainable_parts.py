@@ -6,9 +6,16 @@ from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.model.trainable_parts import check_layers, learning_rates, prepare_layers, stack_of
+from lstmpool.training.model.trainable_parts import (
+    check_layers,
+    learning_rates,
+    prepare_layers,
+    stack_of,
+    switch_off_dropout,
+    trained_skip,
+)
 
-from ...conftest import backbone_config, random_inputs, tiny_config, tiny_model
+from ...conftest import FAMILIES, backbone_config, random_inputs, tiny_config, tiny_model
 
 
 def prepared(model=None, **options):
@@ -19,6 +26,27 @@ def prepared(model=None, **options):
 
 def frozen(model):
     return {name.removeprefix("lstmpool.backbone.") for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def with_dropout(family, probability):
+    """A tiny model in training mode, whose backbone drops units with this probability, and its pooler none."""
+    config = backbone_config(family)
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, (int, float)) and not isinstance(value, bool) and "layer" not in name:
+            setattr(config, name, probability)
+    torch.manual_seed(0)
+    return LstmPoolForSequenceClassification(LstmPoolConfig(config, pooler_dropout=0.0)).train()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_can_be_switched_off_in_every_family(family):
+    model = with_dropout(family, 0.5)
+    inputs = random_inputs()
+    switch_off_dropout(model.lstmpool.backbone)
+    assert model.training and model.lstmpool.backbone.training
+    with torch.no_grad():
+        trained = model(**inputs).logits
+        torch.testing.assert_close(trained, model.eval()(**inputs).logits)
 
 
 def test_a_frozen_backbone_is_whole_and_without_dropout():
@@ -106,6 +134,17 @@ def test_rates_fall_layer_by_layer(tmp_path):
             assert rate == 0.5 ** (3 - int(name.split(".")[3])), name
         else:
             assert rate == (0.5**4 if name.startswith("backbone.embeddings.") else 3.0), name
+
+
+def test_the_linear_skip_goes_as_fast_as_the_backbone(tmp_path):
+    # it starts at weights that fit, as the backbone does, and not at random ones
+    model = tiny_model(linear_skip=True)
+    assert trained_skip(model) is model.linear_skip and trained_skip(tiny_model()) is None
+    found = rates(model, tmp_path, layerwise_lr_decay=0.5, head_learning_rate=3.0)
+    assert found["linear_skip.weight"] == 1.0
+    assert found["classifier.weight"] == found["pooler.rnn.weight_hh_l0"] == 3.0
+    found = rates(prepared(model, freeze_backbone=True), tmp_path, head_learning_rate=3.0)
+    assert found["linear_skip.weight"] == 1.0 and not any("backbone" in name for name in found)
 
 
 def test_what_lies_above_the_layers_goes_as_fast_as_the_highest(tmp_path):

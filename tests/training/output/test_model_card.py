@@ -1,5 +1,7 @@
 """The model card, and names that would act in Markdown. Where a Markdown library is installed, it reads the card."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 
@@ -9,6 +11,7 @@ from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output import markdown
 from lstmpool.training.output.model_card import CardContents, model_card
+from lstmpool.training.output.terminal import describe_best
 
 from ...conftest import tiny_config
 
@@ -28,6 +31,7 @@ def card(
     name="mine",
     rows=None,
     results=None,
+    caveats=(),
     **options,
 ):
     """A card of a made-up run, and its header. `rows` are the arguments that say where its rows came from."""
@@ -51,6 +55,7 @@ def card(
             command=list(command),
             data_args=DataArguments(**(rows or {})),
             results=results or {},
+            caveats=list(caveats),
         )
     )
     return text, yaml.safe_load(text.split("\n---\n")[0])
@@ -176,6 +181,12 @@ def test_what_was_learnt_is_shown_on_rows_that_it_was_not_fitted_on(tmp_path):
 )
 def test_the_settings_are_those_of_the_run(tmp_path, options, row):
     assert f"| {row} |" in card(tmp_path, **options)[0].splitlines()
+
+
+def test_warnings_are_caveats_and_there_is_no_such_part_without_one(tmp_path):
+    text = card(tmp_path, caveats=["this run is short.", "fewer rows have `a|b` (1)."])[0]
+    assert "\n\n## Caveats\n\n- This run is short.\n- Fewer rows have `a|b` (1).\n\n## Data\n" in text
+    assert "Caveats" not in card(tmp_path)[0]
 
 
 def test_every_field_of_the_config_has_a_row(tmp_path):
@@ -314,3 +325,34 @@ def test_the_header_is_yaml_whatever_the_names_are(tmp_path):
         header = card(tmp_path, name=name, data=SETS, rows=rows, results=RESULTS)[1]
         (index,) = header["model-index"]
         assert index["name"] == name and index["results"][0]["dataset"]["config"] == name
+
+
+def kept(log, step, metric):
+    """What is said of a run of 4 epochs and 40 steps with such a log."""
+    state = SimpleNamespace(
+        best_model_checkpoint="there",
+        best_global_step=step,
+        best_metric=metric,
+        epoch=4,
+        global_step=40,
+        log_history=log,
+    )
+    args = SimpleNamespace(
+        do_train=True, load_best_model_at_end=True, metric_for_best_model="accuracy", greater_is_better=True
+    )
+    return describe_best(SimpleNamespace(state=state, args=args), {"accuracy": "accuracy"})
+
+
+def test_the_run_says_which_stage_was_kept_only_if_the_first_was_measured_on_validation():
+    start, later = {"step": 0, "start": {"accuracy": 0.7}}, [{"step": 20, "eval_accuracy": 0.8}]
+    later.append({"step": 40, "eval_accuracy": 0.9})
+    measured = {"step": 0, "eval_accuracy": 0.75}
+    best = "Stage 2 was kept, at epoch 4: validation accuracy 0.900, 0.750 after stage 1."
+    assert kept([start, measured, *later], 40, 0.9) == best
+    worse = {"step": 0, "eval_accuracy": 0.95}
+    first = "Stage 1 was kept: validation accuracy 0.950; training everything from there gave 0.900 at best."
+    assert kept([start, worse, *later], 0, 0.95) == first
+    # of many rows, the first stage has read some, and is not among those that may be kept
+    assert kept([start, *later], 40, 0.9) == "Epoch 4 was kept: validation accuracy 0.900."
+    # --eval_on_start in a run of one stage
+    assert kept([measured, *later], 40, 0.9) == "Epoch 4 was kept: validation accuracy 0.900."

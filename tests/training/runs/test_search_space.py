@@ -4,8 +4,9 @@ import pytest
 
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.defaults import Limits
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.runs.search_space import BOUNDS, Values, space_of
+from lstmpool.training.runs.search_space import BOUNDS, Values, of_rows, space_of
 
 
 def space(given, model=None, **flags):
@@ -108,3 +109,31 @@ def test_a_space_that_makes_no_sense_is_refused(given, model, message):
 
 def test_a_list_of_choices_is_no_range():
     assert math.isnan(Values(int, choices=(1,)).low)
+
+
+def limited(given, limits, rows=300, tokens=1, **flags):
+    """The space and the arguments for so many rows of so many tokens, 16 a step."""
+    flags |= {"output_dir": "out", "use_cpu": True, "hp_search": 5, "hp_space": given}
+    args = TrainingArguments(per_device_train_batch_size=16, **flags)
+    args.limits = limits
+    return of_rows(space_of(ModelArguments(), args), args, rows, tokens)
+
+
+def test_where_rows_are_few_the_default_space_has_as_many_more_epochs_as_a_run_without_a_search():
+    """16 epochs of 19 steps in the place of 3: 5.33 times as many."""
+    found, args = limited(None, Limits(300, 10, 10))
+    assert found["num_train_epochs"].choices == (11, 16, 21, 32) and args.num_train_epochs == 16
+    assert args.limits == (0, 10, 10, 0)  # each trial has the epochs that it says
+    found, args = limited(None, Limits(300, 10, 10), tokens=62.5)  # 100 steps are enough: 6 epochs
+    assert found["num_train_epochs"].choices == (4, 6, 8, 12) and args.num_train_epochs == 6
+    found, args = limited(None, Limits(300, 10, 10), rows=10_000)
+    assert found["num_train_epochs"].choices == (2, 3, 4, 6) and args.num_train_epochs == 3
+
+
+def test_epochs_that_the_user_names_are_left_as_they_are():
+    found, args = limited('{"num_train_epochs": [2, 3]}', Limits(300, 10, 10))
+    assert found["num_train_epochs"].choices == (2, 3) and args.limits == Limits()
+    found, args = limited('{"weight_decay": [0, 1]}', Limits(300, 10, 10))
+    assert set(found) == {"weight_decay"} and args.limits == (300, 10, 10, 0)  # a trial is as long as a run
+    found, args = limited(None, Limits(), num_train_epochs=1)
+    assert found["num_train_epochs"].choices == (1, 2, 3, 4, 6) and args.num_train_epochs == 1

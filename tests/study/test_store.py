@@ -5,8 +5,8 @@ import pyarrow.parquet
 import pytest
 
 from lstmpool.training.errors import InputError
-from study.predictions import Predictions, rounded
 from study.records import KEY
+from study.store import Predictions, rounded
 
 
 def row(**fields):

@@ -1,0 +1,183 @@
+"""The first stage of a run: the model's linear path starts at a linear model of the frozen backbone's layers.
+
+The backbone runs once over the training rows, or over `ROWS` of them, drawn by class. Its layer states lie in a
+file meanwhile, whose name is a digest of all that it depends on: the folds of a cross-validation, the trials of a
+search and a run that goes on share it. `forget_states` removes it when the command is done. The second stage trains
+everything from there; the start counts as its checkpoint 0, which a run that goes on does not repeat.
+
+A run that is killed in the first stage repeats it, and gets the same weights.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import DataCollatorWithPadding
+
+from lstmpool.training.data.holdout import draw_by_class
+from lstmpool.training.errors import InputError, as_line
+from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.defaults import Limits
+from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.loop.trainer import StartCounts
+from lstmpool.training.loop.trainer_arguments import changed
+from lstmpool.training.model.layer_cache import cached_states
+from lstmpool.training.model.linear_start import ALL, ROWS, TOP, LinearStart, Loss, fit_start, summed_loss
+from lstmpool.training.output.found import NEW_RUN, is_last
+from lstmpool.training.output.run_record import RunRecord
+from lstmpool.training.runs.job import Tokens
+from lstmpool.training.runs.state import State
+from lstmpool.training.tasks.task import LossSettings, Task
+
+
+LEAST_ROWS = 2  # of which one can be held out
+MOST_BYTES = 5 * 10**8  # that their file may take
+
+
+def start_head(state: State) -> None:
+    """Puts a linear model of the training rows' layer states into the model, and says how good it is by itself.
+
+    It then counts as checkpoint 0 of the training. All processes do the same, with the same result. Only the first one
+    runs the backbone; the others read its file. If that cannot be written, or there is a single row, the run has one
+    stage, and says so.
+    """
+    began = time.monotonic()
+    job = state.job
+    targets = np.asarray(state.targets("train"))
+    total = len(targets)
+    if total < LEAST_ROWS:
+        print(f"One stage: a linear model needs {LEAST_ROWS} rows or more, found {total}.", flush=True)
+        return
+    strata = None if job.task.has_numbers or job.task.has_thresholds else targets
+    read = _read_states(state, strata, total)
+    if read is None:
+        return
+    states, rows = read
+    choices = (TOP,) if state.model.config.layer_pooling == "last" else (TOP, ALL)
+    of_rows = None if strata is None else strata[rows]
+    start = fit_start(states, targets[rows], len(job.task.names), _loss(state), of_rows, state.args.seed, choices)
+    start.put(state.model)
+    read_all = len(rows) == total
+    if read_all:
+        state.top_states = states[:, -1].copy()
+    scores = _scores(state, start, rows)
+    state.trainer.add_callback(StartCounts(state.trainer, scores, may_be_kept=read_all))
+    print(describe_start(start, scores, job.task, len(rows), total, time.monotonic() - began), flush=True)
+
+
+def _loss(state: State) -> Loss:
+    """The loss of stage 2, summed over rows."""
+    job, args = state.job, state.args
+    settings = LossSettings(args.class_weights, args.label_smoothing_factor, args.regression_loss)
+    return job.task.loss(settings, job.splits["train"].labels) or summed_loss(job.task.problem_type)
+
+
+def _read_states(state: State, strata: np.ndarray | None, total: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Layer states (M, L, S) of at most `ROWS` training rows, and the numbers of these rows, (M,), in order.
+
+    None in all processes, and a line that says why, if one of them cannot read or write the states' file.
+    """
+    config = state.model.config
+    shape = (-1, len(config.layers), config.state_size)
+    most = max(1, min(ROWS, MOST_BYTES // (4 * shape[1] * shape[2])))
+    wrong = ""
+    try:
+        if state.caches_states:
+            rows = draw_by_class(np.zeros(total, dtype=int) if strata is None else strata, most, state.args.seed)
+            found = state.inputs["train"].select(rows)
+        else:
+            found, rows = _cached(state, most)
+    except InputError as error:
+        wrong = as_line(str(error))
+    wrong = next((each for each in gather_object([wrong]) if each), "")
+    if wrong:
+        print(f"One stage: {wrong}", flush=True)
+        return None
+    return np.asarray(found["layer_states"][:], dtype=np.float32).reshape(shape), rows
+
+
+def _cached(state: State, most: int) -> tuple[Dataset, np.ndarray]:
+    """The rows with their layer states, and their numbers. All folds draw from the same rows, and share one file."""
+    args, tokens = state.args, state.tokens["train"]
+    total = len(tokens.dataset)  # with the rows of the other folds
+    own = _own_rows(tokens)
+    drawn = draw_by_class(_classes(state, total), most, args.seed)
+    with args.main_process_first():  # the others find the file
+        states = cached_states(
+            state.model.get_base_model() if state.job.model_args.peft else state.model,
+            tokens.dataset.select(drawn),
+            DataCollatorWithPadding(state.job.tokenizer),
+            batch_size=args.per_device_eval_batch_size,
+            folder=state.job.states_folder,
+            title="train",
+        )
+    mine = np.flatnonzero(np.isin(drawn, own))
+    return states.select(mine), np.searchsorted(own, drawn[mine])
+
+
+def _classes(state: State, total: int) -> np.ndarray:
+    """A class for each of the `total` rows that lie with the training rows, those of all folds; zeros for other tasks.
+
+    It is the same in every fold.
+    """
+    classes = np.zeros(total, dtype=int)
+    task, tokens = state.job.task, state.tokens
+    if task.has_numbers or task.has_thresholds:
+        return classes
+    for name in ("train", "validation"):  # which, of a fold, are parts of one dataset
+        if name in tokens and tokens[name].dataset is tokens["train"].dataset:
+            classes[_own_rows(tokens[name])] = state.job.splits[name].labels
+    return classes
+
+
+def _own_rows(tokens: Tokens) -> np.ndarray:
+    return np.arange(len(tokens.dataset)) if tokens.chosen is None else np.asarray(tokens.chosen)
+
+
+def _scores(state: State, start: LinearStart, rows: np.ndarray) -> dict[str, float]:
+    """The metrics of those of `rows` that were held out from the linear model in turn, in the targets' own units."""
+    task = state.job.task
+    logits = start.logits if state.scale is None else start.logits * state.scale.scale
+    labels = np.asarray(state.job.splits["train"].labels)[rows]
+    return task.score(task.decide(logits), labels[start.rows])
+
+
+def as_begun(
+    model_args: ModelArguments, args: TrainingArguments, settings: dict[str, Any]
+) -> tuple[ModelArguments, TrainingArguments, dict[str, Any]]:
+    """The arguments and settings of a run that goes on: if an older release began it, the defaults are as they were.
+
+    Such a run has one stage. Its record does not name what that release did not know.
+    """
+    named = args.resume_from_checkpoint
+    folders = [Path(args.output_dir), Path(args.output_dir, NEW_RUN)]
+    if named and not is_last(named):
+        folders = [Path(named).parent]
+    for folder in folders:
+        record = RunRecord.read(folder)
+        if record is None or record.finished or "stages" in record.settings:
+            continue
+        known = {name: value for name, value in settings.items() if name in record.settings}
+        changes: dict[str, Any] = {"limits": Limits()}
+        if known.get("bf16") and not record.settings["bf16"]:  # which newer releases choose by themselves
+            known["bf16"] = False
+            changes |= {"bf16": False, "mixed_precision": "no"}
+        if named or not record.differs(known):
+            return replace(model_args, original_defaults=True), changed(args, **changes), known
+    return model_args, args, settings
+
+
+def describe_start(
+    start: LinearStart, scores: dict[str, float], task: Task, rows: int, total: int, seconds: float
+) -> str:
+    """Says what the first stage did."""
+    of = f"{rows:,} rows" if rows == total else f"{rows:,} of {total:,} rows"
+    read = "the top layer's vectors" if start.layers == TOP else "all layers' vectors"
+    how = f"{task.titles[task.headline]} {scores[task.headline]:.3f} on rows held out from it"
+    return (
+        f"Stage 1 of 2: a linear model of {read}, fitted to {of} in {seconds:.0f} s: {how}. Stage 2 goes on from it."
+    )
