@@ -340,8 +340,7 @@ def test_it_trains_with_checkpointing_as_without(dtype):
 
 def test_from_backbone_asks_the_tokenizer_beside_it(tmp_path):
     BertModel(backbone_config()).save_pretrained(tmp_path)
-    # versions of the library differ in what they find, and one asks for another package first
-    with pytest.raises((ValueError, OSError, ImportError), match="tokenizer|protobuf"):
+    with pytest.raises((ValueError, OSError, ImportError), match="tokenizer|protobuf"):  # by the library's version
         LstmPoolForSequenceClassification.from_backbone(str(tmp_path), pair_encoding="apart")
     tokenizer = word_tokenizer()
     tokenizer.save_pretrained(tmp_path)
