@@ -393,9 +393,8 @@ def test_the_order_of_a_pair_counts():
 
 def test_it_can_be_made_on_the_meta_device():
     with torch.device("meta"):
-        model = LstmPoolForSequenceClassification(
-            tiny_config(pair_encoding="apart", pair_template=BERT, linear_skip=True)
-        )
+        config = tiny_config(pair_encoding="apart", pair_template=BERT, linear_skip=True)
+        model = LstmPoolForSequenceClassification(config)
     assert all(parameter.is_meta for parameter in model.parameters())
     ids, mask = take_apart(torch.zeros(2, 7, dtype=torch.long, device="meta"), None, BERT, 0)
     assert ids.shape == mask.shape == (4, 6)  # a text of four tokens, and the other empty
