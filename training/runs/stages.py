@@ -62,9 +62,9 @@ def start_head(state: State) -> None:
     start = fit_start(states, targets[rows], len(job.task.names), _loss(state), of_rows, state.args.seed, choices)
     start.put(state.model)
     read_all = len(rows) == total
-    if read_all:
+    if read_all and not state.compared:
         state.top_states = states[:, -1].copy()
-    scores = _scores(state, start, rows)
+    scores = {} if state.compared else _scores(state, start, rows)  # a backbone that knows all labels flatters it
     state.trainer.add_callback(StartCounts(state.trainer, scores, may_be_kept=read_all))
     print(describe_start(start, scores, job.task, len(rows), total, time.monotonic() - began), flush=True)
 
@@ -177,7 +177,5 @@ def describe_start(
     """Says what the first stage did."""
     of = f"{rows:,} rows" if rows == total else f"{rows:,} of {total:,} rows"
     read = "the top layer's vectors" if start.layers == TOP else "all layers' vectors"
-    how = f"{task.titles[task.headline]} {scores[task.headline]:.3f} on rows held out from it"
-    return (
-        f"Stage 1 of 2: a linear model of {read}, fitted to {of} in {seconds:.0f} s: {how}. Stage 2 goes on from it."
-    )
+    how = f": {task.titles[task.headline]} {scores[task.headline]:.3f} on rows held out from it" if scores else ""
+    return f"Stage 1 of 2: a linear model of {read}, fitted to {of} in {seconds:.0f} s{how}. Stage 2 goes on from it."

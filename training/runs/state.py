@@ -66,7 +66,8 @@ class State:
     # train
     trainer: LstmPoolTrainer = field(init=False)
     top_states: np.ndarray | None = None  # (N, S) of the training rows, if stage 1 has read them all
-    frozen_vectors: dict[str, Vectors] = field(init=False)  # before training, for the linear baseline
+    frozen_vectors: dict[str, Vectors] | None = None  # before training, for the linear baseline
+    compared: bool = False  # whether the backbone has learnt which texts share a label, see `contrast`
 
     # measure
     evaluation: Evaluation = field(init=False)
