@@ -231,9 +231,9 @@ class TrainingFields:
     contrastive_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Steps before stage 1 in which the backbone alone learns which texts share a label. Unset: as many "
-            "as half of stage 2's for fewer than 500 rows of one text and one label, with at least 8 a class on "
-            "average, if the run's length is not set; else 0."
+            "help": "Steps before stage 1 in which the backbone alone learns which texts share a label. Unset: 100, "
+            "or fewer for long texts, where fewer than 500 rows have one text and one label each, with at least 8 a "
+            "class on average, and the run's length is not set; else 0."
         },
     )
     layer_cache: str = field(

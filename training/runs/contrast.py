@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from lstmpool.fields_lstmpool import SINGLE
-from lstmpool.training.flags.defaults import FEW_ROWS
+from lstmpool.training.flags.defaults import FEW_ROWS, steps_for
 from lstmpool.training.loop.divergence import check_weights
+from lstmpool.training.loop.trainer_arguments import batch_of
 from lstmpool.training.model.trainable_parts import learning_rates
 from lstmpool.training.runs.state import State
 
@@ -29,34 +30,33 @@ ROWS_A_CLASS = 8  # on average at least: with fewer, classes would be pushed apa
 WARMUP = 0.1  # of the steps
 
 
-def contrastive_steps(state: State) -> int:
+def contrastive_steps(state: State, tokens: float) -> int:
     """The number of steps: as the user says, or half of the least that a run has, where they are known to help.
 
-    That is where the rows are few, each is one text with one label, and the run's length is left to the command.
+    That is where the rows are few, each is one text with one label, and the run's length is left to the command. They
+    depend on arguments and rows alone, so that a run which goes on has the same. `tokens`: of the median row.
     """
     job, args = state.job, state.args
-    if job.task.problem_type != SINGLE or job.reads_pairs or not _trains_whole_backbone(state):
+    one_label_a_text = job.task.problem_type == SINGLE and not job.reads_pairs
+    trains_all = not job.model_args.freeze_backbone and not job.model_args.peft
+    if not (state.has_two_stages and one_label_a_text and trains_all):
         return 0
     if args.contrastive_steps is not None:
         return args.contrastive_steps
     rows = len(job.splits["train"])
-    enough = ROWS_A_CLASS * len(job.task.names) <= rows < FEW_ROWS
-    return args.limits.least_steps // 2 if enough else 0
+    if not ROWS_A_CLASS * len(job.task.names) <= rows < FEW_ROWS:
+        return 0
+    return steps_for(tokens, batch_of(args), args.limits.least_steps) // 2
 
 
-def _trains_whole_backbone(state: State) -> bool:
-    args = state.job.model_args
-    return not args.freeze_backbone and not args.peft
-
-
-def compare_texts(state: State, steps: int) -> None:
-    """Trains the backbone for so many steps, and says so.
+def compare_texts(state: State) -> None:
+    """Trains the backbone for `state.contrastive_steps`, and says so.
 
     Raises:
         Diverged: if a weight is then NaN or infinite.
     """
     began = time.monotonic()
-    model, args, rows = state.model, state.args, state.inputs["train"]
+    model, args, rows, steps = state.model, state.args, state.inputs["train"], state.contrastive_steps
     labels = np.asarray(rows["labels"])
     generator = np.random.default_rng(args.seed)
     rates = learning_rates(model, args)

@@ -93,7 +93,11 @@ def read(state: State) -> None:
     print("\n".join(lines), flush=True)
     if state.args.do_train:
         tokens = state.summary["train"]["tokens"]["median"]
-        state.args = within_limits(state.args, len(job.splits["train"]), tokens)
+        state.contrastive_steps = contrastive_steps(state, tokens)
+        limits = state.args.limits
+        if state.contrastive_steps:  # the other half of the steps
+            limits = limits._replace(least_steps=limits.least_steps // 2)
+        state.args = within_limits(changed(state.args, limits=limits), len(job.splits["train"]), tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------- load
@@ -214,11 +218,9 @@ def train(state: State) -> None:
 
 def _stage_1(state: State) -> None:
     """What comes before everything is trained. The baseline reads the backbone as it was before."""
-    steps = contrastive_steps(state)
-    if steps:
+    if state.contrastive_steps:
         state.frozen_vectors = frozen_vectors(state)
-        compare_texts(state, steps)
-        state.compared = True
+        compare_texts(state)
     start_head(state)
 
 
