@@ -74,9 +74,9 @@ def start_head(state: State) -> None:
     read_all = len(rows) == total
     if read_all and not state.contrastive_steps:
         state.top_states = states[:, -1].copy()
-    scores = (
-        {} if state.contrastive_steps else _scores(state, start, rows)
-    )  # a backbone that knows all labels flatters it
+    scores = {}
+    if not state.contrastive_steps:  # a backbone that has seen all labels would flatter it
+        scores = _scores(state, start, rows)
     state.trainer.add_callback(StartCounts(state.trainer, scores, may_be_kept=read_all))
     print(describe_start(start, scores, job.task, len(rows), total, time.monotonic() - began), flush=True)
 
