@@ -17,8 +17,9 @@ TSV, JSON, JSON lines or Parquet, or a data set on the Hub. They have a column `
 `sentence2`) and a column `label`: names or whole numbers are classes, decimal numbers a regression, and lists several
 labels.
 
-By default, stage 1 fits a linear model to all layers of the frozen backbone, or to the top one, as cross-validation
-finds better. Stage 2 trains everything from there, for 3 epochs and at least 200 steps, fewer where texts are long.
+By default, stage 1 fits a linear model to all layers of the backbone, or to the top one, as cross-validation finds
+better. Stage 2 trains everything from there, for 3 epochs and at least 200 steps, fewer where texts are long. Of fewer
+than 500 rows, where each is one text with one label, the backbone first learns which texts share a label.
 With validation rows, the better of the start and the best epoch is kept, and the run says which; fewer than 500
 training rows are all trained on, and the last step is kept.
 

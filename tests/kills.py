@@ -74,6 +74,7 @@ SETTINGS = {
     "frozen, from the cache": ["--freeze_backbone", *EVALUATED],
     "adapters, merged": ["--peft=lora", "--lora_dropout=0.1", "--merge", *EVALUATED],
     "one stage": ["--stages=one", *EVALUATED],
+    "texts compared first": ["--contrastive_steps=5", *EVALUATED],
     "a start that is kept": ["--learning_rate=1", "--warmup_steps=0", *EVALUATED],
     "over an older run": [OVERWRITE],
     "over an older run, a save every 3 steps": [OVERWRITE, *EVALUATED],

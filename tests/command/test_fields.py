@@ -117,6 +117,7 @@ AFTER_TRAINING = {"calibrate", "tune_thresholds"}  # folded into the head, see `
 TRAINING = {
     *("do_train", "per_device_train_batch_size", "num_train_epochs", "max_steps", "gradient_accumulation_steps"),
     *("learning_rate", "head_learning_rate", "layerwise_lr_decay", "lr_scheduler_type", "lr_scheduler_kwargs"),
+    "contrastive_steps",
     *("warmup_steps", "optim", "optim_args", "optim_target_modules", "weight_decay", "max_grad_norm"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "neftune_noise_alpha"),
     *("regression_loss", "standardize_targets", "class_weights", "layer_cache"),

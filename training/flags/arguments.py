@@ -228,6 +228,14 @@ class TrainingFields:
     head_learning_rate: float | None = field(
         default=1e-3, metadata={"help": "Peak learning rate of the new layers; learning_rate is the backbone's."}
     )
+    contrastive_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Steps before stage 1 in which the backbone alone learns which texts share a label. Unset: 100, "
+            "or fewer for long texts, where fewer than 500 rows have one text and one label each, with at least 8 a "
+            "class on average, and the run's length is not set; else 0."
+        },
+    )
     layer_cache: str = field(
         default="float32",
         metadata={

@@ -56,6 +56,7 @@ BOUNDS = {
     "dataloader_prefetch_factor": COUNT,
     "preprocessing_num_workers": Bounds(0, PROCESSES, above=True),
     "dataloader_num_workers": Bounds(0, PROCESSES),
+    "contrastive_steps": Bounds(0, 10**6),
     "learning_rate": RATE,
     "head_learning_rate": RATE,
     "weight_decay": RATE,

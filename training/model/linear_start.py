@@ -92,6 +92,7 @@ def fit_start(
     strata: np.ndarray | None,
     seed: int,
     choices: tuple[str, ...] = (TOP, ALL),
+    strengths: np.ndarray | None = None,
 ) -> LinearStart:
     """Chooses and fits the linear model.
 
@@ -103,14 +104,15 @@ def fit_start(
         strata: the class of each row, (N,), which every fold should hold equally often; None: folds at random.
         seed: of the folds, and of the rows on which the strength is chosen.
         choices: which layers it may read.
+        strengths: of its regularisation, see `LinearStart`. Unset: `STRENGTHS`.
     """
     few = np.random.default_rng(seed).permutation(len(states))[:ROWS_TO_CHOOSE]
+    strengths = STRENGTHS if strengths is None else strengths
     best = None
     for layers in choices:
         features, _, _ = _standardised(_flat(states[few], layers), states.shape[2])
-        choice = _choose_strength(
-            features, labels[few], outputs, loss, strata if strata is None else strata[few], seed
-        )
+        of_few = strata if strata is None else strata[few]
+        choice = _choose_strength(features, labels[few], outputs, loss, of_few, seed, strengths)
         if best is None or choice.loss < best[1].loss:
             best = layers, choice
     layers, choice = best
@@ -135,19 +137,25 @@ class _Choice:
 
 
 def _choose_strength(
-    features: Tensor, labels: np.ndarray, outputs: int, loss: Loss, strata: np.ndarray | None, seed: int
+    features: Tensor,
+    labels: np.ndarray,
+    outputs: int,
+    loss: Loss,
+    strata: np.ndarray | None,
+    seed: int,
+    strengths: np.ndarray,
 ) -> _Choice:
-    """Chooses the strength with the least loss on rows that were held out."""
+    """Chooses the one of `strengths` with the least loss on rows that were held out."""
     axes, targets = _Axes.of(features), _tensor(labels)
     held, logits = [], []  # (M,) and (strengths, M, C) of each fold
     for inside, outside in _folds(len(features), strata, seed):
-        fits = _path(axes.inside[inside], targets[inside], outputs, loss, STRENGTHS)
+        fits = _path(axes.inside[inside], targets[inside], outputs, loss, strengths)
         logits.append(torch.stack([axes.inside[outside] @ weight.T + bias for weight, bias in fits]))
         held.append(outside)
     held, logits = np.concatenate(held), torch.cat(logits, dim=1)
     losses = [float(loss(of_strength, targets[held])) / len(held) for of_strength in logits]
     best = int(np.argmin(losses))
-    return _Choice(losses[best], float(STRENGTHS[best]), held, logits[best])
+    return _Choice(losses[best], float(strengths[best]), held, logits[best])
 
 
 def _folds(rows: int, strata: np.ndarray | None, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

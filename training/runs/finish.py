@@ -84,7 +84,7 @@ def _metrics(state: State) -> dict[str, Any]:
     metrics = {"problem_type": state.job.task.problem_type, "data": state.summary}
     metrics |= state.evaluation.record()
     metrics["baselines"] = state.baselines.scores
-    starts = [entry["start"] for entry in state.trainer.state.log_history if "start" in entry]
+    starts = [entry["start"] for entry in state.trainer.state.log_history if entry.get("start")]
     if starts:
         metrics["stage_1_out_of_fold"] = dict(sorted(starts[0].items()))  # a checkpoint holds them in this order
     return metrics

@@ -39,6 +39,7 @@ from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
 from lstmpool.training.output.terminal import describe_length, describe_model
 from lstmpool.training.runs.baseline import baselines_of, frozen_vectors
+from lstmpool.training.runs.contrast import compare_texts, contrastive_steps
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.runs.stages import start_head
@@ -92,7 +93,11 @@ def read(state: State) -> None:
     print("\n".join(lines), flush=True)
     if state.args.do_train:
         tokens = state.summary["train"]["tokens"]["median"]
-        state.args = within_limits(state.args, len(job.splits["train"]), tokens)
+        state.contrastive_steps = contrastive_steps(state, tokens)
+        limits = state.args.limits
+        if state.contrastive_steps:  # the other half of the steps
+            limits = limits._replace(least_steps=limits.least_steps // 2)
+        state.args = within_limits(changed(state.args, limits=limits), len(job.splits["train"]), tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------- load
@@ -197,8 +202,9 @@ def train(state: State) -> None:
     """Trains, if that is wanted, and ends with the best epoch's weights."""
     state.trainer = _trainer(state)
     if state.begins_with_stage_1:
-        start_head(state)
-    state.frozen_vectors = frozen_vectors(state)
+        _stage_1(state)
+    if state.frozen_vectors is None:
+        state.frozen_vectors = frozen_vectors(state)
     if state.args.do_train:
         print(describe_length(state.args, len(state.job.splits["train"])), flush=True)
         with stop_at_step(state.trainer):
@@ -208,6 +214,14 @@ def train(state: State) -> None:
         state.trainer.model = merged
         state.trainer.model_wrapped = merged
     state.model = state.trainer.model
+
+
+def _stage_1(state: State) -> None:
+    """What comes before everything is trained. The baseline reads the backbone as it was before."""
+    if state.contrastive_steps:
+        state.frozen_vectors = frozen_vectors(state)
+        compare_texts(state)
+    start_head(state)
 
 
 def _trainer(state: State) -> LstmPoolTrainer:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
-from lstmpool.fields_lstmpool import APART
+from lstmpool.fields_lstmpool import APART, SINGLE
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.order import lengths_of
 from lstmpool.training.data.rows import Split, read_splits
@@ -183,6 +183,7 @@ def read_job(
     pyarrow.default_memory_pool().release_unused()  # what reading took, the system may have back
     _check_labels(splits, task, args)
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
+    _check_contrastive(model_args, args, splits, task, why)
     best = task.best_by(args.metric_for_best_model)
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
     fields = model_args.config_fields() | task.config_fields
@@ -291,6 +292,27 @@ def _check_labels(splits: dict[str, Split], task: Task, args: TrainingArguments)
         task.check_learnable(splits["train"].labels, splits["train"].source)
         for remark in remarks(splits, task, weighted=args.class_weights is not None):
             print(as_line(f"Warning: {remark}"))
+
+
+def _check_contrastive(
+    model_args: ModelArguments, args: TrainingArguments, splits: dict[str, Split], task: Task, why_one_stage: str
+) -> None:
+    """Raises InputError if texts are to be compared, and cannot be."""
+    if not args.contrastive_steps:
+        return
+    found = [
+        (task.problem_type != SINGLE, f"the task {task.problem_type}"),
+        (next(iter(splits.values())).pairs is not None, "pairs of texts"),
+        (bool(why_one_stage), f"one stage, {why_one_stage}"),
+        (model_args.freeze_backbone, "--freeze_backbone"),
+        (model_args.peft is not None, "--peft"),
+    ]
+    wrong = next((what for is_so, what in found if is_so), None)
+    if wrong:
+        raise InputError(
+            "--contrastive_steps trains the backbone in a run of two stages, on rows of one text and one label; found "
+            f"{wrong}. Leave it out."
+        )
 
 
 def _with_validation(splits: dict[str, Split], task: Task, args: DataArguments) -> dict[str, Split]:

@@ -35,6 +35,9 @@ from lstmpool.training.tasks.task import LossSettings, Task
 
 
 LEAST_ROWS = 2  # of which one can be held out
+# Of a linear model of compared texts, times its features. It still errs a little, which stage 2 learns from: at a loss
+# of zero, steps would follow nothing but rounding.
+STRENGTH_OF_COMPARED = 0.25
 MOST_BYTES = 5 * 10**8  # that their file may take
 
 
@@ -58,13 +61,22 @@ def start_head(state: State) -> None:
         return
     states, rows = read
     choices = (TOP,) if state.model.config.layer_pooling == "last" else (TOP, ALL)
+    strengths = None
+    if state.contrastive_steps:  # held-out rows cannot choose: the backbone has seen the labels of all
+        choices = choices[-1:]
+        width = states[0].size if choices == (ALL,) else states.shape[2]
+        strengths = np.array([STRENGTH_OF_COMPARED / width])
     of_rows = None if strata is None else strata[rows]
-    start = fit_start(states, targets[rows], len(job.task.names), _loss(state), of_rows, state.args.seed, choices)
+    start = fit_start(
+        states, targets[rows], len(job.task.names), _loss(state), of_rows, state.args.seed, choices, strengths
+    )
     start.put(state.model)
     read_all = len(rows) == total
-    if read_all:
+    if read_all and not state.contrastive_steps:
         state.top_states = states[:, -1].copy()
-    scores = _scores(state, start, rows)
+    scores = {}
+    if not state.contrastive_steps:  # a backbone that has seen all labels would flatter it
+        scores = _scores(state, start, rows)
     state.trainer.add_callback(StartCounts(state.trainer, scores, may_be_kept=read_all))
     print(describe_start(start, scores, job.task, len(rows), total, time.monotonic() - began), flush=True)
 
@@ -177,7 +189,5 @@ def describe_start(
     """Says what the first stage did."""
     of = f"{rows:,} rows" if rows == total else f"{rows:,} of {total:,} rows"
     read = "the top layer's vectors" if start.layers == TOP else "all layers' vectors"
-    how = f"{task.titles[task.headline]} {scores[task.headline]:.3f} on rows held out from it"
-    return (
-        f"Stage 1 of 2: a linear model of {read}, fitted to {of} in {seconds:.0f} s: {how}. Stage 2 goes on from it."
-    )
+    how = f": {task.titles[task.headline]} {scores[task.headline]:.3f} on rows held out from it" if scores else ""
+    return f"Stage 1 of 2: a linear model of {read}, fitted to {of} in {seconds:.0f} s{how}. Stage 2 goes on from it."

@@ -54,6 +54,7 @@ class State:
 
     # read
     summary: dict[str, dict[str, Any]] = field(init=False)  # see `describe_data`
+    contrastive_steps: int = 0  # in which the backbone learns first which texts share a label, see `contrast`
 
     # load
     model: PreTrainedModel = field(init=False)
@@ -66,7 +67,7 @@ class State:
     # train
     trainer: LstmPoolTrainer = field(init=False)
     top_states: np.ndarray | None = None  # (N, S) of the training rows, if stage 1 has read them all
-    frozen_vectors: dict[str, Vectors] = field(init=False)  # before training, for the linear baseline
+    frozen_vectors: dict[str, Vectors] | None = None  # before training, for the linear baseline
 
     # measure
     evaluation: Evaluation = field(init=False)
