@@ -58,18 +58,18 @@ def test_several_labels_a_text_by_hand(kind):
     assert of.confused == [] and confused_rows(of, str) == []
 
 
-# by how much b is ahead: -1, 1, 3, -2, where a a b b are true. b is ranked after 1 of 2 with 3 above all; -2 below all
-TWO = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 3.0], [2.0, 0.0]]), np.array([0, 0, 1, 1])
+# by how much b is ahead: -2, 1, -3, 3, -1, where a a a b b are true
+TWO = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 0, 0, 1, 1])
 
 
 def test_two_classes_have_an_area_and_an_average_precision():
     task = task_of(SingleLabel, 2)
-    # of the four pairs of a row of b and one of a, 3 > 1 and 3 > -1 are in order. b: hits at ranks 1 and 4, so
-    # (1/1 + 2/4) / 2; a, from the other end: hits at ranks 2 and 3, so (1/2 + 2/3) / 2
+    # of the six pairs of a row of b and one of a, all but -1 and 1 are in order. b has ranks 1 and 3, so its average
+    # precision is (1/1 + 2/3) / 2; a, from the other end, has ranks 1, 2 and 4, so (1/1 + 2/2 + 3/4) / 3
     found = ranking_metrics(task, *TWO)
-    assert found == pytest.approx({"roc_auc": 2 / 4, "average_precision": 3 / 4})
+    assert found == pytest.approx({"roc_auc": 5 / 6, "average_precision": 5 / 6})
     of = ByClass.of(task, *TWO)
-    assert of.average_precision == pytest.approx([7 / 12, 3 / 4])
+    assert of.average_precision == pytest.approx([11 / 12, 5 / 6])
     evaluation = Evaluation.of(task, {"test": TWO[0]}, {"test": TWO[1]}, {})
     assert found.items() <= evaluation.results["test"].items()
     assert "roc_auc" not in evaluation_of_three().results["test"]
@@ -83,9 +83,9 @@ def evaluation_of_three():
 def test_where_all_rows_have_one_class_both_are_undefined():
     task, logits = task_of(SingleLabel, 2), TWO[0]
     for label in (0, 1):
-        found = ranking_metrics(task, logits, np.full(4, label))
+        found = ranking_metrics(task, logits, np.full(5, label))
         assert all(math.isnan(value) for value in found.values()) and len(found) == 2
-        of = ByClass.of(task, logits, np.full(4, label))
+        of = ByClass.of(task, logits, np.full(5, label))
         assert np.isnan(of.average_precision).all() and of.shown == [label]
         assert "ROC AUC: undefined." in about_classes(of, "test", found)
 
@@ -94,11 +94,11 @@ def test_up_to_twenty_classes_are_all_shown_and_of_more_the_ten_worst():
     of = of_classes(range(20), [1, *range(1, 20)], classes=20)
     assert of.shown == list(range(20))
     assert [row[0] for row in class_rows(of, str)][1:] == of.names
-    # of 23, two have no row; class 5 is never found in 2 rows, class 9 in 1; class 3 has 1 false alarm
-    true = [*range(21), 5]
+    # of 23, two have no row; class 9 is never found in 2 rows, class 5 in 1; class 3 has false alarms
+    true = [*range(21), 9]
     predicted = [3 if label in (5, 9) else label for label in true]
     of = of_classes(true, predicted, classes=23)
-    assert of.shown == [5, 9, 3, 0, 1, 2, 4, 6, 7, 8] and of.without_rows == 2
+    assert of.shown == [9, 5, 3, 0, 1, 2, 4, 6, 7, 8] and of.without_rows == 2
 
 
 def test_the_terminal_shows_the_classes():
@@ -115,8 +115,8 @@ def test_the_terminal_shows_the_classes():
     of = ByClass.of(SingleLabel(["no", "c" * 50]), *TWO)
     assert by_class_lines(of, "validation", {"roc_auc": 0.5})[2:] == [
         "class                                     precision  recall     F1  average precision  rows",
-        "no                                            0.500   0.500  0.500              0.583     2",
-        f"{'c' * 39}…      0.500   0.500  0.500              0.750     2",
+        "no                                            0.667   0.667  0.667              0.917     3",
+        f"{'c' * 39}…      0.500   0.500  0.500              0.833     2",
         "",
         "ROC AUC: 0.500.",
     ]
@@ -153,11 +153,11 @@ def test_metrics_json_holds_every_class_of_every_split(tmp_path):
     logits = {"validation": TWO[0], "test": TWO[0][:2]}
     targets = {"validation": TWO[1], "test": TWO[1][:2]}
     record = Evaluation.of(SingleLabel(["no", "yes"]), logits, targets, {}).record()
-    half = {"precision": 0.5, "recall": 0.5, "f1": 0.5}
+    half, more = (dict.fromkeys(["precision", "recall", "f1"], pytest.approx(share)) for share in (1 / 2, 2 / 3))
     assert record["by_class"]["validation"] == {
         "classes": {
-            "no": half | {"average_precision": pytest.approx(7 / 12), "support": 2},
-            "yes": half | {"average_precision": pytest.approx(3 / 4), "support": 2},
+            "no": more | {"average_precision": pytest.approx(11 / 12), "support": 3},
+            "yes": half | {"average_precision": pytest.approx(5 / 6), "support": 2},
         },
         "without_rows": 0,
         "most_confused": [
