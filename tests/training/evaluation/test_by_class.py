@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lstmpool.training.evaluation.by_class import ByClass, Confusion, ranking_metrics
-from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.evaluation.results import Evaluation, nothing_learnt
 from lstmpool.training.output.folder import json_writer
 from lstmpool.training.output.terminal import about_classes, by_class_lines, class_rows, confused_rows, text_table
 from lstmpool.training.tasks.multi_label import MultiLabel
@@ -188,6 +188,24 @@ def test_classes_are_told_of_test_or_of_validation_where_test_has_no_labels():
     assert Evaluation.of(task, logits, {"validation": TWO[1], "test": TWO[1]}, {}).judged_on == "test"
     assert Evaluation.of(task, logits, {"validation": TWO[1]}, {}).judged_on == "validation"
     assert Evaluation.of(task, logits, {}, {}).judged_on is None
+
+
+def test_a_moved_threshold_of_two_classes_is_no_reason_for_a_warning():
+    # five rows of a, one of b: at 0 all but one are right. Moved by 2.5, all of b is found, and only three are right.
+    ahead, labels = np.array([-3.0, -3.0, -2.0, -2.0, 1.0, 2.0]), np.array([0, 0, 0, 0, 0, 1])
+    task, logits = task_of(SingleLabel, 2), np.column_stack([np.zeros(6), ahead])
+    learned = {"folded_thresholds": [0.0, -2.5]}
+    of = Evaluation.of(task, {"validation": logits + [0, 2.5]}, {"validation": labels}, learned)
+    assert of.results["validation"]["accuracy"] == pytest.approx(3 / 6)
+    assert of.compared("validation").tolist() == [0, 0, 0, 0, 1, 1]
+    others = np.array([-3.0, -3.0, -2.0, -2.0, -1.0, 2.0])
+    of = Evaluation.of(
+        task, {"validation": np.column_stack([np.zeros(6), others + 2.5])}, {"validation": labels}, learned
+    )
+    assert of.results["validation"]["accuracy"] < 5 / 6 and nothing_learnt(of, [0, 0, 1]) == []
+    several = MultiLabel(["a", "b"])  # whose thresholds serve the metric that is compared
+    of = Evaluation.of(several, {"test": logits}, {"test": np.eye(2)[labels]}, learned)
+    assert (of.compared("test") == several.decide(logits)).all()
 
 
 @pytest.mark.parametrize("several", [False, True])
