@@ -5,11 +5,12 @@ import re
 import shutil
 from types import SimpleNamespace
 
+import pandas
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, pipeline
 
 from lstmpool.train_trainer import main
 from lstmpool.training.errors import Diverged
@@ -109,6 +110,20 @@ def test_the_printed_lines_load_the_result_where_nothing_of_the_project_is(finis
     assert "'no'" in of_checkpoint and "'yes'" in of_checkpoint
 
 
+def test_the_threshold_of_two_classes_is_in_the_saved_model(work, monkeypatch):
+    monkeypatch.chdir(work)
+    assert main(["recipe.yaml", "--output_dir=tuned", "--num_train_epochs=1", "--tune_threshold"]) == 0
+    metrics = json.loads((work / "tuned" / "metrics.json").read_text())
+    effect = metrics["learned_on_validation"]["thresholds"]
+    assert effect["validation"]["at_thresholds"]["f1_macro"] > effect["validation"]["at_half"]["f1_macro"]
+    assert metrics["results"]["test"]["f1_macro"] == effect["test"]["at_thresholds"]["f1_macro"]
+    rows, table = pandas.read_csv(work / "test.csv"), pandas.read_csv(work / "tuned" / "test_predictions.csv")
+    classifier = pipeline("text-classification", model=str(work / "tuned"), trust_remote_code=True, device="cpu")
+    pairs = [{"text": a, "text_pair": b} for a, b in zip(rows["sentence1"], rows["sentence2"], strict=True)]
+    assert [classifier(pair)["label"] for pair in pairs] == table["prediction"].tolist()
+    assert f"a score of {effect['probabilities'][1]:.3f} for yes" in (work / "tuned" / "README.md").read_text()
+
+
 def test_metrics_and_card(finished):
     folder, done = finished
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -116,6 +131,10 @@ def test_metrics_and_card(finished):
     assert set(metrics["results"]) == {"validation", "test"}
     known = {"accuracy", "f1_macro", "f1_weighted", "matthews_correlation", "log_loss", "brier", "ece"}
     assert known <= set(metrics["results"]["test"])
+    assert {"roc_auc", "average_precision"} <= set(metrics["results"]["test"])
+    by_class = metrics["by_class"]["test"]["classes"]
+    assert {name: of["support"] for name, of in by_class.items()} == {"no": 6, "yes": 4}
+    assert "By class, on test:\n\nclass  precision" in done.stdout and "ROC AUC: " in done.stdout
     interval = metrics["intervals"]["test"]
     assert interval["low"] <= metrics["results"]["test"][interval["metric"]] <= interval["high"]
     assert metrics["baselines"]["majority class"]["test"]["accuracy"] == 0.6
@@ -152,7 +171,7 @@ def test_a_finished_run_is_not_overwritten(finished, work):
         (["--backbone=package:nothing_here"], "pip install nothing-here"),
         (["--max_seq_length=99"], "must lie in 4..32"),
         (["--metric_for_best_model=mse"], "must be one of accuracy"),
-        (["--tune_thresholds"], "--tune_thresholds is for several labels a text"),
+        (["--tune_threshold", "--label_column_name=grammar"], "--tune_thresholds is for several labels a text, or"),
         (["--freeze_layers=3"], "--freeze_layers must lie in 0..2"),
     ],
 )

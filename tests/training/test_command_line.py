@@ -64,6 +64,16 @@ def test_files_on_the_command_line_stand_in_for_the_data_set_of_the_recipe(recip
         parse("--backbone=b", "--output_dir=out", "--dataset_name=owner/rows", "--train_file=a.csv")
 
 
+def test_a_flag_may_be_spelled_in_two_ways(recipe):
+    for key in ("tune_threshold", "tune-threshold", "tune_thresholds"):
+        text = "backbone: b\noutput_dir: out\ntrain_file: a.csv\nvalidation_file: b.csv\n"
+        assert parse(recipe(f"{text}{key}: true\n"))[2].tune_thresholds is True
+        assert parse(*NEEDED, f"--{key}")[2].tune_thresholds is True
+        assert parse(recipe(f"{text}{key}: true\n"), f"--{key}", "False")[2].tune_thresholds is False
+    with pytest.raises(InputError, match="'tune_thresholds' and 'tune_threshold' are the same flag"):
+        parse(recipe("tune_thresholds: true\ntune_threshold: true"))
+
+
 def test_a_data_set_on_the_command_line_stands_in_for_the_files_of_the_recipe(recipe, tmp_path):
     rows = Dataset.from_dict({"text": ["a"], "label": [0]})
     DatasetDict({"train": rows}).save_to_disk(tmp_path / "saved")

@@ -181,7 +181,7 @@ def fit_baselines(
         sources = _sources(vectors, split, held_out)
         answers = _linear_answers(vectors, labels, split, sources, task, seed)
         of_linear[split] = task.score(answers, labels[split][rows])
-        lead = _lead(split, answers, task.decide(evaluation.logits[split][rows]), labels[split][rows], task)
+        lead = _lead(split, answers, evaluation.compared(split)[rows], labels[split][rows], task)
     scores = {task.linear_title: of_linear} | scores
     return Baselines(scores, lead, _drawn(vectors, labels, task, compared[-1], sources))
 

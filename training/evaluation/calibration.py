@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
 
+from lstmpool.training.evaluation.by_class import margins
 from lstmpool.training.tasks.task import Classification, blocks
 
 
@@ -59,19 +60,35 @@ def tune_thresholds(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.array([_best_threshold(*columns) for columns in zip(logits.T, labels.T, strict=True)])
 
 
-def _best_threshold(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The threshold of one label: `logits` and `labels` are (N,)."""
+def tune_two_classes(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The thresholds (2,) to take off the logits (N, 2) of two classes, so that the likelier one is the answer.
+
+    The first one is 0: only their difference counts. It maximises macro F1, the mean of both classes' F1, so it does
+    not matter which class is looked for. It is found as in `tune_thresholds`.
+    """
+    ahead = margins(logits)
+    return np.array([0.0, _best_threshold(ahead, np.asarray(labels), of_both=True)])
+
+
+def _best_threshold(logits: np.ndarray, labels: np.ndarray, of_both: bool = False) -> float:
+    """The threshold of one label: `logits` and `labels` are (N,). `of_both`: for the F1 of its absence, too."""
     if labels.min() == labels.max():
         return 0.0
     logits = np.asarray(logits, dtype=float)
     distinct = np.unique(logits)
-    candidates = np.concatenate([[0.0], (distinct[1:] + distinct[:-1]) / 2, [distinct[0] - 1]])
+    ends = [distinct[0] - 1, distinct[-1] + 1]
+    candidates = np.concatenate([[0.0], (distinct[1:] + distinct[:-1]) / 2, ends])
     order = logits.argsort()
     hits_above = labels[order][::-1].cumsum()[::-1]  # true labels among the rows from here up
     first = np.searchsorted(logits[order], candidates, side="right")
     given = len(logits) - first
     hits = np.where(given > 0, hits_above[np.minimum(first, len(logits) - 1)], 0)
-    f1 = 2 * hits / (given + labels.sum())
+    true = labels.sum()
+    f1 = 2 * hits / (given + true)
+    if of_both:
+        missed = true - hits
+        not_given = len(logits) - given
+        f1 = f1 + 2 * (not_given - missed) / (not_given + len(logits) - true)
     best = candidates[f1 >= f1.max() - 1e-12]
     return float(best[np.abs(best).argmin()])
 

@@ -16,6 +16,7 @@ from lstmpool.training.evaluation.calibration import (
     fold_thresholds,
     probability_metrics,
     tune_thresholds,
+    tune_two_classes,
 )
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.tasks.task import Task
@@ -50,10 +51,14 @@ def calibrate(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays, skip
 
 
 def find_thresholds(head: nn.Linear, task: Task, logits: Arrays, targets: Arrays, fold: bool) -> Learned:
-    """Finds each label's best threshold on validation, and moves it to 0 in `head` if `fold` is set."""
-    thresholds = tune_thresholds(logits["validation"], targets["validation"])  # (C,)
+    """Finds each label's best threshold on validation, or that of two classes, and moves it to 0 in `head`.
+
+    With `fold` unset, it is only measured.
+    """
+    tune = tune_two_classes if task.has_two_classes else tune_thresholds
+    thresholds = tune(logits["validation"], targets["validation"])  # (C,)
     thresholds = thresholds.astype(logits["validation"].dtype)  # or the logits of many labels would become wider
-    found: dict[str, Any] = {"probabilities": (1 / (1 + np.exp(-thresholds))).tolist()}
+    found: dict[str, Any] = {"probabilities": task.probabilities(thresholds[None])[0].tolist()}  # that become 0.5
     for split, labels in targets.items():
         found[split] = {
             "at_half": task.score(task.decide(logits[split]), labels),

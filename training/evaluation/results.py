@@ -1,11 +1,12 @@
 """The numbers of a finished run, by split, and what they warn of."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from lstmpool.training.evaluation.by_class import ByClass, ranking_metrics
 from lstmpool.training.evaluation.calibration import probability_metrics
 from lstmpool.training.tasks.metrics import LOWER_IS_BETTER
 from lstmpool.training.tasks.task import Task
@@ -27,6 +28,7 @@ class Evaluation:
     learned: dict[str, Any]  # after training, from validation: see `learned_head`
     results: dict[str, dict[str, float]]  # metrics of the splits that have labels
     intervals: dict[str, tuple[float, float]]  # 95% intervals of the headline metric, where there are any
+    by_class: dict[str, ByClass] = field(default_factory=dict)  # of the same splits, unless outputs are numbers
 
     @classmethod
     def of(
@@ -39,6 +41,7 @@ class Evaluation:
         """Measures every split that has labels."""
         results: dict[str, dict[str, float]] = {}
         intervals: dict[str, tuple[float, float]] = {}
+        by_class: dict[str, ByClass] = {}
         for split, of_split in logits.items():
             if split not in targets:
                 continue
@@ -46,17 +49,41 @@ class Evaluation:
             results[split] = task.score(answers, labels)
             if task.has_probabilities:
                 results[split] |= probability_metrics(task, of_split, labels)
+                results[split] |= ranking_metrics(task, of_split, labels)
+                by_class[split] = ByClass.of(task, of_split, labels)
             interval = task.interval(answers, labels)
             if interval is not None:
                 intervals[split] = interval
-        return cls(task, logits, targets, learned, results, intervals)
+        return cls(task, logits, targets, learned, results, intervals, by_class)
+
+    @property
+    def judged_on(self) -> str | None:
+        """The split whose numbers are told in detail: test or, if it has no labels, validation."""
+        return next((name for name in ("test", "validation") if name in self.results), None)
+
+    def compared(self, split: str) -> np.ndarray:
+        """The answers for a split by which the model is compared with others, in the form of its labels.
+
+        The threshold of two classes was moved for macro F1, which may cost accuracy on purpose. Others have no such
+        threshold, so it is taken out of the logits again.
+        """
+        logits = self.logits[split]
+        if self.task.has_two_classes and "folded_thresholds" in self.learned:
+            logits = logits + np.array(self.learned["folded_thresholds"])
+        return self.task.decide(logits)
 
     def record(self) -> dict[str, Any]:
         """The numbers for metrics.json."""
         intervals = {}
         for split, (low, high) in self.intervals.items():
             intervals[split] = {"metric": self.task.headline, "low": low, "high": high}
-        return {"results": self.results, "intervals": intervals, "learned_on_validation": self.learned}
+        by_class = {split: of.record() for split, of in self.by_class.items()}
+        return {
+            "results": self.results,
+            "intervals": intervals,
+            "by_class": by_class,
+            "learned_on_validation": self.learned,
+        }
 
 
 def nothing_learnt(
@@ -73,7 +100,7 @@ def nothing_learnt(
     task = evaluation.task
     if "validation" in evaluation.results:
         title = f"validation {task.titles[task.headline]}"
-        found = evaluation.results["validation"][task.headline]
+        found = task.score(evaluation.compared("validation"), evaluation.targets["validation"])[task.headline]
         simplest = _simplest(task, labels, evaluation.targets["validation"])
         lower_is_better = task.headline in LOWER_IS_BETTER
     elif losses is not None:

@@ -277,8 +277,9 @@ class TrainingFields:
     tune_thresholds: bool = field(
         default=False,
         metadata={
-            "help": "With several labels a text: shift the classifier's bias so that 0.5 is each label's best "
-            "threshold on validation."
+            "aliases": ["--tune_threshold", "--tune-threshold"],
+            "help": "Shift the classifier's bias so that 0.5 is the best threshold on validation: with several labels "
+            "a text for each label's F1, with two classes for macro F1.",
         },
     )
     predictions_format: str = field(

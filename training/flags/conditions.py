@@ -116,6 +116,7 @@ class Flags:
     device: str = "cpu"  # the kind of device that is trained on
     loggers: tuple[str, ...] = ()  # installed ones
     task: str = ""  # its problem_type
+    outputs: int = 0  # number of the task's labels or targets
     metrics: tuple[str, ...] = ()  # names of the task's metrics
     layers: int = 0  # number of the model's layers
 

@@ -37,11 +37,12 @@ def with_recipe(words: list[str], actions: Actions) -> list[str]:
         return words
     recipe, typed_words = Path(words[0]), words[1:]
     left_out = _left_out(typed_words)
+    spellings = {option.lstrip("-"): name for name, action in actions.items() for option in action.option_strings}
     flags = []
     seen: dict[str, str] = {}
     for key, value in _read(recipe).items():
-        name = key.replace("-", "_")
-        if name not in actions:
+        name = spellings.get(key.replace("-", "_"))
+        if name is None:
             raise unknown(key, f"key in the recipe {recipe}", actions)
         if name in seen:
             raise InputError(f"recipe {recipe}: {seen[name]!r} and {key!r} are the same flag. Leave one out.")

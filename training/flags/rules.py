@@ -298,8 +298,9 @@ WITH_TASK = (  # known once the labels are read
         f"--calibrate is for classification; {OTHER_TASK}",
     ),
     Rule(
-        lambda f: f.training["tune_thresholds"] and f.task != MULTI,
-        f"--tune_thresholds is for several labels a text; {OTHER_TASK}",
+        lambda f: f.training["tune_thresholds"] and f.task != MULTI and (f.task, f.outputs) != (SINGLE, 2),
+        "--tune_thresholds is for several labels a text, or for two classes; this task is {flags.task} "
+        "(outputs: {flags.outputs}). Leave it out.",
     ),
     Rule(
         lambda f: f.training["regression_loss"] != "mse" and f.task != REGRESSION,

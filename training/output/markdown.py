@@ -41,9 +41,18 @@ def code_block(text: str, language: str = "") -> str:
     return "\n".join([f"{fence}{language}", *lines, fence])
 
 
-def table(rows: list[list[str]]) -> str:
-    """The `rows` as a table, the first as its head. Cells are Markdown; only pipes and line breaks are escaped."""
-    rule = ["---" if i < 2 else "---:" for i in range(len(rows[0]))]  # numbers are flush right
+def short(text: object, longest: int) -> str:
+    """`visible`, cut to at most `longest` characters."""
+    shown = visible(text)
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def table(rows: list[list[str]], words: int = 2) -> str:
+    """The `rows` as a table, the first as its head. Cells are Markdown; only pipes and line breaks are escaped.
+
+    The first `words` columns are words, the others numbers, which are flush right.
+    """
+    rule = ["---" if i < words else "---:" for i in range(len(rows[0]))]
     cells = [[visible(cell).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in [cells[0], rule, *cells[1:]])
 

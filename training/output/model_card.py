@@ -19,12 +19,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
 from lstmpool.training.data.summary import balance_words
+from lstmpool.training.evaluation.by_class import ByClass
 from lstmpool.training.flags.arguments import LIMITS, DataArguments, ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output import markdown
+from lstmpool.training.output.terminal import about_classes, class_rows, class_title, confused_rows
 from lstmpool.training.tasks.inference import TASKS
 from lstmpool.training.tasks.metrics import HUB_METRICS
+from lstmpool.training.tasks.single_label import SingleLabel
 from lstmpool.training.tasks.task import Task
 
 
@@ -54,10 +57,16 @@ class CardContents:
     results: dict[str, dict[str, float]] = field(default_factory=dict)  # by split and metric
     caveats: list[str] = field(default_factory=list)  # warnings, in Markdown
     about_linear: str = ""  # what there is to say of the linear baseline beyond its numbers
+    by_class: ByClass | None = None  # the numbers of `judged_on` class by class, unless outputs are numbers
 
     @property
     def task(self) -> type[Task]:
         return TASKS[self.config.problem_type]
+
+    @property
+    def judged_on(self) -> str:
+        """The split that is told in detail: test or, if it has no labels, validation."""
+        return "test" if "test" in self.data and self.data["test"]["labels"] else "validation"
 
     @property
     def is_adapter(self) -> bool:
@@ -66,7 +75,6 @@ class CardContents:
 
 def model_card(run: CardContents) -> str:
     """The whole card, with the header that the Hub reads."""
-    judged_on = "test" if "test" in run.data and run.data["test"]["labels"] else "validation"
     card = ModelCard.from_template(
         _header(run),
         template_path=str(TEMPLATE),
@@ -86,10 +94,13 @@ def model_card(run: CardContents) -> str:
         about_linear=run.about_linear,
         searched=run.args.hp_search,
         chose_epoch="validation" in run.data and run.args.do_train and run.args.load_best_model_at_end,
-        judged_on=judged_on,
+        judged_on=run.judged_on,
         temperature=_temperature(run.learned),
-        calibration=_calibration(run.learned, judged_on),
-        thresholds=_thresholds(run.learned, judged_on),
+        calibration=_calibration(run),
+        thresholds=_thresholds(run),
+        tuned_for=_tuned_for(run),
+        by_class=_by_class(run),
+        confused=_confused(run),
         plots=run.plots,
         caveats=run.caveats,
         data=_data(run),
@@ -176,20 +187,45 @@ def _temperature(learned: dict[str, Any]) -> str:
     return f"{learned['temperature']:.3f}" if "temperature" in learned else ""
 
 
-def _calibration(learned: dict[str, Any], split: str) -> str:
-    """How honest the scores of `split` were before and after the temperature; empty without one."""
-    if "temperature" not in learned:
+def _calibration(run: CardContents) -> str:
+    """How honest the scores were before and after the temperature; empty without one."""
+    if "temperature" not in run.learned:
         return ""
-    effect = learned["calibration"][split]
+    effect = run.learned["calibration"][run.judged_on]
     return _before_and_after(effect["before"], effect["after"], digits=4)
 
 
-def _thresholds(learned: dict[str, Any], split: str) -> str:
-    """How good the decisions on `split` were before and after the bias was moved; empty if it was not."""
-    if "folded_thresholds" not in learned:
+def _thresholds(run: CardContents) -> str:
+    """How good the decisions were before and after the bias was moved; empty if it was not."""
+    if "folded_thresholds" not in run.learned:
         return ""
-    effect = learned["thresholds"][split]
+    effect = run.learned["thresholds"][run.judged_on]
     return _before_and_after(effect["at_half"], effect["at_thresholds"], digits=3)
+
+
+def _tuned_for(run: CardContents) -> str:
+    """What the threshold was the best for, and which one it was if there is but one."""
+    if run.task is not SingleLabel or "folded_thresholds" not in run.learned:
+        return "each label's best F1 on validation"
+    score = run.learned["thresholds"]["probabilities"][1]
+    name = markdown.name(run.config.id2label[1])
+    return f"the best macro F1 on validation: before, it was a score of {score:.3f} for {name}"
+
+
+def _by_class(run: CardContents) -> str:
+    """How good the answers are class by class; empty if outputs are numbers."""
+    if run.by_class is None:
+        return ""
+    title = class_title(run.by_class, run.judged_on)
+    about = about_classes(run.by_class, run.judged_on, run.results[run.judged_on])
+    parts = [f"### {title}", markdown.table(class_rows(run.by_class, markdown.name), words=1), about]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _confused(run: CardContents) -> str:
+    """The classes that are confused most often; empty where there are few, or none are."""
+    rows = confused_rows(run.by_class, markdown.name) if run.by_class else []
+    return markdown.table(rows) if rows else ""
 
 
 def _before_and_after(before: dict[str, float], after: dict[str, float], digits: int) -> str:

@@ -3,6 +3,7 @@
 They use matplotlib without pyplot, so they need no display and change no global state.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lstmpool.training.evaluation.by_class import FEW
 from lstmpool.training.evaluation.calibration import BINS
-from lstmpool.training.output.markdown import visible
+from lstmpool.training.output.markdown import short
 
 
 # Everyone can tell these apart, with any kind of colour vision.
 BLUE = "#0072b2"
 ORANGE = "#d55e00"
 GREY = "#999999"
-NUMBERED = 12  # a confusion matrix of up to this many classes shows its counts
-NAMED = 40  # one of up to this many names every class on its axes
+NAMED = 100  # classes: up to so many, a confusion matrix names each on its axes, and shows counts
+NARROW = 40  # classes: with more, the cells are narrow
+LONGEST = 24  # characters of a name
 AS_IT_IS = {"parse_math": False, "usetex": False}  # a name with $ or \\ is not a formula
 DRAWN = 1000  # classes: with more, a confusion matrix takes all the memory and has less than a pixel for each
 PANELS = 30  # targets that are drawn; with more, the picture would be larger than can be drawn
@@ -46,7 +49,10 @@ def learning_curve(log_history: list[dict[str, Any]], path: Path, metric: str, t
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: list[str], path: Path) -> None:
-    """Draws true classes (N,) as rows, predicted ones (N,) as columns. Colours show shares of a row."""
+    """Draws true classes (N,) as rows, predicted ones (N,) as columns. Colours show shares of a row.
+
+    Cells show counts. Of more than `FEW` classes, those of 0 stay empty; of more than `NARROW`, those that are right.
+    """
     total = len(names)
     counts = np.zeros((total, total), dtype=int)
     np.add.at(counts, (labels, predictions), 1)
@@ -56,19 +62,30 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, names: list[st
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    if total <= NUMBERED:
-        for row, column in np.ndindex(total, total):
-            color = "white" if shares[row, column] > 0.55 else "black"
-            axes.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize=9)
+    for row, column in _counted(counts):
+        color = "white" if shares[row, column] > 0.55 else "black"
+        size = 9 if total <= FEW else 7 if total <= NARROW else 5
+        axes.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize=size)
     step = 1 if total <= NAMED else int(np.ceil(total / NAMED))
     ticks = np.arange(0, total, step)
-    shown = [_shortened(names[i]) for i in ticks]
-    size = 9 if total <= NUMBERED else 7
+    shown = [short(names[i], LONGEST) for i in ticks]
+    size = 9 if total <= FEW else 7 if total <= 2 * NARROW else 6
     turn = 90 if total > 4 or max(map(len, shown)) > 10 else 0
     axes.set_xticks(ticks, shown, rotation=turn, fontsize=size, **AS_IT_IS)
     axes.set_yticks(ticks, shown, fontsize=size, **AS_IT_IS)
     axes.set(title=f"Confusion matrix of {len(labels)} texts", xlabel="predicted", ylabel="true")
     _save(figure, path)
+
+
+def _counted(counts: np.ndarray) -> Iterable[tuple[int, int]]:
+    """The row and column of each cell of a confusion matrix that shows its count."""
+    total = len(counts)
+    if total <= FEW:
+        return np.ndindex(total, total)
+    if total > NAMED:
+        return []
+    right = np.eye(total, dtype=bool) & (total > NARROW)
+    return np.argwhere((counts > 0) & ~right)
 
 
 def predicted_against_true(targets: np.ndarray, predictions: np.ndarray, names: list[str], path: Path) -> None:
@@ -87,7 +104,7 @@ def predicted_against_true(targets: np.ndarray, predictions: np.ndarray, names: 
         low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
         panel.plot([low, high], [low, high], color=GREY, linewidth=1, label="equal")
         panel.scatter(true, predicted, s=8, alpha=0.35, color=BLUE, linewidths=0, label="a text")
-        panel.set_title(_shortened(name), **AS_IT_IS)
+        panel.set_title(short(name, LONGEST), **AS_IT_IS)
         panel.set(xlabel="true", ylabel="predicted")
         panel.grid(alpha=0.3)
     panels[0].legend(loc="upper left", fontsize=8)
@@ -120,11 +137,6 @@ def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) ->
     lower.set(xlabel="probability given", ylabel="share of claims", xlim=(0, 1))
     lower.grid(alpha=0.3)
     _save(figure, path)
-
-
-def _shortened(name: str) -> str:
-    name = visible(name)
-    return name if len(name) <= 24 else name[:23] + "…"
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,17 +1,21 @@
 """What the command says while it runs and when it is done."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 from transformers import PreTrainedModel, Trainer
 
 from lstmpool.training.errors import as_line
 from lstmpool.training.evaluation.baselines import Baselines
+from lstmpool.training.evaluation.by_class import CONFUSED, FEW, SHOWN, ByClass
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import budget_of
-from lstmpool.training.output.markdown import python_text, visible
+from lstmpool.training.output.markdown import python_text, short, visible
 from lstmpool.training.tasks.task import Task
 
 
+LONGEST = 40  # characters of a class's name in a table
 Results = dict[str, dict[str, dict[str, float]]]  # metrics by model and split
 
 
@@ -115,19 +119,83 @@ def rows_of(
     return rows
 
 
+def class_title(of: ByClass, split: str) -> str:
+    """What the table of `class_rows` shows."""
+    if len(of.names) <= SHOWN:
+        return f"By class, on {split}"
+    return f"By class, on {split}: {len(of.shown)} of {len(of.names)} classes, those with the lowest F1"
+
+
+def class_rows(of: ByClass, named: Callable[[str], str]) -> list[list[str]]:
+    """A table with a head: a row for each class that is shown. `named` says how its name is written."""
+    columns = {"precision": of.precision, "recall": of.recall, "F1": of.f1}
+    if of.average_precision is not None:
+        columns["average precision"] = of.average_precision
+    rows = [["class", *columns, "rows"]]
+    for i in of.shown:
+        numbers = [_number(column[i]) for column in columns.values()]
+        rows.append([named(of.names[i]), *numbers, str(of.support[i])])
+    return rows
+
+
+def confused_rows(of: ByClass, named: Callable[[str], str]) -> list[list[str]]:
+    """A table with a head: the pairs of classes that are confused most often, or nothing if there are none.
+
+    There is none either for `FEW` classes. "of" says how many rows have the true class. `named` says how a name is
+    written.
+    """
+    if len(of.names) <= FEW or not of.confused:
+        return []
+    rows = [["true", "predicted", "rows", "of"]]
+    for true, predicted, count in of.confused[:CONFUSED]:
+        rows.append([named(of.names[true]), named(of.names[predicted]), str(count), str(of.support[true])])
+    return rows
+
+
+def about_classes(of: ByClass, split: str, results: dict[str, float]) -> str:
+    """What there is to say beyond the table of classes: a sentence or two, or nothing. `results`: of the split."""
+    said = []
+    if of.without_rows:
+        said.append(f"Classes without a row in {split}, which are left out here: {of.without_rows}.")
+    if "roc_auc" in results:
+        said.append(f"ROC AUC: {_number(results['roc_auc'])}.")
+    return " ".join(said)
+
+
+def by_class_lines(of: ByClass, split: str, results: dict[str, float]) -> list[str]:
+    """The classes and the most confused pairs of a split, for the terminal. `results`: the split's metrics."""
+    named = partial(short, longest=LONGEST)
+    lines = [f"{class_title(of, split)}:", "", *aligned(class_rows(of, named), words=1)]
+    about = about_classes(of, split, results)
+    if about:
+        lines += ["", about]
+    confused = confused_rows(of, named)
+    if confused:
+        lines += ["", f"Most often confused, on {split}:", "", *aligned(confused, words=2)]
+    return lines
+
+
 def text_table(rows: list[list[str]]) -> str:
     """The `rows` as lines, the first as a head. Each split is named once."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines, last = [], None
-    for row in rows:
-        cells = ["" if row[0] == last else row[0], *row[1:]]
-        if row[0] != last and last is not None:
+    is_same = [i > 0 and row[0] == rows[i - 1][0] for i, row in enumerate(rows)]
+    shown = [["" if same else row[0], *row[1:]] for same, row in zip(is_same, rows, strict=True)]
+    lines: list[str] = []
+    for same, line in zip(is_same, aligned(shown, words=2), strict=True):
+        if lines and not same:
             lines.append("")
-        last = row[0]
-        words = [cell.ljust(width) for cell, width in zip(cells[:2], widths, strict=False)]
-        numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
-        lines.append("  ".join(words + numbers).rstrip())
+        lines.append(line)
     return "\n".join(lines)
+
+
+def aligned(rows: list[list[str]], words: int) -> list[str]:
+    """The `rows` as lines. The first `words` columns are flush left, the others, which are numbers, flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        texts = [cell.ljust(width) for cell, width in zip(row[:words], widths, strict=False)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[words:], widths[words:], strict=True)]
+        lines.append("  ".join(texts + numbers).rstrip())
+    return lines
 
 
 def loading_lines(

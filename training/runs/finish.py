@@ -15,6 +15,7 @@ from lstmpool.training.output.folder import handover, json_writer, text_writer, 
 from lstmpool.training.output.model_card import CardContents, model_card
 from lstmpool.training.output.terminal import (
     about_linear,
+    by_class_lines,
     describe_best,
     loading_lines,
     rows_of,
@@ -36,7 +37,10 @@ def write_files(state: State) -> None:
     write_output(state.folder, state.model if saves_model else None, state.job.tokenizer, files)
     if state.start.within:
         handover(state.final)
-    print(f"\n{text_table(table)}\n\n{best}")
+    print(f"\n{text_table(table)}\n")
+    for line in _by_class(state):
+        print(line)
+    print(best)
     for line in _about_linear(state):
         print(line)
     for warning in warnings:
@@ -64,6 +68,15 @@ def _files(state: State, plots: Writers) -> Writers:
     files |= predictions_of(evaluation, test_rows, args)
     files |= state.extras.files(evaluation)
     return files
+
+
+def _by_class(state: State) -> list[str]:
+    """The lines that say how good the answers are class by class, and an empty one; none if outputs are numbers."""
+    evaluation = state.evaluation
+    split = evaluation.judged_on
+    if split not in evaluation.by_class:
+        return []
+    return [*by_class_lines(evaluation.by_class[split], split, evaluation.results[split]), ""]
 
 
 def _about_linear(state: State) -> list[str]:
@@ -139,6 +152,7 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str], war
         results=state.evaluation.results,
         caveats=_caveats(state, warnings),
         about_linear=" ".join(_about_linear(state)),
+        by_class=state.evaluation.by_class.get(state.evaluation.judged_on),
     )
     return model_card(run)
 

@@ -270,7 +270,7 @@ def _learn_from_validation(state: State, logits: Arrays, targets: Arrays) -> Lea
     if args.calibrate:
         logits, found = calibrate(head, task, logits, targets, skip)
         learned |= found
-    if task.has_thresholds and "validation" in targets:
+    if task.tunes_thresholds and "validation" in targets:
         logits, found = find_thresholds(head, task, logits, targets, fold=args.tune_thresholds)
         learned |= found
     return logits, learned

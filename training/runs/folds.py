@@ -24,7 +24,7 @@ from lstmpool.training.output.folder import handover, json_writer, prepare_outpu
 from lstmpool.training.output.run_record import RunRecord, reopen_if_damaged
 from lstmpool.training.output.start import GoOn, Start, choose_start
 from lstmpool.training.output.tables import prediction_table, write_table
-from lstmpool.training.output.terminal import rows_of, text_table
+from lstmpool.training.output.terminal import by_class_lines, rows_of, text_table
 from lstmpool.training.runs.fit import Extras, fit
 from lstmpool.training.runs.job import Job, Tokens
 
@@ -202,6 +202,7 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
         "sd": deviation,
         "results": recorded["results"],
         "intervals": recorded["intervals"],
+        "by_class": {name: of for name, of in recorded["by_class"].items() if name not in names},
     }
     table = _oof_table(job, args, evaluation.logits[ALL], assigned)
     files = {"metrics.json": json_writer(numbers), "oof.parquet": partial(write_table, table)}
@@ -217,6 +218,9 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
         if name in results:
             rows += rows_of({what: {name: results[name]}}, titles, headline, evaluation.intervals)[1:]
     print(f"\n{text_table(rows)}\n")
+    if ALL in evaluation.by_class:
+        lines = by_class_lines(evaluation.by_class[ALL], "all rows, out of fold", results[ALL])
+        print("\n".join(lines) + "\n")
     if args.load_best_model_at_end:
         print(
             "Each fold's epoch was chosen on the rows that the fold was then measured on. So all numbers but those of "

@@ -182,7 +182,8 @@ def read_job(
             splits = _with_validation(splits, task, data_args)
     pyarrow.default_memory_pool().release_unused()  # what reading took, the system may have back
     _check_labels(splits, task, args)
-    check(WITH_TASK, Flags(model_args, data_args, training=vars(args), task=task.problem_type))
+    learnt = {"task": task.problem_type, "outputs": len(task.names)}
+    check(WITH_TASK, Flags(model_args, data_args, training=vars(args), **learnt))
     _check_contrastive(model_args, args, splits, task, why)
     best = task.best_by(args.metric_for_best_model)
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)

@@ -22,6 +22,7 @@ HUB_METRICS: dict[str, tuple[str, dict[str, str] | None]] = {
     "f1_micro": ("f1", {"average": "micro"}),
     "f1_weighted": ("f1", {"average": "weighted"}),
     "matthews_correlation": ("matthews_correlation", None),
+    "roc_auc": ("roc_auc", None),  # measured by `evaluation/by_class.py`, as it needs more than answers
     "mse": ("mse", None),
     "mae": ("mae", None),
     "pearson": ("pearsonr", None),

@@ -30,6 +30,10 @@ class SingleLabel(Classification):
     pictures = ("confusion_matrix",)
     gives_several_answers = False
 
+    @property
+    def has_two_classes(self) -> bool:
+        return len(self.names) == 2
+
     @staticmethod
     def names_in(value: Any, place: str) -> list[str]:
         """The one name in a cell, as a list. Raises InputError if the cell holds none, or several."""

@@ -90,6 +90,16 @@ class Task(ABC):
         """Whether a text has more than one answer."""
         return len(self.names) > 1
 
+    @property
+    def has_two_classes(self) -> bool:
+        """Whether a text has one of two classes. The second one, as in scikit-learn, is the one that is looked for."""
+        return False
+
+    @property
+    def tunes_thresholds(self) -> bool:
+        """Whether `--tune_thresholds` has something to move."""
+        return self.has_thresholds or self.has_two_classes
+
     @abstractmethod
     def encode(self, columns: Columns, where: str) -> Sequence[Any]:
         """The labels as the model is trained on them, row by row.

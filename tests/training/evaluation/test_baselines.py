@@ -344,3 +344,13 @@ def test_a_few_rows_that_agree_decide_nothing():
 def test_of_many_outputs_nothing_is_fitted():
     task = MultiLabel([str(i) for i in range(1001)])
     assert fit_baselines({}, {}, SimpleNamespace(task=task), seed=0, held_out=True) == Baselines()
+
+
+def test_a_threshold_that_was_moved_for_macro_f1_is_no_reason_to_warn():
+    labels = {"train": np.array(TRAIN), "test": np.array(TEST)}
+    vectors = {split: Vectors(np.arange(8), of[:, None].astype(np.float32)) for split, of in labels.items()}
+    logits = {split: np.eye(2)[of] + [0, 5] for split, of in labels.items()}  # the second class is always given
+    for learned, warns in (({}, True), ({"folded_thresholds": [0.0, -5.0]}, False)):
+        evaluation = Evaluation.of(task_of(SingleLabel, 2), logits, labels, learned)
+        found = fit_baselines(vectors, labels, evaluation, seed=0, held_out=True)
+        assert bool(warning_of(found, evaluation)) == warns

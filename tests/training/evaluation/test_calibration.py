@@ -15,6 +15,7 @@ from lstmpool.training.evaluation.calibration import (
     fold_thresholds,
     probability_metrics,
     tune_thresholds,
+    tune_two_classes,
 )
 from lstmpool.training.evaluation.learned_head import calibrate, find_thresholds, fold_scale
 from lstmpool.training.evaluation.results import Evaluation, no_label_given, nothing_learnt
@@ -120,6 +121,28 @@ def test_no_other_threshold_is_better():
         assert f1(threshold) == pytest.approx(best)
 
 
+def test_the_threshold_of_two_classes_by_hand():
+    # b is ahead by -3, -2, -1, 0.5, where a b a b are true. At 0 one b is found: F1 of b 2/3, of a 4/5. From -2.5 up:
+    # b 4/5, a 2/3, which is as good but further away. With a fifth row, b at -1.5, b has 6/7 there, and a 2/3.
+    logits = np.array([[3.0, 0.0], [2.0, 0.0], [0.0, -1.0], [0.0, 0.5]])
+    assert tune_two_classes(logits, np.array([0, 1, 0, 1])).tolist() == [0, 0]
+    logits, labels = np.vstack([logits, [1.5, 0.0]]), np.array([0, 1, 0, 1, 1])
+    assert tune_two_classes(logits, labels).tolist() == [0, -2.5]
+    assert tune_two_classes(logits, np.zeros(5)).tolist() == [0, 0]  # one class alone teaches nothing
+    # a model that has it the wrong way round: to answer the common class always is best
+    assert tune_two_classes(np.array([[0.0, 2.0], [0.0, 2.0], [0.0, 1.0]]), np.array([0, 0, 1])).tolist() == [0, 3]
+
+
+def test_no_other_threshold_of_two_classes_has_a_better_macro_f1():
+    generator, task = np.random.default_rng(0), task_of(SingleLabel, 2)
+    for _ in range(20):
+        logits = generator.normal(size=(60, 2)).round(1)  # with ties
+        labels = (generator.random(60) < expit(logits[:, 1] - logits[:, 0] - 1)).astype(int)
+        found = task.score(task.decide(logits - tune_two_classes(logits, labels)), labels)["f1_macro"]
+        others = [task.score(task.decide(logits - [0, t]), labels)["f1_macro"] for t in np.arange(-8.05, 8, 0.1)]
+        assert found == pytest.approx(max(others))
+
+
 def test_folded_thresholds_are_at_one_half():
     layer, states = head(), torch.randn(50, 4)
     thresholds = np.array([0.4, -0.7, 0.0])
@@ -139,21 +162,21 @@ def learn(head, task, logits, targets, scale=None, temperature=False, thresholds
     if temperature:
         logits, found = calibrate(head, task, logits, targets, skip)
         learned |= found
-    if task.has_thresholds:
+    if task.tunes_thresholds:
         logits, found = find_thresholds(head, task, logits, targets, fold=thresholds)
         learned |= found
     return logits, learned
 
 
-def fold(kind, labels, scale=None, **options):
+def fold(kind, labels, scale=None, outputs=3, **options):
     torch.manual_seed(0)
-    head = torch.nn.Linear(6, 3)
+    head = torch.nn.Linear(6, outputs)
     states = {name: 4 * torch.randn(80, 6) for name in ("validation", "test")}
     if scale is not None:
         scale.switch_on(head, fresh=True)
     logits = {name: head(of).detach().numpy().astype(float) for name, of in states.items()}
     targets = dict.fromkeys(states, np.array(labels))
-    folded, learned = learn(head, task_of(kind), logits, targets, scale, **options)
+    folded, learned = learn(head, task_of(kind, outputs), logits, targets, scale, **options)
     for name, of in states.items():  # the weights say what the formula says
         np.testing.assert_allclose(head(of).detach().numpy(), folded[name], rtol=1e-4, atol=1e-4)
     return logits, folded, learned
@@ -197,6 +220,26 @@ def test_thresholds_are_measured_always_and_folded_on_request():
     np.testing.assert_allclose(folded["test"], logits["test"] - learned["folded_thresholds"])
     assert learned["folded_thresholds"] == tune_thresholds(logits["validation"], np.array(labels)).tolist()
     assert learned["thresholds"]["probabilities"] == pytest.approx(expit(learned["folded_thresholds"]))
+
+
+@pytest.mark.parametrize("temperature", [False, True])
+def test_two_classes_have_one_threshold(temperature):
+    labels, task = np.array([0, 0, 0, 1] * 20), task_of(SingleLabel, 2)
+    options = {"outputs": 2, "temperature": temperature}
+    logits, plain, measured = fold(SingleLabel, labels, **options)
+    assert "folded_thresholds" not in measured and measured["thresholds"]["validation"]  # measured, and not folded
+    logits, folded, learned = fold(SingleLabel, labels, thresholds=True, **options)
+    before, after = plain["validation"], folded["validation"]
+    assert learned["folded_thresholds"] == tune_two_classes(before, labels).tolist() != [0, 0]
+    effect = learned["thresholds"]["validation"]
+    assert effect == measured["thresholds"]["validation"]
+    assert effect["at_half"] == task.score(task.decide(before), labels)
+    assert effect["at_thresholds"] == task.score(task.decide(after), labels)
+    assert effect["at_thresholds"]["f1_macro"] > effect["at_half"]["f1_macro"]
+    below, above = learned["thresholds"]["probabilities"]  # the scores of each class that became 0.5
+    assert below + above == pytest.approx(1)
+    given = task.probabilities(before)[:, 1] > above
+    assert (given == (task.probabilities(after)[:, 1] > 0.5)).all() and 0 < given.mean() < 1
 
 
 def test_thresholds_come_after_the_temperature():
@@ -264,7 +307,7 @@ def test_there_may_be_no_interval():
 def test_the_record_holds_results_intervals_and_what_was_learnt():
     record = evaluation(SingleLabel, ONE, temperature=2.0).record()
     low, high = SingleLabel(NAMES).interval(np.array([0, 2]), ONE["validation"])
-    assert set(record) == {"results", "intervals", "learned_on_validation"}
+    assert set(record) == {"results", "intervals", "by_class", "learned_on_validation"}
     assert record["intervals"]["validation"] == {"metric": "accuracy", "low": low, "high": high}
     assert record["learned_on_validation"] == {"temperature": 2.0}
     json.dumps(record)

@@ -57,8 +57,8 @@ def with_processes(data=None, processes=1, loggers=(), device="cpu", **training)
     return WITH_PROCESSES, Flags(data=DataArguments(**(data or {})), training=PLAIN | training, **known)
 
 
-def with_task(task, **training):
-    return WITH_TASK, Flags(training=PLAIN | training, task=task)
+def with_task(task, outputs=1, **training):
+    return WITH_TASK, Flags(training=PLAIN | training, task=task, outputs=outputs)
 
 
 def with_layers(**model):
@@ -207,7 +207,8 @@ CASES = [
     (with_task(REGRESSION, label_smoothing_factor=0.1), "is for one label a text; this task is regression. Leave"),
     (with_task(MULTI, class_weights="balanced"), "for several, see --tune_thresholds; this task is multi_label"),
     (with_task(REGRESSION, calibrate="temperature"), "--calibrate is for classification"),
-    (with_task(SINGLE, tune_thresholds=True), "--tune_thresholds is for several labels a text"),
+    (with_task(SINGLE, 3, tune_thresholds=True), "or for two classes; this task is single_label_classification (outp"),
+    (with_task(REGRESSION, 2, tune_thresholds=True), "--tune_thresholds is for several labels a text"),
     (with_task(SINGLE, regression_loss="smooth_l1"), "--regression_loss is for a regression"),
     (with_task(SINGLE, calibrate="temperature", do_eval=False), "--calibrate is fitted on validation rows"),
     (with_task(SINGLE, label_smoothing_factor=1.0), "must be 0 or more and below 1, got 1.0"),
@@ -244,6 +245,7 @@ KEPT = [
     at_once(lr_scheduler_kwargs={"num_cycles": 2}, include_for_metrics=[], label_names=None, seed=0, adam_beta1=0.0),
     with_task(SINGLE, class_weights="balanced", label_smoothing_factor=0.1, calibrate="temperature"),
     with_task(MULTI, tune_thresholds=True, layerwise_lr_decay=0.5),
+    with_task(SINGLE, 2, tune_thresholds=True),
     with_task(REGRESSION, regression_loss="smooth_l1"),
     with_layers(freeze_layers=3, reinit_layers=1),
 ]

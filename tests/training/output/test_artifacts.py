@@ -196,7 +196,17 @@ def test_a_confusion_matrix_of_many_classes(drawn):
     plots.confusion_matrix(labels, labels, [f"a class with a rather long name {i}" for i in labels], path)
     axes = figures[0].axes[0]
     assert axes.images[0].get_array().shape == (77, 77) and not axes.texts
-    assert max(len(label.get_text()) for label in axes.get_yticklabels()) == 24
+    assert [len(label.get_text()) for label in axes.get_yticklabels()] == [24] * 77  # each class is named
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(13, ["1"] * 13), (77, ["1"]), (101, [])])
+def test_a_confusion_matrix_of_more_classes_shows_the_counts_that_matter(drawn, classes, shown):
+    path, figures = drawn
+    labels = np.arange(classes)
+    plots.confusion_matrix(labels, np.where(labels == 5, 7, labels), [f"label {i}" for i in labels], path)
+    texts = {text.get_position(): text.get_text() for text in figures[0].axes[0].texts}
+    assert list(texts.values()) == shown
+    assert not shown or texts[(7, 5)] == "1"  # in the column of what was predicted, and the row of what is true
 
 
 ODD = ["$\\frac{1}$", "$x^2$", "a\nb", "\\$5"]

@@ -2,16 +2,19 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
 from lstmpool.fields_lstmpool import DEFAULTS
+from lstmpool.training.evaluation.by_class import ByClass
 from lstmpool.training.flags.arguments import DataArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output import markdown
 from lstmpool.training.output.model_card import CardContents, model_card
 from lstmpool.training.output.terminal import describe_best
+from lstmpool.training.tasks.single_label import SingleLabel
 
 from ...conftest import tiny_config
 
@@ -32,6 +35,7 @@ def card(
     rows=None,
     results=None,
     caveats=(),
+    by_class=None,
     **options,
 ):
     """A card of a made-up run, and its header. `rows` are the arguments that say where its rows came from."""
@@ -56,6 +60,7 @@ def card(
             data_args=DataArguments(**(rows or {})),
             results=results or {},
             caveats=list(caveats),
+            by_class=by_class,
         )
     )
     return text, yaml.safe_load(text.split("\n---\n")[0])
@@ -160,8 +165,41 @@ def test_what_was_learnt_is_shown_on_rows_that_it_was_not_fitted_on(tmp_path):
     assert "On validation:" in text and "| ece | 0.5000 | 0.1000 |" in text
     thresholds = {"thresholds": {"test": {"at_half": {"f1": 0.5}, "at_thresholds": {"f1": 0.75}}}}
     assert "bias was moved" not in card(tmp_path, learned=thresholds)[0]  # measured, but not folded
-    text = card(tmp_path, learned=thresholds | {"folded_thresholds": [0.0]})[0]
-    assert "bias was moved" in text and "| f1 | 0.500 | 0.750 |" in text
+    folded = thresholds | {"folded_thresholds": [0.0]}
+    text = card(tmp_path, learned=folded, fields={"problem_type": "multi_label_classification"})[0]
+    assert "is the threshold that gave each label's best F1 on validation" in text and "| f1 | 0.500 | 0.750 |" in text
+    folded["thresholds"]["probabilities"] = [0.75, 0.25]
+    text = card(tmp_path, learned=folded, fields={"id2label": {0: "no", 1: "a|b"}})[0]
+    assert (
+        "The classifier's bias was moved so that a score of 0.5 is the threshold that gave the best macro F1 on "
+        "validation: before, it was a score of 0.250 for `a|b`. Scores are no longer plain probabilities. On test:"
+    ) in text and "| f1 | 0.500 | 0.750 |" in text
+
+
+def test_classes_and_confused_pairs_are_told_by_escaped_names(tmp_path):
+    # class 0 is taken for class 13 in one of its two rows, class 2 has no row
+    names = ["a|b", *(f"label {i}" for i in range(1, 13)), "<c>"]
+    true = np.array([0, *(i for i in range(14) if i != 2)])
+    predicted = np.where(np.arange(14) == 0, 13, true)
+    by_class = ByClass.of(SingleLabel(names), np.eye(14)[predicted], true)
+    text = card(tmp_path, fields=labels_of(names), by_class=by_class, results={"test": {"accuracy": 13 / 14}})[0]
+    lines = text.splitlines()
+    start = lines.index("### By class, on test")
+    assert lines[start + 2 : start + 6] == [
+        "| class | precision | recall | F1 | rows |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| `a\\|b` | 1.000 | 0.500 | 0.667 | 2 |",
+        "| label 1 | 1.000 | 1.000 | 1.000 | 1 |",
+    ]
+    assert "Classes without a row in test, which are left out here: 1." in lines
+    start = lines.index("### Most often confused, on test")
+    assert lines[start + 2 : start + 6] == [
+        "| true | predicted | rows | of |",
+        "| --- | --- | ---: | ---: |",
+        "| `a\\|b` | `<c>` | 1 | 2 |",
+        "",
+    ]
+    assert "By class" not in card(tmp_path)[0] and "confused" not in card(tmp_path)[0]
 
 
 @pytest.mark.parametrize(

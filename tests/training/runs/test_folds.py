@@ -98,6 +98,10 @@ def test_the_numbers_are_those_of_the_table(finished):
     assert metrics["mean"]["accuracy"] == pytest.approx((by_fold[1] + by_fold[2]) / 2)
     assert metrics["sd"]["accuracy"] == pytest.approx(abs(by_fold[1] - by_fold[2]) / 2**0.5)
     assert metrics["results"]["out of fold"]["accuracy"] == pytest.approx(right.mean())
+    by_class = metrics["by_class"]["out of fold"]["classes"]
+    assert set(metrics["by_class"]) == {"out of fold", "test"}
+    for label, rows in right.groupby(table["label"]):
+        assert (by_class[label]["support"], by_class[label]["recall"]) == (len(rows), pytest.approx(rows.mean()))
     interval = metrics["intervals"]["out of fold"]
     assert interval["metric"] == "accuracy" and interval["low"] <= right.mean() <= interval["high"]
 
