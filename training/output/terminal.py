@@ -4,7 +4,7 @@ import math
 
 from transformers import PreTrainedModel, Trainer
 
-from lstmpool.training.errors import as_line
+from lstmpool.training.errors import as_line, counted
 from lstmpool.training.evaluation.baselines import Baselines
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import budget_of
@@ -46,7 +46,8 @@ def describe_model(model: PreTrainedModel, title: str) -> str:
 def describe_length(args: TrainingArguments, rows: int) -> str:
     """Says how many steps will be trained, and what sets another number."""
     length, usual = budget_of(args, rows), TrainingArguments.num_train_epochs
-    line = f"Training: {length.steps} steps on {rows} rows, {length.epochs:.3g} epochs"
+    steps, epochs = counted(length.steps, "step"), counted(length.epochs, "epoch", ".3g")
+    line = f"Training: {steps} on {counted(rows, 'row')}, {epochs}"
     if args.bf16:
         line += ", in bfloat16 where that is safe (--bf16 False: in float32)"
     if not args.limits.least_steps or length.epochs == usual:

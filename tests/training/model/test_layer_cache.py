@@ -36,7 +36,7 @@ def rows():
 def cache(tmp_path, tokenizer):
     def states(model, rows, **options):
         options = {"batch_size": 3, "folder": tmp_path / "cache", **options}
-        return cached_states(model, rows, DataCollatorWithPadding(tokenizer), **options)
+        return cached_states(model, rows, DataCollatorWithPadding(tokenizer), **options).rows
 
     return states
 
@@ -170,7 +170,7 @@ def fill(folder, barrier, found):
     rows = Dataset.from_list([{"input_ids": [5 + i % 40, 6, 7], "attention_mask": [1, 1, 1]} for i in range(400)])
     model, collator = tiny_model(), DataCollatorWithPadding(word_tokenizer())
     barrier.wait()
-    states = cached_states(model, rows, collator, batch_size=4, folder=folder)
+    states = cached_states(model, rows, collator, batch_size=4, folder=folder).rows
     found.put(float(states["layer_states"][:].sum(dtype=np.float64)))
 
 
