@@ -43,17 +43,19 @@ class Kept:
         folder: of the run.
         limit (`int`, *optional*): how many checkpoints are kept, the best one included. None keeps all.
         ends_with_best: whether the run ends with the weights of its best checkpoint.
+        some_stay: whether checkpoints stay beside the model once the run is finished.
     """
 
-    def __init__(self, folder: Path, limit: int | None, ends_with_best: bool):
+    def __init__(self, folder: Path, limit: int | None, ends_with_best: bool, some_stay: bool = True):
         self.folder = folder
         self.limit = limit
         self.ends_with_best = ends_with_best
+        self.some_stay = some_stay
 
     @classmethod
     def of(cls, args: TrainingArguments) -> "Kept":
         """As the training arguments say."""
-        return cls(Path(args.output_dir), args.save_total_limit, args.load_best_model_at_end)
+        return cls(Path(args.output_dir), args.save_total_limit, args.load_best_model_at_end, args.keeps_checkpoints)
 
     def before_save(self, state: TrainerState) -> None:
         """Makes room for this step's checkpoint, which the run may have saved before it was resumed."""
@@ -77,15 +79,17 @@ class Kept:
         with saving(self.folder):
             rotate_checkpoints(str(self.folder), self.limit, state.best_model_checkpoint)
 
-    def finish(self, state: TrainerState) -> None:
-        """With a limit of 1, removes the last checkpoint, so that only the best one is left.
+    def left_over(self, state: TrainerState) -> list[str]:
+        """Names of the checkpoints that are of no use once the run is finished.
 
-        Call it when all else is written: until then, a run that is cut off goes on from the last checkpoint.
+        Until all else is written they are: a run that is cut off goes on from the last one. If some stay, a limit of 1
+        leaves the best one alone. What has no manifest was not saved by the run.
         """
+        if not self.some_stay:
+            return [path.name for path in checkpoints_in(self.folder) if (path / MANIFEST).is_file()]
         best = state.best_model_checkpoint if self.ends_with_best else None
         last = self.of_step(state)
-        if self.limit == 1 and best and Path(best).name != last.name:
-            shutil.rmtree(last, ignore_errors=True)
+        return [last.name] if self.limit == 1 and best and Path(best).name != last.name else []
 
     def of_step(self, state: TrainerState) -> Path:
         """This step's checkpoint."""

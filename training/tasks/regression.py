@@ -98,6 +98,11 @@ class Regression(Task):
     def label_columns(self, labels: Sequence[Any]) -> dict[str, Any]:
         return self._columns("label", self._as_rows(labels))
 
+    def surest_mistakes(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        labels = self._as_rows(labels)
+        spread = spread_of(labels)  # (C,)
+        return (np.abs(self._as_rows(logits) - labels) / np.where(spread > 0, spread, 1)).mean(1)
+
     def _columns(self, title: str, table: np.ndarray) -> dict[str, Any]:
         if len(self.names) == 1:
             return {title: table[:, 0]}

@@ -87,6 +87,9 @@ class SingleLabel(Classification):
     def label_columns(self, labels: Sequence[int]) -> dict[str, Any]:
         return {"label": [self.names[label] for label in labels]}
 
+    def surest_mistakes(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return np.where(self.decide(logits) == labels, 0.0, self._likeliest(logits))
+
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         return wilson(self._as_rows(answers) == self._as_rows(labels))
 
