@@ -37,6 +37,7 @@ def describe_data(
         numbers[name] = {
             "source": split.source,
             "rows": len(split),
+            "texts_a_row": len(split.columns),
             "labels": None if split.labels is None else task.describe_labels(split.labels),
             "tokens": {"median": float(np.median(lengths)), "longest": int(lengths.max())},
             "truncated": cut[name],

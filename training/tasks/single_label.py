@@ -145,7 +145,9 @@ def check_known(label: str, known: dict[str, int], place: str) -> None:
     """Raises InputError for a label that training does not have."""
     if label not in known:
         names = list(known)
+        more = " ..." if len(names) > 8 else ""
         raise InputError(
             f"{place}: label {label!r} does not occur in training.{did_you_mean(label, names)} Training has "
-            f"{len(names)} labels: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+            f"{len(names)} labels: {', '.join(names[:8])}{more}. Leave out the rows with other labels, or add such "
+            "rows to training."
         )
