@@ -179,7 +179,7 @@ class MultiLabel(Classification):
         return _micro_f1(*by_row, axis=axis)
 
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
-        return np.asarray(values).reshape(len(values), -1).astype(np.uint8, copy=False)
+        return np.asarray(values).reshape(len(values), len(self.names)).astype(np.uint8, copy=False)
 
     def log_loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
         losses = ((np.logaddexp(0, logits[block]) - logits[block] * labels[block]).sum() for block in blocks(logits))

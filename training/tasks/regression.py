@@ -119,7 +119,7 @@ class Regression(Task):
         return _mse(*by_row, axis=axis) if len(by_row) == 1 else _mcrmse(*by_row, axis=axis)
 
     def _as_rows(self, values: Any) -> np.ndarray:
-        return np.asarray(values, dtype=float).reshape(len(values), -1)  # (N, C)
+        return np.asarray(values, dtype=float).reshape(len(values), len(self.names))  # (N, C)
 
     def loss(self, settings: LossSettings, labels: Sequence[Any]) -> RowLosses | None:
         return SmoothL1() if settings.regression_loss == "smooth_l1" else None

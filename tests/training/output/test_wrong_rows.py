@@ -95,6 +95,10 @@ def test_rows_without_labels_are_left_out_and_a_run_without_errors_has_a_head_al
     assert [row[0] for row in found] == ["validation"]
     head, found = table_of(task, tmp_path, test=([1], ["x"], [[0.0, 1.0]], [1]))
     assert head[:2] == ["split", "id"] and found == []
+    several = ([1], ["x"], [[1.0, -1.0]], [[1, 0]])
+    assert table_of(MultiLabel(["a", "b"]), tmp_path, test=several)[1] == []
+    exact = ([1], ["x"], [[1.5, -1.0]], [[1.5, -1.0]])
+    assert table_of(Regression(["a", "b"]), tmp_path, test=exact)[1] == []
 
 
 def test_both_texts_of_pairs_are_there_and_no_cell_runs_in_a_spreadsheet(tmp_path):
