@@ -290,6 +290,7 @@ def test_a_finished_model_is_evaluated_without_training(work, monkeypatch, capsy
         "run.json",
         "metrics.json",
         "test_predictions.csv",
+        "errors.csv",
         "confusion_matrix.png",
     }
     tables = [pandas.read_csv(of / "test_predictions.csv") for of in (first, folder)]

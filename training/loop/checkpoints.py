@@ -43,19 +43,17 @@ class Kept:
         folder: of the run.
         limit (`int`, *optional*): how many checkpoints are kept, the best one included. None keeps all.
         ends_with_best: whether the run ends with the weights of its best checkpoint.
-        some_stay: whether checkpoints stay beside the model once the run is finished.
     """
 
-    def __init__(self, folder: Path, limit: int | None, ends_with_best: bool, some_stay: bool = True):
+    def __init__(self, folder: Path, limit: int | None, ends_with_best: bool):
         self.folder = folder
         self.limit = limit
         self.ends_with_best = ends_with_best
-        self.some_stay = some_stay
 
     @classmethod
     def of(cls, args: TrainingArguments) -> "Kept":
         """As the training arguments say."""
-        return cls(Path(args.output_dir), args.save_total_limit, args.load_best_model_at_end, args.keeps_checkpoints)
+        return cls(Path(args.output_dir), args.save_total_limit, args.load_best_model_at_end)
 
     def before_save(self, state: TrainerState) -> None:
         """Makes room for this step's checkpoint, which the run may have saved before it was resumed."""
@@ -79,13 +77,13 @@ class Kept:
         with saving(self.folder):
             rotate_checkpoints(str(self.folder), self.limit, state.best_model_checkpoint)
 
-    def left_over(self, state: TrainerState) -> list[str]:
+    def left_over(self, state: TrainerState, some_stay: bool) -> list[str]:
         """Names of the checkpoints that are of no use once the run is finished.
 
-        Until all else is written they are: a run that is cut off goes on from the last one. If some stay, a limit of 1
-        leaves the best one alone. What has no manifest was not saved by the run.
+        Until all else is written they are: a run that is cut off goes on from the last one. If some stay beside the
+        model, a limit of 1 leaves the best one alone. What has no manifest was not saved by the run.
         """
-        if not self.some_stay:
+        if not some_stay:
             return [path.name for path in checkpoints_in(self.folder) if (path / MANIFEST).is_file()]
         best = state.best_model_checkpoint if self.ends_with_best else None
         last = self.of_step(state)

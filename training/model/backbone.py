@@ -113,8 +113,9 @@ class Backbone:
             return 2
         try:
             found = cached_file(self.path, "metrics.json", revision=self.loading["revision"])
-            return json.loads(Path(found).read_text(encoding="utf-8"))["data"]["train"]["texts_a_row"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            splits = json.loads(Path(found).read_text(encoding="utf-8"))["data"].values()
+            return next(iter(splits))["texts_a_row"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
             return None
 
     def identity(self) -> str:

@@ -285,5 +285,5 @@ def write(state: State) -> None:
         state.extras.publish()
         kept = state.trainer.kept
         kept.folder = state.final
-        state.record.finish(state.final, kept.left_over(state.trainer.state))
+        state.record.finish(state.final, kept.left_over(state.trainer.state, state.args.keeps_checkpoints))
         tidy(state.final)
