@@ -119,8 +119,8 @@ def take_apart(
     if looks and not (found := parts.any(1)).all():
         raise ValueError(
             "pair_encoding='apart' expects two texts a row, found one in row "
-            f"{found.int().argmin().item()} of {batch_size}. Give the second to the tokenizer as text_pair=, or use a "
-            "model with pair_encoding='joint'."
+            f"{found.int().argmin().item()} of {batch_size}. Give the second to the tokenizer as text_pair=, to a "
+            "pipeline in {'text': ..., 'text_pair': ...}, or use a model with pair_encoding='joint'."
         )
     middle = parts.int().argmax(1, keepdim=True)  # (B, 1)
     starts = torch.cat([torch.full_like(middle, before), middle + between])  # (2 B, 1), of the texts in `ids`

@@ -84,7 +84,7 @@ class FrozenSet:
 def layer_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, title: str) -> Tensor:
     """The states (N, L, H) of a split's texts, from the cache on disk where they are there."""
     tokens, _ = split.tokenize(tokenizer)
-    rows = cached_states(model, tokens, DataCollatorWithPadding(tokenizer), 64, title=title)
+    rows = cached_states(model, tokens, DataCollatorWithPadding(tokenizer), 64, title=title).rows
     collator = StatesCollator(len(model.config.layers), model.config.hidden_size)
     return collator(list(rows))["layer_states"]
 

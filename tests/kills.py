@@ -49,8 +49,11 @@ from .training_fixtures import save_backbone, sentences, write_csv
 
 
 SAVES = 3  # a run has at least so many
+STEPS = 32  # of a run whose settings name no other number, 4 epochs of 60 rows
 EVALUATED = ["--eval_strategy=steps", "--eval_steps=3", "--save_strategy=steps", "--save_steps=3"]
-KEPT = ["--metric_for_best_model=loss", "--save_total_limit=2"]  # the last checkpoint stays beside the best
+JUDGED = "--metric_for_best_model=loss"
+KEPT = [JUDGED, "--save_total_limit=2"]  # the last checkpoint stays beside the best
+NONE_KEPT = "none is kept"  # in place of a flag: as without --save_total_limit
 PLACES = ("before a checkpoint was begun", "between saves", "inside a save", "between moves", "after the end")
 OVERWRITE = "--overwrite"
 MOVES = 40  # a run that takes an older one's place removes and moves about so many files
@@ -75,6 +78,7 @@ SETTINGS = {
     "adapters, merged": ["--peft=lora", "--lora_dropout=0.1", "--merge", *EVALUATED],
     "one stage": ["--stages=one", *EVALUATED],
     "texts compared first": ["--contrastive_steps=5", *EVALUATED],
+    "no checkpoint beside the model": [NONE_KEPT, *EVALUATED],
     "a start that is kept": ["--learning_rate=1", "--warmup_steps=0", *EVALUATED],
     "over an older run": [OVERWRITE],
     "over an older run, a save every 3 steps": [OVERWRITE, *EVALUATED],
@@ -167,11 +171,14 @@ def finish(process: int) -> int:
 
 
 def digest(output: Path) -> str:
-    """A digest of the weights that were kept (the best ones), of the last checkpoint's step and weights, and of the
-    numbers."""
-    last = checkpoints_in(output)[0]
-    found = hashlib.sha256(last.name.encode())
-    for path in (output / "model.safetensors", output / "metrics.json", *sorted(last.glob("*.safetensors"))):
+    """A digest of the weights that were kept (the best ones), of the last checkpoint's step and weights, if there is
+    one, and of the numbers."""
+    paths = [output / "model.safetensors", output / "metrics.json"]
+    found = hashlib.sha256()
+    for last in checkpoints_in(output)[:1]:
+        found.update(last.name.encode())
+        paths += sorted(last.glob("*.safetensors"))
+    for path in paths:
         found.update(path.read_bytes())
     return found.hexdigest()
 
@@ -202,7 +209,8 @@ def kill_in_save(process: int, output: Path, number: int) -> None:
 
 def kill_and_resume(folder: Path, settings: list[str], seconds: float, number: int) -> tuple[str, bool]:
     """Says where the kill fell, and whether the run ended as the whole one did, which took `seconds`."""
-    last = checkpoints_in(folder / "whole")[0]
+    saved = checkpoints_in(folder / "whole")
+    steps = step_of(saved[0]) if saved else STEPS
     expected = digest(folder / "whole")
     output = folder / "killed"
     words = command(folder, settings, "killed")
@@ -214,7 +222,7 @@ def kill_and_resume(folder: Path, settings: list[str], seconds: float, number: i
     moment = number % (4 if overwrites else 3)
     process = start(
         words,
-        die_in=random.randrange(step_of(last)) if moment == 2 else None,
+        die_in=random.randrange(steps) if moment == 2 else None,
         die_between_moves=random.randrange(MOVES) if moment == 3 else None,
     )
     if moment == 0:
@@ -227,6 +235,8 @@ def kill_and_resume(folder: Path, settings: list[str], seconds: float, number: i
     where = _place_of_kill(output, RunRecord.read(folder / "older") if overwrites else None)
     kept = not overwrites or model_in(output) in _may_load(folder, where)
     if where == "after the end":
+        if not saved and checkpoints_in(output):  # the kill came before they were removed
+            finish(start(words))
         return where, kept and digest(output) == expected
     status = finish(start(words))
     return where, kept and status == 0 and digest(output) == expected and not (output / NEW_RUN).exists()
@@ -260,7 +270,7 @@ def measure(folder: Path, settings: list[str], kills: int) -> Counter:
     """Counts the kills by where they fell, and by whether the weights were the same in the end."""
     for name in ("whole", "older"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    settings = [*KEPT, *settings]
+    settings = [JUDGED, *settings[1:]] if NONE_KEPT in settings else [*KEPT, *settings]
     log = folder / "log"
     if OVERWRITE in settings and finish(start(command(folder, [*KEPT, *EVALUATED, "--seed=7"], "older"), log)):
         raise RuntimeError(f"the older run has failed: {log.read_text()}")

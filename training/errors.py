@@ -72,6 +72,11 @@ def control_in(text: str, allowed: str = "") -> str:
     return ""
 
 
+def counted(number: float, noun: str, form: str = "") -> str:
+    """The number, in this `form`, and the noun: "1 step", "2 steps"."""
+    return f"{number:{form}} {noun}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """' Did you mean 'x'?' with the nearest of `choices`, or an empty string if none is near."""
     if len(name) > 200:

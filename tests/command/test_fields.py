@@ -46,6 +46,7 @@ LEAVE_THE_WEIGHTS = {
     "predictions_format": "parquet",
     "predictions_with_text": True,
     "raw_csv": True,
+    "show_errors": True,
     "baselines": False,
     # logging
     "logging_strategy": "steps",

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import re
 
 import pytest
@@ -101,6 +102,36 @@ def compare(row, scores, task):
         assert "|".join(name for name in ("one", "two") if scores[name] > 0.5) == row["prediction"]
     elif task != "several numbers":
         assert list(scores) == [row["prediction"]]
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "columns", "message"),
+    [
+        (
+            2,
+            "text",
+            "new.csv: expected two texts a row, since --init_from joint was trained on pairs, found one.",
+        ),
+        (1, "text,other", "new.csv: expected one text a row, since --init_from joint was trained on single texts"),
+        (2, "text,other", ""),
+        (1, "text", ""),
+        (None, "text", ""),  # an earlier release has not noted it
+    ],
+)
+def test_a_finished_model_is_given_rows_like_those_that_it_was_trained_on(
+    work, monkeypatch, capsys, trained_on, columns, message
+):
+    """Also where its config does not tell: a pair that is read as one text."""
+    monkeypatch.chdir(work)
+    tiny_model(id2label={0: "no", 1: "yes"}).config.save_pretrained("joint")  # whose weights are missing
+    AutoTokenizer.from_pretrained("backbone").save_pretrained("joint")
+    write_csv(work / "new.csv", {"text": ["dog", "cat"], "other": ["sun", "moon"]})
+    data = {"train": {} if trained_on is None else {"texts_a_row": trained_on}}
+    (work / "joint" / "metrics.json").write_text(json.dumps({"data": data}))
+    words = ["--init_from=joint", "--use_cpu", "--test_file=new.csv", f"--text_column_names={columns}"]
+    assert main([*words, "--output_dir=refused"]) == 2
+    assert (message or "its weights cannot be loaded") in capsys.readouterr().err
+    assert not (work / "refused").exists()
 
 
 @pytest.mark.parametrize("source", ["--backbone=backbone", "--init_from=pairs"])

@@ -41,6 +41,7 @@ def work(tmp_path_factory):
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lists)))
     recipe = {f"{split}_file": f"{split}.csv" for split in ("train", "validation", "test")}
     recipe |= {"backbone": "backbone", "num_train_epochs": 5, "lstm_hidden_size": 4, "use_cpu": True}
+    recipe["save_total_limit"] = 1
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "baselines": True, "output_dir": "from_recipe"}))
     return folder
 
@@ -63,7 +64,8 @@ def test_the_folder_is_complete_and_holds_nothing_pickled(finished, work):
     folder, _ = finished
     names = {path.name for path in folder.iterdir() if path.is_file()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
-    results = {"run.json", "metrics.json", "test_predictions.csv", "learning_curve.png", "confusion_matrix.png"}
+    results = {"run.json", "metrics.json", "learning_curve.png", "confusion_matrix.png"}
+    results |= {"validation_predictions.csv", "test_predictions.csv", "errors.csv"}
     assert names == {"README.md", "config.json", "model.safetensors", *results, *CODE, *tokenizer}
     assert (
         len(list(folder.glob("checkpoint-*"))) == 1
@@ -196,6 +198,34 @@ def test_regression_with_several_targets(work, monkeypatch, capsys):
     assert "MCRMSE" in output and "ridge regression" in output and "top_k=None" in output
 
 
+def test_the_rows_that_were_predicted_wrongly_are_listed_and_shown_if_that_is_asked(finished, work):
+    """In errors.csv, with their texts; not in the card, nor in what is printed unasked."""
+    folder, done = finished
+    errors = pandas.read_csv(folder / "errors.csv")
+    assert errors["confidence"].is_monotonic_decreasing and len(errors)
+    for split in ("validation", "test"):
+        rows = pandas.read_csv(work / f"{split}.csv")
+        predicted = pandas.read_csv(folder / f"{split}_predictions.csv")["prediction"]
+        of_split = errors[errors["split"] == split].sort_values("id")
+        wrong = rows[predicted != rows["label"]]
+        assert of_split["id"].tolist() == wrong.index.tolist()
+        assert of_split["text"].tolist() == wrong["sentence1"].tolist()
+        assert of_split["text_pair"].tolist() == wrong["sentence2"].tolist()
+        assert of_split["truth"].tolist() == wrong["label"].tolist()
+    assert not any(text in done.stdout + (folder / "README.md").read_text() for text in errors["text"])
+
+
+def test_a_run_of_one_step_without_validation_and_test_rows_prints_no_empty_table(work, monkeypatch, capsys):
+    words = ["--train_file=train.csv", "--validation_size=0", "--max_steps=1", "--show_errors", "--output_dir=bare"]
+    assert in_process(work, monkeypatch, *words, "--max_train_samples=16", "--stages=one") == 0
+    said = capsys.readouterr().out
+    assert "Training: 1 step on 16 rows, 1 epoch" in said and "1 epochs" not in said
+    assert "split  " not in said and "\n\nThe model after the last step, 1, was kept." in said
+    assert "No validation or test row has a label, so there are no errors to show." in said
+    assert "| split | model |" not in (work / "bare" / "README.md").read_text()
+    assert not (work / "bare" / "errors.csv").exists()
+
+
 def test_multi_label_with_another_pooling(work, monkeypatch, capsys):
     words = [
         "--train_file=train.jsonl",
@@ -251,7 +281,7 @@ def test_the_token_pooling_is_what_the_backbone_states_or_what_the_run_began_wit
     backbone = save_backbone(tmp_path / "backbone")
 
     def train(folder, *words):
-        rows = ["--train_file=rows.csv", "--validation_file=rows.csv", "--logging_strategy=no"]
+        rows = ["--train_file=rows.csv", "--validation_file=rows.csv", "--logging_strategy=no", "--save_total_limit=1"]
         assert in_process(tmp_path, monkeypatch, *rows, f"--output_dir={folder}", *words) == 0
         chosen = json.loads((tmp_path / folder / "config.json").read_text())["token_pooling"]
         lines = capsys.readouterr().out.splitlines()
@@ -312,7 +342,7 @@ def test_a_run_counts_as_finished_once_it_is_published_or_cannot_be(work, monkey
     assert "goes on from late/checkpoint-4" in told.out and "epoch 2/2" not in told.out
     assert told.err.endswith("error: how to publish it\n")
     assert Hub.calls == ["publish", "wait"] and RunRecord.read(work / "late").finished
-    assert len(list((work / "late").glob("checkpoint-*"))) == 1  # the best one
+    assert not list((work / "late").glob("checkpoint-*"))  # --save_total_limit does not ask for any
     assert (work / "late" / "model.safetensors").read_bytes() == weights
 
 

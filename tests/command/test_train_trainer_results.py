@@ -146,7 +146,7 @@ def test_training_rows_alone_set_the_scale_and_epochs_are_measured_in_real_units
     far = pandas.read_csv(work / "validation.csv")
     far.assign(price=far["price"] * 64).to_csv(work / "far.csv", index=False)
     files = [FILES[0], "--validation_file=far.csv", "--test_file=far.csv"]
-    folder, metrics = run(work, monkeypatch, "far", "--label_column_name=price", files=files)
+    folder, metrics = run(work, monkeypatch, "far", "--label_column_name=price", "--save_total_limit=1", files=files)
     assert metrics["learned_on_validation"]["target_scale"] == [4096.0]
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     logged = json.loads((last / "trainer_state.json").read_text())["log_history"]
@@ -199,7 +199,7 @@ def test_a_resumed_regression_ends_with_the_same_weights_to_the_last_bit(work, m
 
 
 def test_a_checkpoint_of_another_model_or_task_is_not_resumed(work, monkeypatch, capsys):
-    folder, _ = run(work, monkeypatch, "one_shape")
+    folder, _ = run(work, monkeypatch, "one_shape", "--save_total_limit=1")
     checkpoint = next(folder.glob("checkpoint-*"))
     again = [
         "--backbone=backbone",
@@ -290,6 +290,7 @@ def test_a_finished_model_is_evaluated_without_training(work, monkeypatch, capsy
         "run.json",
         "metrics.json",
         "test_predictions.csv",
+        "errors.csv",
         "confusion_matrix.png",
     }
     tables = [pandas.read_csv(of / "test_predictions.csv") for of in (first, folder)]
@@ -314,7 +315,8 @@ STILL = ["--learning_rate=0", "--head_learning_rate=0", "--num_train_epochs=1"]
 
 
 def test_the_loss_that_was_asked_for_is_trained_on(work, monkeypatch):
-    still, losses = [*STILL, "--stages=one"], {}  # from a linear model, the errors are small in any loss
+    still = [*STILL, "--stages=one", "--save_total_limit=1"]  # from a linear model, the errors are small in any loss
+    losses = {}
     for name in ("mse", "smooth_l1"):
         folder, _ = run(work, monkeypatch, name, *still, "--label_column_name=price", f"--regression_loss={name}")
         state = json.loads(next(folder.glob("checkpoint-*/trainer_state.json")).read_text())

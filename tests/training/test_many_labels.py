@@ -47,7 +47,7 @@ def test_one_label_of_many_takes_no_table_of_pairs(tmp_path):
         evaluation = Evaluation.of(task, {"test": logits}, {"test": labels}, {"temperature": 2.0})
         fit_temperature(task, logits, labels)
         plots = plots_of(evaluation, [])
-        predictions_of(evaluation, rows, TrainingFields())["test_predictions.csv"](tmp_path / "table.csv")
+        predictions_of(evaluation, {"test": rows}, TrainingFields())["test_predictions.csv"](tmp_path / "table.csv")
         remarks({"train": rows, "validation": rows}, task, weighted=False)
     assert set(plots) == {"reliability.png"}
     head, first, *_ = (tmp_path / "table.csv").read_text().splitlines()

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from lstmpool.training.data.order import lengths_of
 from lstmpool.training.data.rows import Split
+from lstmpool.training.errors import counted
 from lstmpool.training.tasks.columns import are_in
 from lstmpool.training.tasks.task import Task
 
@@ -36,6 +37,7 @@ def describe_data(
         numbers[name] = {
             "source": split.source,
             "rows": len(split),
+            "texts_a_row": len(split.columns),
             "labels": None if split.labels is None else task.describe_labels(split.labels),
             "tokens": {"median": float(np.median(lengths)), "longest": int(lengths.max())},
             "truncated": cut[name],
@@ -52,7 +54,7 @@ def data_lines(numbers: dict[str, dict[str, Any]], limit: int) -> list[str]:
         cut = f", {split['truncated']:.1%} cut at {limit}" if split["truncated"] else ""
         also = f"; {split['also_in_train']} also in train" if split.get("also_in_train") else ""
         tokens = f"{split['tokens']['median']:g} tokens a text (longest {split['tokens']['longest']}{cut})"
-        lines.append(f"  {name}: {split['rows']} rows, {tokens}{also}. {balance_words(split['labels'])}")
+        lines.append(f"  {name}: {counted(split['rows'], 'row')}, {tokens}{also}. {balance_words(split['labels'])}")
     return lines
 
 

@@ -59,7 +59,12 @@ class Baselines:
 # ------------------------------------------------------------------------------------------------------------- vectors
 @torch.no_grad()
 def text_vectors(
-    model: PreTrainedModel, rows: Dataset, collator: DataCollator, batch_size: int, title: str = "texts"
+    model: PreTrainedModel,
+    rows: Dataset,
+    collator: DataCollator,
+    batch_size: int,
+    title: str = "texts",
+    quiet: bool = False,
 ) -> np.ndarray:
     """The top layer's vector of each row, in the rows' order, (N, S), from the backbone as it is now.
 
@@ -69,6 +74,7 @@ def text_vectors(
         collator: makes a batch of such rows.
         batch_size: rows in a batch.
         title: names the rows in the progress bar.
+        quiet: whether there is no progress bar.
     """
     base = model.eval().base_model
     device = next(model.parameters()).device
@@ -76,7 +82,8 @@ def text_vectors(
     readable = len(rows) if "layer_states" in rows.column_names else int(np.count_nonzero(lengths_of(rows)))
     found = []
     with same_random_numbers():
-        for start in tqdm(range(0, readable, batch_size), desc=f"vectors of {title}", leave=False):
+        starts = range(0, readable, batch_size)
+        for start in tqdm(starts, desc=f"vectors of {title}", leave=False, disable=quiet):
             batch = collator([ordered[i] for i in range(start, min(start + batch_size, readable))])
             batch = {name: value.to(device) for name, value in batch.items()}
             states = batch["layer_states"] if "layer_states" in batch else base(**batch).layer_states  # (B, L, H)
@@ -109,6 +116,7 @@ def split_vectors(
     batch_size: int,
     seed: int,
     title: str,
+    quiet: bool = False,
 ) -> Vectors:
     """The vectors of at most `ROWS` rows of `split`. The two texts of a pair are read apart.
 
@@ -123,12 +131,13 @@ def split_vectors(
     if split.pairs is None or model.config.pair_encoding == APART:
         inputs = inputs if len(rows) == len(inputs) else inputs.select(rows)
         inputs = inputs.remove_columns("labels") if "labels" in inputs.column_names else inputs
-        return vectors_of(text_vectors(model, inputs, collator, batch_size, title), rows, split.pairs is not None)
+        top = text_vectors(model, inputs, collator, batch_size, title, quiet)
+        return vectors_of(top, rows, split.pairs is not None)
     some = split.take(rows.tolist())
     padding = DataCollatorWithPadding(tokenizer)
     u, v = (
-        text_vectors(model, replace(some, texts=texts, pairs=None).tokenize(tokenizer)[0], padding, batch_size, title)
-        for texts in (some.texts, some.pairs)
+        text_vectors(model, of_texts.tokenize(tokenizer)[0], padding, batch_size, title, quiet)
+        for of_texts in (replace(some, texts=texts, pairs=None) for texts in (some.texts, some.pairs))
     )
     return Vectors(rows, of_length_1(u), of_length_1(v))
 

@@ -283,14 +283,21 @@ class TrainingFields:
         },
     )
     predictions_format: str = field(
-        default="csv", metadata={"choices": ("csv", "parquet"), "help": "Format of the table of test predictions."}
+        default="csv", metadata={"choices": ("csv", "parquet"), "help": "Format of the tables of predictions."}
     )
-    predictions_with_text: bool = field(default=False, metadata={"help": "Put the texts into that table too."})
+    predictions_with_text: bool = field(default=False, metadata={"help": "Put the texts into these tables too."})
     raw_csv: bool = field(
         default=False,
         metadata={
-            "help": "Leave ids, texts and labels in that table as they are. Unset: an apostrophe keeps a spreadsheet "
-            "from running those that begin like a formula."
+            "help": "Leave ids, texts and labels in these tables as they are. Unset: an apostrophe keeps a "
+            "spreadsheet from running those that begin like a formula."
+        },
+    )
+    show_errors: bool = field(
+        default=False,
+        metadata={
+            "help": "Print ten of the validation and test rows that were predicted wrongly, the surest first. All are "
+            "in errors.csv."
         },
     )
     baselines: bool = field(

@@ -68,7 +68,11 @@ class LibraryFlags:
     )
     load_best_model_at_end: bool = _flag(False, "Keep the best epoch, not the last. On if there are validation rows.")
     metric_for_best_model: str | None = _flag(None, "Metric by which the best epoch is chosen. Unset: by the task.")
-    save_total_limit: int | None = _flag(None, "How many checkpoints are kept, the best one included.")
+    save_total_limit: int | None = _flag(
+        None,
+        "How many checkpoints are kept, the best one included. Unset: the best and the last one while it trains, and "
+        "none beside the finished model.",
+    )
     resume_from_checkpoint: str | None = _flag(
         None,
         "Continue from this checkpoint folder; 'last' for the newest in output_dir. A run that was cut off goes on by "

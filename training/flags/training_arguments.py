@@ -33,7 +33,9 @@ class TrainingArguments(TrainingFields, transformers.TrainingArguments):
     _argument_group_name = "training"
 
     hub_private_repo: bool = False  # a field of the library's, here as a flag that needs no value
-    limits: Limits = field(init=False, default=Limits())  # no flag: it follows from those that were named
+    # no flags: these follow from those that were named
+    limits: Limits = field(init=False, default=Limits())
+    keeps_checkpoints: bool = field(init=False, default=True)  # once the run is finished
 
 
 def build(values: Mapping[str, Any]) -> TrainingArguments:

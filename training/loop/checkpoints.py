@@ -77,15 +77,17 @@ class Kept:
         with saving(self.folder):
             rotate_checkpoints(str(self.folder), self.limit, state.best_model_checkpoint)
 
-    def finish(self, state: TrainerState) -> None:
-        """With a limit of 1, removes the last checkpoint, so that only the best one is left.
+    def left_over(self, state: TrainerState, some_stay: bool) -> list[str]:
+        """Names of the checkpoints that are of no use once the run is finished.
 
-        Call it when all else is written: until then, a run that is cut off goes on from the last checkpoint.
+        Until all else is written they are: a run that is cut off goes on from the last one. If some stay beside the
+        model, a limit of 1 leaves the best one alone. What has no manifest was not saved by the run.
         """
+        if not some_stay:
+            return [path.name for path in checkpoints_in(self.folder) if (path / MANIFEST).is_file()]
         best = state.best_model_checkpoint if self.ends_with_best else None
         last = self.of_step(state)
-        if self.limit == 1 and best and Path(best).name != last.name:
-            shutil.rmtree(last, ignore_errors=True)
+        return [last.name] if self.limit == 1 and best and Path(best).name != last.name else []
 
     def of_step(self, state: TrainerState) -> Path:
         """This step's checkpoint."""

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ADAPTER_CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig, read_config
 from lstmpool.families_lstmpool import QUANTISE_LATER, quantisation_of, stated_token_pooling
@@ -103,6 +103,20 @@ class Backbone:
                 f"{self.flag} {self.title} must be in full precision, found {method} quantisation. {QUANTISE_LATER}"
             )
         return config
+
+    def texts_a_row(self, config: LstmPoolConfig) -> int | None:
+        """How many texts a row had that the finished model was trained on; None if its metrics.json does not say.
+
+        Those of earlier releases do not. The config says it only of a model that reads two texts apart.
+        """
+        if config.pair_encoding == APART:
+            return 2
+        try:
+            found = cached_file(self.path, "metrics.json", revision=self.loading["revision"])
+            splits = json.loads(Path(found).read_text(encoding="utf-8"))["data"].values()
+            return next(iter(splits))["texts_a_row"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
+            return None
 
     def identity(self) -> str:
         """A string that tells these weights from others that may lie at the same path later.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -41,6 +41,13 @@ SEAL = b"blake2b "  # begins the last bytes of a file; the digest of all before 
 SEAL_SIZE = len(SEAL) + 2 * DIGEST_SIZE
 
 
+class CachedStates(NamedTuple):
+    """Rows with their layer states, and whether these were computed now, and not read from disk."""
+
+    rows: Dataset
+    computed: bool
+
+
 class StatesCollator:
     """Makes batches of cached rows: `layer_states` (B, L, S) in float32, and `labels` where there are any."""
 
@@ -65,7 +72,8 @@ def cached_states(
     dtype: str = "float32",
     folder: Path | None = None,
     title: str = "texts",
-) -> Dataset:
+    quiet: bool = False,
+) -> CachedStates:
     """The rows of `tokens` with `layer_states` (L * S) in place of the tokenizer's columns; `labels` stay.
 
     Args:
@@ -76,6 +84,7 @@ def cached_states(
         dtype: of the file: "float32", or "float16", which takes half the disk.
         folder: where the file lies; unset, `CACHE`.
         title: names the rows in the progress bar and in messages.
+        quiet: whether there is no progress bar.
 
     Raises:
         InputError: if the folder cannot be written, its disk has no room, or `dtype` cannot hold the states.
@@ -88,14 +97,14 @@ def cached_states(
     ordered, order = by_length(tokens)
     path = folder / f"layer_states-{_digest(model, ordered, dtype)}.arrow"
     try:
-        write = partial(_write, path, model, ordered, collator, batch_size, dtype, title)
-        _make_whole(path, title, write)
+        write = partial(_write, path, model, ordered, collator, batch_size, dtype, title, quiet)
+        computed = _make_whole(path, title, write)
         states = Dataset.from_file(str(path))
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"the layer cache in {folder} cannot be written or read: {error}") from None
     if labels is not None:  # added before `select`: on selected rows, `add_column` copies all states to memory
         states = states.add_column("labels", labels.take(pyarrow.array(order)))
-    return states.select(np.argsort(order)).with_format("numpy")
+    return CachedStates(states.select(np.argsort(order)).with_format("numpy"), computed)
 
 
 def states_folder(output_dir: str) -> Path:
@@ -127,10 +136,10 @@ def damage(path: Path) -> str:
     return ""
 
 
-def _make_whole(path: Path, title: str, write: Callable[[], None]) -> None:
-    """Calls `write` unless the file is whole, or another process makes it meanwhile."""
+def _make_whole(path: Path, title: str, write: Callable[[], None]) -> bool:
+    """Calls `write` unless the file is whole, or another process makes it meanwhile. Returns whether it did."""
     if not damage(path):
-        return
+        return False
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path, title):
         wrong = damage(path)
@@ -138,6 +147,7 @@ def _make_whole(path: Path, title: str, write: Callable[[], None]) -> None:
             print(f"{path} {wrong}. It is made again.", flush=True)
         if wrong:
             write()
+        return bool(wrong)
 
 
 def _seal(path: Path, left_out: int = 0) -> bytes:
@@ -164,6 +174,7 @@ def _write(
     batch_size: int,
     dtype: str,
     title: str,
+    quiet: bool,
 ) -> None:
     """Writes the file, which takes its place once it is whole. The caller holds its lock."""
     base = model.base_model.eval()
@@ -173,7 +184,8 @@ def _write(
     with writing(path) as unfinished:  # this first removes what a killed run left, so its room counts as free
         _check_room(path.parent, len(tokens) * width * np.dtype(DTYPES[dtype]).itemsize, dtype, title)
         with pyarrow.OSFile(str(unfinished), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
-            for start in tqdm(range(0, len(tokens), batch_size), desc=f"layer states of {title}", leave=False):
+            starts = range(0, len(tokens), batch_size)
+            for start in tqdm(starts, desc=f"layer states of {title}", leave=False, disable=quiet):
                 rows = [tokens[i] for i in range(start, min(start + batch_size, len(tokens)))]
                 batch = {name: value.to(base.device) for name, value in collator(rows).items()}
                 states = base(**batch).layer_states.flatten(1)  # (B, L * S)

@@ -67,9 +67,12 @@ def _reliability(evaluation: Evaluation, logits: np.ndarray, labels: np.ndarray)
     return partial(reliability, curves)
 
 
-def predictions_of(evaluation: Evaluation, rows: Split | None, args: TrainingFields) -> Writers:
-    """The table of test predictions, in the form that `args` say, or nothing if there are no test `rows`."""
-    if rows is None or "test" not in evaluation.logits:
-        return {}
-    table = prediction_table(evaluation.task, evaluation.logits["test"], rows, args.predictions_with_text)
-    return {f"test_predictions.{args.predictions_format}": partial(write_table, table, raw=args.raw_csv)}
+def predictions_of(evaluation: Evaluation, splits: dict[str, Split], args: TrainingFields) -> Writers:
+    """The tables of predictions for validation and test rows, in the form that `args` say."""
+    tables: Writers = {}
+    for split in ("validation", "test"):
+        if split in splits and split in evaluation.logits:
+            logits, rows = evaluation.logits[split], splits[split]
+            table = prediction_table(evaluation.task, logits, rows, args.predictions_with_text)
+            tables[f"{split}_predictions.{args.predictions_format}"] = partial(write_table, table, raw=args.raw_csv)
+    return tables

@@ -168,8 +168,25 @@ def _hand_over(new: Path, folder: Path) -> None:
     _move_all(new, folder)
 
 
+def tidy(folder: Path) -> None:
+    """Removes the checkpoints that a finished run has left over. Files of the user's in them stay."""
+    record = RunRecord.read(folder)
+    if record is None or not record.finished or not record.left_over:
+        return
+    with saving(folder):
+        for name in record.left_over:
+            checkpoint = folder / name
+            if checkpoint.is_symlink():
+                continue
+            if (checkpoint / MANIFEST).is_file():
+                remove_checkpoint(checkpoint)
+            _remove_empty(checkpoint)  # if a kill came before that was done
+        replace(record, left_over=[]).write(folder)
+
+
 def repair(folder: Path) -> None:
-    """Ends the `handover` of a run that was killed in it, and says so."""
+    """Does what a kill has kept a whole run from: ends its `handover`, and says so, or does `tidy`."""
+    tidy(folder)
     new = folder / NEW_RUN
     if new.is_symlink() or not new.is_dir():
         return

@@ -29,8 +29,9 @@ OF_OLDER_RELEASES = {RECORD, "README.md", *CONFIGS} | set(
     "added_tokens.json chat_template.jinja merges.txt sentencepiece.bpe.model special_tokens_map.json spiece.model "
     "spm.model tokenizer.json tokenizer.model tokenizer_config.json training_args.bin vocab.json vocab.txt".split()
 )
+SINCE = {"errors.csv", "validation_predictions.csv", "validation_predictions.parquet"}
 # Files that a run may write. A file of another name is looked for when the run is about to write it.
-WRITTEN = OF_OLDER_RELEASES | CODE_NAMES
+WRITTEN = OF_OLDER_RELEASES | CODE_NAMES | SINCE
 WEIGHTS = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 # Files of a checkpoint besides. Weights and the manifest are first written under other names.
 OF_TRAINER = re.compile(
@@ -139,7 +140,7 @@ def files_of(folder: Path, record: RunRecord | None) -> list[str]:
     if record.files is not None:
         names = {RECORD, *record.files}
     elif "lstmpool" in _model_types(folder, "config.json", f"{CHECKPOINT}*/config.json", f"{FOLD}*/config.json"):
-        names = WRITTEN | {path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)}
+        names = WRITTEN - SINCE | {path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)}
     else:
         names = {RECORD, *CODE_NAMES}  # the first that a run writes
     return sorted(name for name in names if (folder / name).is_file())

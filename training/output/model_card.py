@@ -19,6 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
 from lstmpool.training.data.summary import balance_words
+from lstmpool.training.errors import counted
 from lstmpool.training.evaluation.by_class import ByClass
 from lstmpool.training.flags.arguments import LIMITS, DataArguments, ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
@@ -89,7 +90,7 @@ def model_card(run: CardContents) -> str:
         outputs=_outputs(run),
         adapter=run.is_adapter,
         snippet=markdown.code_block("\n".join(run.snippet), "python"),
-        results=markdown.table(run.table),
+        results=markdown.table(run.table) if len(run.table) > 1 else "Nothing was measured: no row had a label.",
         best=run.best,
         about_linear=run.about_linear,
         searched=run.args.hp_search,
@@ -259,7 +260,7 @@ def _settings(run: CardContents) -> str:
     trained = "backbone" if run.lora is None else "adapters"
 
     rows = [["setting", "value"]]
-    rows.append(["epochs", f"{args.num_train_epochs:g}" if args.max_steps < 0 else f"{args.max_steps} steps"])
+    rows.append(["epochs", f"{args.num_train_epochs:g}" if args.max_steps < 0 else counted(args.max_steps, "step")])
     rows.append([f"learning rate, {trained}", f"{args.learning_rate:g}"])
     rows.append(["learning rate, new layers", f"{head_rate:g}"])
     if run.lora is not None:

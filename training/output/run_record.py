@@ -11,6 +11,7 @@ from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.loop.checkpoints import PREFIX as CHECKPOINT
 from lstmpool.training.writing import changed_since, digests_of, saving, sync, write_text
 
 
@@ -25,6 +26,7 @@ NO_MATTER_EITHER = {
     *("per_device_eval_batch_size", "eval_accumulation_steps"),  # so a run can go on after it ran out of memory here
     *("test_file", "test_split_name", "do_predict", "max_predict_samples"),
     *("save_total_limit", "local_rank", "predictions_format", "predictions_with_text", "raw_csv", "debug"),
+    "show_errors",
     "baselines",  # which were off by default in earlier releases
     *("hp_search", "hp_space"),  # the values that were found count instead, see `Search`
 }
@@ -53,6 +55,7 @@ class RunRecord:
         digests: of the files in the list, once all are written. Empty in the records of older releases.
         handover: of a run that is whole and takes the place of another one (see `handover`): the step that is being
             done, `REMOVES` or `MOVES`. Empty before.
+        left_over: names of the checkpoints that a finished run is about to remove (see `tidy`). Empty afterwards.
     """
 
     settings: dict[str, Any]
@@ -62,6 +65,7 @@ class RunRecord:
     files: list[str] | None = None
     digests: dict[str, str] = field(default_factory=dict)
     handover: str = ""
+    left_over: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, settings: dict[str, Any], splits: dict[str, Split], resumed_from: str = "") -> "RunRecord":
@@ -82,7 +86,8 @@ class RunRecord:
         if not record._is_sound():
             return None
         digests = record.digests if isinstance(record.digests, dict) else {}
-        return replace(record, files=_plain_names(record.files), digests=digests)
+        left_over = [name for name in _plain_names(record.left_over) or [] if name.startswith(CHECKPOINT)]
+        return replace(record, files=_plain_names(record.files), digests=digests, left_over=left_over)
 
     def _is_sound(self) -> bool:
         """Whether each value is of its kind."""
@@ -97,15 +102,19 @@ class RunRecord:
         with saving(folder / NAME):
             write_text(folder / NAME, json.dumps(asdict(self), indent=1) + "\n")
 
-    def finish(self, folder: Path) -> None:
-        """Marks the run in `folder` as finished; call it when all else is written. The list of files stays."""
+    def finish(self, folder: Path, left_over: Iterable[str] = ()) -> None:
+        """Marks the run in `folder` as finished; call it when all else is written. The list of files stays.
+
+        `left_over`: names of the checkpoints that `tidy` then removes.
+        """
         earlier = RunRecord.read(folder)
         files = self.files if earlier is None else earlier.files
         names = [name for name in files or [] if name not in MAY_CHANGE and (folder / name).is_file()]
         with saving(folder):
             for name in names:
                 sync(folder / name)
-        replace(self, files=files, digests=digests_of(folder, names), finished=True).write(folder)
+        digests = digests_of(folder, names)
+        replace(self, files=files, digests=digests, finished=True, left_over=list(left_over)).write(folder)
 
     def differs(self, settings: dict[str, Any]) -> str:
         """Says which settings differ from the record's, up to three of them; empty if none does."""
@@ -129,8 +138,8 @@ class RunRecord:
 def reopen_if_damaged(folder: Path, names: Iterable[str] | None = None) -> None:
     """Looks whether the files of a finished run are what the run wrote.
 
-    If one is not, it says so, and marks the run as cut off: it then goes on from its last checkpoint, and writes its
-    files anew.
+    If one is not, it says so, and marks the run as cut off: it then goes on from its last checkpoint, or begins anew,
+    and writes its files again.
 
     Args:
         folder: of the run.
@@ -142,7 +151,7 @@ def reopen_if_damaged(folder: Path, names: Iterable[str] | None = None) -> None:
     checked = record.digests.keys() if names is None else record.digests.keys() & set(names)
     wrong = changed_since(folder, {name: record.digests[name] for name in checked})
     if wrong:
-        print(f"{folder} is not whole: {wrong}. Its run goes on from its last checkpoint.", flush=True)
+        print(f"{folder} is not whole: {wrong}. Its run goes on from its last checkpoint, if it kept one.", flush=True)
         replace(record, finished=False, digests={}).write(folder)
 
 

@@ -324,6 +324,12 @@ def _find_named(found: Found, flags: StartFlags) -> Saved | Refuse:
         if newest is not None:
             return newest
         missing = f"{FLAG} {typed}: {found.folder} holds no whole checkpoint-* folder. Leave it out."
+        if found.record is not None and found.record.finished and not found.checkpoints:
+            missing = (
+                f"{FLAG} {typed}: the run in {found.folder} is finished, and has kept no checkpoint. Train its model "
+                f"further with --init_from {found.folder} and another --output_dir. A run keeps its best checkpoint "
+                "if it is given --save_total_limit 1."
+            )
         return Refuse(missing, _left_out(found.checkpoints))
     if not named.exists:
         return Refuse(f"{FLAG} {typed} must be a checkpoint-* folder, found none.")

@@ -22,11 +22,14 @@ def prediction_table(task: Task, logits: np.ndarray, rows: Split, with_text: boo
     """
     columns: dict[str, Any] = {"id": list(rows.ids)}
     if with_text:
-        columns["text"] = list(rows.texts)
-        if rows.pairs:
-            columns["text_pair"] = list(rows.pairs)
+        columns |= text_columns(rows)
     columns |= task.prediction_columns(logits)
     return pandas.DataFrame(columns)
+
+
+def text_columns(rows: Split) -> dict[str, list[str]]:
+    """The texts of the rows, or both texts of pairs."""
+    return dict(zip(("text", "text_pair"), map(list, rows.columns), strict=False))
 
 
 def write_table(table: pandas.DataFrame, path: Path, raw: bool = False) -> None:

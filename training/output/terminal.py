@@ -6,7 +6,7 @@ from functools import partial
 
 from transformers import PreTrainedModel, Trainer
 
-from lstmpool.training.errors import as_line
+from lstmpool.training.errors import as_line, counted
 from lstmpool.training.evaluation.baselines import Baselines
 from lstmpool.training.evaluation.by_class import CONFUSED, FEW, SHOWN, ByClass
 from lstmpool.training.flags.training_arguments import TrainingArguments
@@ -50,7 +50,8 @@ def describe_model(model: PreTrainedModel, title: str) -> str:
 def describe_length(args: TrainingArguments, rows: int) -> str:
     """Says how many steps will be trained, and what sets another number."""
     length, usual = budget_of(args, rows), TrainingArguments.num_train_epochs
-    line = f"Training: {length.steps} steps on {rows} rows, {length.epochs:.3g} epochs"
+    steps, epochs = counted(length.steps, "step"), counted(length.epochs, "epoch", ".3g")
+    line = f"Training: {steps} on {counted(rows, 'row')}, {epochs}"
     if args.bf16:
         line += ", in bfloat16 where that is safe (--bf16 False: in float32)"
     if not args.limits.least_steps or length.epochs == usual:

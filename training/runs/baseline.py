@@ -45,6 +45,7 @@ def _vectors(state: State, name: str) -> Vectors:
         batch_size=args.per_device_eval_batch_size,
         seed=args.seed,
         title=name,
+        quiet=args.disable_tqdm,
     )
 
 

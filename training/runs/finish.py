@@ -21,6 +21,7 @@ from lstmpool.training.output.terminal import (
     rows_of,
     text_table,
 )
+from lstmpool.training.output.wrong_rows import errors_of, shown_errors
 from lstmpool.training.runs.state import State
 
 
@@ -37,10 +38,13 @@ def write_files(state: State) -> None:
     write_output(state.folder, state.model if saves_model else None, state.job.tokenizer, files)
     if state.start.within:
         handover(state.final)
-    print(f"\n{text_table(table)}\n")
+    shown = f"{text_table(table)}\n\n" if len(table) > 1 else ""  # without validation and test rows, no number
+    print(f"\n{shown}", end="")
     for line in _by_class(state):
         print(line)
     print(best)
+    if state.args.show_errors:
+        print("\n".join(shown_errors(state.evaluation, state.job.splits)))
     for line in _about_linear(state):
         print(line)
     for warning in warnings:
@@ -62,10 +66,11 @@ def _has_new_weights(state: State) -> bool:
 def _files(state: State, plots: Writers) -> Writers:
     """The files beside the model, except for the card."""
     args, evaluation = state.args, state.evaluation
-    test_rows = state.job.splits.get("test")
+    splits = state.job.splits
     files = {"metrics.json": json_writer(_metrics(state))}
     files |= plots
-    files |= predictions_of(evaluation, test_rows, args)
+    files |= predictions_of(evaluation, splits, args)
+    files |= errors_of(evaluation, splits, args)
     files |= state.extras.files(evaluation)
     return files
 

@@ -33,7 +33,7 @@ from lstmpool.training.model.trainable_parts import (
     trained_head,
     trained_skip,
 )
-from lstmpool.training.output.folder import check_resumed, prepare_output
+from lstmpool.training.output.folder import check_resumed, prepare_output, tidy
 from lstmpool.training.output.lock import locked
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
@@ -183,18 +183,30 @@ def _read_layer_states(state: State) -> None:
     """Has Trainer read the layer states of the frozen backbone in place of tokens."""
     args, model = state.args, state.model
     model.to(args.device)
+    computed: dict[str, bool] = {}
     with args.main_process_first():  # the others find the files
         for name, tokens in state.inputs.items():
-            state.inputs[name] = cached_states(
+            state.inputs[name], computed[name] = cached_states(
                 model,
                 tokens,
                 state.collator,
                 batch_size=args.per_device_eval_batch_size,
                 dtype=args.layer_cache,
                 title=name,
+                quiet=args.disable_tqdm,
             )
     state.collator = StatesCollator(len(model.config.layers), model.config.state_size)
-    print(f"Layer states: computed once, and kept in {CACHE}.", flush=True)
+    print(_origin(computed), flush=True)
+
+
+def _origin(computed: dict[str, bool]) -> str:
+    """Says whether the layer states of each split were `computed`, or there from an earlier run."""
+    new = ", ".join(name for name, is_new in computed.items() if is_new)
+    if all(computed.values()):
+        return f"Layer states: computed once, and kept in {CACHE}."
+    if not new:
+        return f"Layer states: read from disk, in {CACHE}."
+    return f"Layer states: read from disk, in {CACHE}; those of {new} were computed, and are kept there."
 
 
 # --------------------------------------------------------------------------------------------------------------- train
@@ -285,6 +297,7 @@ def write(state: State) -> None:
     state.args.distributed_state.wait_for_everyone()
     if state.is_first_process:
         state.extras.publish()
-        state.record.finish(state.final)
-        state.trainer.kept.folder = state.final
-        state.trainer.kept.finish(state.trainer.state)
+        kept = state.trainer.kept
+        kept.folder = state.final
+        state.record.finish(state.final, kept.left_over(state.trainer.state, state.args.keeps_checkpoints))
+        tidy(state.final)

@@ -20,11 +20,12 @@ from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.output.artifacts import Writers, predictions_of
-from lstmpool.training.output.folder import handover, json_writer, prepare_output, write_output
+from lstmpool.training.output.folder import handover, json_writer, prepare_output, repair, write_output
 from lstmpool.training.output.run_record import RunRecord, reopen_if_damaged
 from lstmpool.training.output.start import GoOn, Start, choose_start
 from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.output.terminal import by_class_lines, rows_of, text_table
+from lstmpool.training.output.wrong_rows import errors_of, shown_errors
 from lstmpool.training.runs.fit import Extras, fit
 from lstmpool.training.runs.job import Job, Tokens
 
@@ -68,6 +69,9 @@ def cross_validate(job: Job, args: TrainingArguments, start: Start) -> Evaluatio
 def _prepare(args: TrainingArguments, start: Start, record: RunRecord, jobs: dict[int, Job]) -> None:
     """Checks all folds before one is trained, and prepares the folder. A damaged fold counts as cut off afterwards."""
     folder = Path(args.output_dir)
+    if isinstance(start, GoOn) and args.process_index == 0:
+        for fold in jobs:
+            repair(folder / f"fold-{fold}")
     for fold, job in jobs.items():
         if RunRecord.read(folder / f"fold-{fold}") is None:
             _start_of_fold(job, _args_of(args, fold))  # called for its errors
@@ -99,8 +103,9 @@ def _train(job: Job, args: TrainingArguments, jobs: dict[int, Job], assigned: np
 
 
 def _args_of(args: TrainingArguments, fold: int) -> TrainingArguments:
-    """The arguments of a fold's run. It replaces nothing."""
-    return changed(args, output_dir=str(Path(args.output_dir, f"fold-{fold}")), overwrite=False)
+    """The arguments of a fold's run. It replaces nothing, and its errors are shown with those of all folds."""
+    place = str(Path(args.output_dir, f"fold-{fold}"))
+    return changed(args, output_dir=place, overwrite=False, show_errors=False)
 
 
 def _start_of_fold(job: Job, args: TrainingArguments) -> Start:
@@ -206,7 +211,9 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
     }
     table = _oof_table(job, args, evaluation.logits[ALL], assigned)
     files = {"metrics.json": json_writer(numbers), "oof.parquet": partial(write_table, table)}
-    files |= predictions_of(evaluation, job.splits.get("test"), args)
+    splits = {ALL: job.splits["train"]} | job.splits
+    files |= predictions_of(evaluation, splits, args)
+    files |= errors_of(evaluation, splits, args)
     write_output(Path(args.output_dir), None, job.tokenizer, files)
 
     shown = {name: {"validation": results[name]} for name in names}
@@ -221,6 +228,8 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
     if ALL in evaluation.by_class:
         lines = by_class_lines(evaluation.by_class[ALL], "all rows, out of fold", results[ALL])
         print("\n".join(lines) + "\n")
+    if args.show_errors:
+        print("\n".join(shown_errors(evaluation, splits)))
     if args.load_best_model_at_end:
         print(
             "Each fold's epoch was chosen on the rows that the fold was then measured on. So all numbers but those of "

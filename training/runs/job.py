@@ -198,8 +198,8 @@ def read_job(
         said += reasons
     config = backbone.check_fields(config, fields)
     check_layers(model_args, config)
-    if config.pair_encoding == APART:
-        _check_pairs(splits)
+    if finished is not None:
+        _check_texts(splits, backbone.texts_a_row(finished), f"{backbone.flag} {backbone.title}")
     return Job(
         model_args,
         data_args,
@@ -284,6 +284,22 @@ def _check_pairs(splits: dict[str, Split]) -> None:
             raise InputError(
                 f"{split.source}: expected two texts a row, which the model reads apart (pair_encoding), found one. "
                 "Name both columns, as in --text_column_names sentence1,sentence2, or use pair_encoding joint."
+            )
+
+
+def _check_texts(splits: dict[str, Split], expected: int | None, model: str) -> None:
+    """Raises InputError if a row has one text and `model` was trained on pairs, or the reverse, as far as is known."""
+    for split in splits.values():
+        found = len(split.columns)
+        if expected == 2 and found == 1:
+            raise InputError(
+                f"{split.source}: expected two texts a row, since {model} was trained on pairs, found one. Name both "
+                "columns, as in --text_column_names sentence1,sentence2."
+            )
+        if expected == 1 and found == 2:
+            raise InputError(
+                f"{split.source}: expected one text a row, since {model} was trained on single texts, found two. Name "
+                "its column with --text_column_names, or join both with --text_column_delimiter ' '."
             )
 
 

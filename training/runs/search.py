@@ -215,6 +215,7 @@ class Search:
             do_predict=False,
             overwrite=False,
             baselines=False,
+            show_errors=False,
             calibrate=None,
             tune_thresholds=False,
         )

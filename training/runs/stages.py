@@ -126,7 +126,8 @@ def _cached(state: State, most: int) -> tuple[Dataset, np.ndarray]:
             batch_size=args.per_device_eval_batch_size,
             folder=state.job.states_folder,
             title="train",
-        )
+            quiet=args.disable_tqdm,
+        ).rows
     mine = np.flatnonzero(np.isin(drawn, own))
     return states.select(mine), np.searchsorted(own, drawn[mine])
 

@@ -149,6 +149,14 @@ class MultiLabel(Classification):
     def label_columns(self, labels: Rows) -> dict[str, Any]:
         return {"label": self._joined(self._as_rows(labels))}
 
+    def surest_mistakes(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Of a label that is given and not true, its score; of a true one that is not given, 1 minus its score."""
+        surest = np.zeros(len(logits))
+        for block in blocks(logits):
+            scores, given = self.probabilities(logits[block]), self.decide(logits[block])  # (N, C)
+            surest[block] = np.where(given == labels[block], 0.0, np.maximum(scores, 1 - scores)).max(1)
+        return surest
+
     def _of_given(self, logits: np.ndarray) -> list[str]:
         """For each row of `logits` (N, C), the probabilities of the labels that it is given, joined by |."""
         return ["|".join(f"{score:.6g}" for score in self.probabilities(row[row > 0])) for row in logits]
@@ -171,7 +179,7 @@ class MultiLabel(Classification):
         return _micro_f1(*by_row, axis=axis)
 
     def _as_rows(self, values: np.ndarray) -> np.ndarray:
-        return np.asarray(values).reshape(len(values), -1).astype(np.uint8, copy=False)
+        return np.asarray(values).reshape(len(values), len(self.names)).astype(np.uint8, copy=False)
 
     def log_loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
         losses = ((np.logaddexp(0, logits[block]) - logits[block] * labels[block]).sum() for block in blocks(logits))

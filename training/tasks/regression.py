@@ -98,6 +98,11 @@ class Regression(Task):
     def label_columns(self, labels: Sequence[Any]) -> dict[str, Any]:
         return self._columns("label", self._as_rows(labels))
 
+    def surest_mistakes(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        labels = self._as_rows(labels)
+        spread = spread_of(labels)  # (C,)
+        return (np.abs(self._as_rows(logits) - labels) / np.where(spread > 0, spread, 1)).mean(1)
+
     def _columns(self, title: str, table: np.ndarray) -> dict[str, Any]:
         if len(self.names) == 1:
             return {title: table[:, 0]}
@@ -114,7 +119,7 @@ class Regression(Task):
         return _mse(*by_row, axis=axis) if len(by_row) == 1 else _mcrmse(*by_row, axis=axis)
 
     def _as_rows(self, values: Any) -> np.ndarray:
-        return np.asarray(values, dtype=float).reshape(len(values), -1)  # (N, C)
+        return np.asarray(values, dtype=float).reshape(len(values), len(self.names))  # (N, C)
 
     def loss(self, settings: LossSettings, labels: Sequence[Any]) -> RowLosses | None:
         return SmoothL1() if settings.regression_loss == "smooth_l1" else None

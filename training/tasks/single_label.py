@@ -91,6 +91,9 @@ class SingleLabel(Classification):
     def label_columns(self, labels: Sequence[int]) -> dict[str, Any]:
         return {"label": [self.names[label] for label in labels]}
 
+    def surest_mistakes(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return np.where(self.decide(logits) == labels, 0.0, self._likeliest(logits))
+
     def interval(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         return wilson(self._as_rows(answers) == self._as_rows(labels))
 
@@ -146,7 +149,9 @@ def check_known(label: str, known: dict[str, int], place: str) -> None:
     """Raises InputError for a label that training does not have."""
     if label not in known:
         names = list(known)
+        more = " ..." if len(names) > 8 else ""
         raise InputError(
             f"{place}: label {label!r} does not occur in training.{did_you_mean(label, names)} Training has "
-            f"{len(names)} labels: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+            f"{len(names)} labels: {', '.join(names[:8])}{more}. Leave out the rows with other labels, or add such "
+            "rows to training."
         )

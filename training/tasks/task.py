@@ -168,6 +168,13 @@ class Task(ABC):
     def label_columns(self, labels: Sequence[Any]) -> dict[str, Any]:
         """The columns of the prediction table that hold the true labels, by name."""
 
+    @abstractmethod
+    def surest_mistakes(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """How sure the model was of the surest of a row's wrong answers, (N,); 0 if there is none.
+
+        In a regression, the mean over its targets of the absolute error, in standard deviations of these labels.
+        """
+
     # ------------------------------------------------------------------------------------------------ measuring
     @property
     @abstractmethod

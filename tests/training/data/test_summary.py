@@ -22,6 +22,7 @@ def test_what_is_said_of_the_rows():
     assert numbers["train"] == {
         "source": "file.csv",
         "rows": 3,
+        "texts_a_row": 1,
         "labels": {"no": 2, "yes": 1},
         "tokens": {"median": 4.0, "longest": 8},
         "truncated": 0.25,

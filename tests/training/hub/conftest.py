@@ -160,7 +160,8 @@ def model_folder(tmp_path_factory):
     word_tokenizer().save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
     torch.save({"anything": 1}, folder / "training_args.bin")
-    (folder / "test_predictions.csv").write_text("text,prediction\nmine,late\n")
+    for name in ("test_predictions.csv", "validation_predictions.csv", "errors.csv"):
+        (folder / name).write_text("text,prediction\nmine,late\n")
     (folder / "checkpoint-3").mkdir()
     torch.save({"step": 3}, folder / "checkpoint-3" / "optimizer.pt")
     return folder

@@ -50,6 +50,7 @@ def test_a_saved_model_with_tokenizer_and_card_is_fit(folder):
 def test_only_known_files_are_published(folder):
     (folder / "README.md").write_text(CARD + "![curve](curve.png) ![far](https://example.com/far.png) ![](../up.png)")
     others = {"training_args.bin", "optimizer.pt", "predictions.csv", "rows.json", "other.png", ".env"}
+    others |= {"errors.csv", "validation_predictions.csv", "validation_predictions.parquet"}
     for name in {"curve.png", *others}:
         (folder / name).write_text("x")
     for name in ("checkpoint-3", "runs"):

@@ -46,7 +46,10 @@ def test_it_prints_the_commit_and_whose_code_it_is(hub, shared):
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         assert hashlib.sha256(commit.files[path.name]).hexdigest() == sha256
         assert f"  sha256 {sha256}  this folder\n  sha256 {sha256}  installed release" in printed
-    assert "Left out: checkpoint-3/, test_predictions.csv, training_args.bin." in printed
+    assert (
+        "Left out: checkpoint-3/, errors.csv, test_predictions.csv, training_args.bin, validation_predictions.csv."
+        in printed
+    )
 
 
 def test_the_snippet_that_it_prints_and_puts_into_the_card_loads_that_commit(hub, clients, shared):

@@ -90,8 +90,9 @@ def test_every_commit_of_a_training_loads_by_itself(hub, clients, pushed):
         assert titles[name][0] == "Training in progress" and titles[name][-2] == "Upload model"
 
 
-def test_only_what_belongs_to_a_model_is_on_the_hub(pushed):
+def test_only_what_belongs_to_a_model_is_on_the_hub(pushed, work):
     for name, commits in pushed[0].items():
+        assert {"errors.csv", "validation_predictions.csv"} <= {path.name for path in (work / name).iterdir()}
         for commit in commits:
             others = {path for path in commit.files if not path.startswith("last-checkpoint/")}
             assert not [path for path in others if path.endswith((".bin", ".pt", ".pth", ".csv")) or "runs" in path]

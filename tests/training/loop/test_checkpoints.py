@@ -14,6 +14,7 @@ from lstmpool.training.loop.checkpoints import (
     damage,
     find_best,
     newest_whole,
+    remove_checkpoint,
     saved_in,
     wins_tie,
     write_manifest,
@@ -179,8 +180,16 @@ def test_a_limit_of_one_leaves_the_best_alone_in_the_end(tmp_path, limit, ends_w
     kept, state = Kept(tmp_path, limit, ends_with_best), state_of(4, best and tmp_path / f"checkpoint-{best}")
     for step in (2, 4):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    kept.finish(state)
+    for name in kept.left_over(state, some_stay=True):
+        remove_checkpoint(tmp_path / name)
     assert steps_in(tmp_path) == left
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2])
+def test_none_stays_beside_the_finished_model_unless_the_user_asked_for_some(folder, limit):
+    kept = Kept(folder, limit, ends_with_best=True)
+    left_over = kept.left_over(state_of(12, folder / "checkpoint-9"), some_stay=False)
+    assert left_over == ["checkpoint-10", "checkpoint-9"]  # 12, which has no manifest, may be the user's
 
 
 def write_state(checkpoint, best):

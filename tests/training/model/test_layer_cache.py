@@ -36,7 +36,7 @@ def rows():
 def cache(tmp_path, tokenizer):
     def states(model, rows, **options):
         options = {"batch_size": 3, "folder": tmp_path / "cache", **options}
-        return cached_states(model, rows, DataCollatorWithPadding(tokenizer), **options)
+        return cached_states(model, rows, DataCollatorWithPadding(tokenizer), **options).rows
 
     return states
 
@@ -170,7 +170,7 @@ def fill(folder, barrier, found):
     rows = Dataset.from_list([{"input_ids": [5 + i % 40, 6, 7], "attention_mask": [1, 1, 1]} for i in range(400)])
     model, collator = tiny_model(), DataCollatorWithPadding(word_tokenizer())
     barrier.wait()
-    states = cached_states(model, rows, collator, batch_size=4, folder=folder)
+    states = cached_states(model, rows, collator, batch_size=4, folder=folder).rows
     found.put(float(states["layer_states"][:].sum(dtype=np.float64)))
 
 
@@ -276,3 +276,17 @@ def test_states_of_a_command_go_with_it_and_those_of_killed_ones_after_a_week(tm
     forget_states(tmp_path / "own")
     assert {path.name for path in tmp_path.iterdir()} == {"young", "gone"}
     forget_states(tmp_path / "own")  # which is no longer there
+
+
+def test_it_says_whether_states_were_computed_and_shows_a_bar_unless_it_is_quiet(tmp_path, tokenizer, rows, capsys):
+    def states(folder, quiet):
+        collator = DataCollatorWithPadding(tokenizer)
+        return cached_states(tiny_model(), rows, collator, 3, folder=tmp_path / folder, title="train", quiet=quiet)
+
+    assert states("a", quiet=True).computed
+    assert capsys.readouterr().err == ""
+    assert not states("a", quiet=False).computed
+    assert states("b", quiet=False).computed
+    assert "layer states of train" in capsys.readouterr().err
+    damage_file(next((tmp_path / "a").glob("*.arrow")), "flipped")
+    assert states("a", quiet=True).computed

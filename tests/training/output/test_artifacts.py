@@ -101,14 +101,16 @@ def form(ending, with_text=False, raw_csv=False):
 def test_the_table_holds_texts_on_request(tmp_path, ending):
     split, of = Split("test.csv", ["x"], ["y"], None, ["row 7"]), evaluation(SingleLabel, {})
     for with_text, columns in ((False, ["id"]), (True, ["id", "text", "text_pair"])):
-        ((name, write),) = predictions_of(of, split, form(ending, with_text)).items()
+        ((name, write),) = predictions_of(of, {"test": split}, form(ending, with_text)).items()
         write(tmp_path / name)
         table = pandas.read_csv(tmp_path / name) if ending == "csv" else pandas.read_parquet(tmp_path / name)
         assert name == f"test_predictions.{ending}"
         assert list(table.columns) == [*columns, "score_a", "score_b", "score_c", "prediction"]
         assert table["id"].tolist() == ["row 7"] and table["prediction"].tolist() == ["b"]
     of = evaluation(SingleLabel, ONE, {"validation": LOGITS["validation"]})
-    assert predictions_of(of, None, form("csv", False)) == {}
+    assert predictions_of(of, {"test": split}, form("csv", False)) == {}
+    validation = {"train": split, "validation": rows(range(len(LOGITS["validation"])))}
+    assert list(predictions_of(of, validation, form(ending))) == [f"validation_predictions.{ending}"]
 
 
 def test_a_spreadsheet_runs_no_cell_of_the_table_unless_it_is_raw(tmp_path):
@@ -118,7 +120,7 @@ def test_a_spreadsheet_runs_no_cell_of_the_table_unless_it_is_raw(tmp_path):
     of = replace(evaluation(SingleLabel, {}), task=task, logits={"test": np.eye(3)[[0, 1, 2, 0]]})
     read = {}
     for name, args in {"safe": form("csv", True), "raw": form("csv", True, True), "p": form("parquet", True)}.items():
-        ((of_folder, write),) = predictions_of(of, split, args).items()
+        ((of_folder, write),) = predictions_of(of, {"test": split}, args).items()
         write(tmp_path / of_folder)
         if name == "p":
             table = pandas.read_parquet(tmp_path / of_folder)

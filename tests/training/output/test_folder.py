@@ -1,6 +1,8 @@
+import contextlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.checkpoints import write_manifest
-from lstmpool.training.output.folder import handover, json_writer, prepare_output, write_output
+from lstmpool.training.output.folder import handover, json_writer, prepare_output, repair, tidy, write_output
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Fresh, Replace, Resume, choose_start
 
@@ -315,3 +317,59 @@ def test_a_run_of_an_older_release_that_goes_on_is_given_a_list(finished):
     assert isinstance(begin(finished, {"seed": 1}), Resume)
     listed = set(RunRecord.read(finished).files)
     assert {"config.json", "model.safetensors", "reliability.png", "run.json"} < listed and "notes.txt" not in listed
+
+
+def checkpoint_in(folder, step):
+    """A whole checkpoint in the folder."""
+    (folder / f"checkpoint-{step}").mkdir()
+    for name in ("optimizer.pt", "trainer_state.json"):
+        (folder / f"checkpoint-{step}" / name).write_text("{}")
+    write_manifest(folder / f"checkpoint-{step}")
+
+
+@pytest.mark.parametrize("calls", range(14))
+def test_a_kill_while_checkpoints_are_removed_is_made_up_for_by_the_next_command(tmp_path, monkeypatch, calls):
+    """The run counts as finished meanwhile, and what is the user's stays."""
+
+    class Killed(BaseException):
+        pass
+
+    def dying(of_library):
+        def call(*args, **kwargs):
+            done.append(args)
+            if len(done) > calls:
+                raise Killed
+            return of_library(*args, **kwargs)
+
+        return call
+
+    done = []
+    (tmp_path / "outside").mkdir()
+    folder = tmp_path / "out"
+    of_a_run(folder, {"seed": 1})
+    for step in (3, 5):
+        checkpoint_in(folder, step)
+    checkpoint_in(tmp_path / "outside", 7)
+    (folder / "checkpoint-5" / "notes.txt").write_text("mine")
+    (folder / "checkpoint-7").symlink_to(tmp_path / "outside" / "checkpoint-7")
+    names = ["checkpoint-5", "checkpoint-3", "checkpoint-7", "../outside/checkpoint-7", "vocab.txt"]
+    RunRecord({"seed": 1}, {}).finish(folder, names)
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        for name in ("unlink", "replace", "rmdir"):
+            patched.setattr(os, name, dying(getattr(os, name)))
+        tidy(folder)
+    assert RunRecord.read(folder).finished and (folder / "model.safetensors").exists()
+    repair(folder)
+    assert RunRecord.read(folder).left_over == []
+    left = {path.relative_to(folder).as_posix() for path in folder.glob("checkpoint-*/*")}
+    assert {name for name in left if "checkpoint-7" not in name} == {"checkpoint-5/notes.txt"}
+    assert not (folder / "checkpoint-3").exists() and (folder / "vocab.txt").exists()
+    assert (tmp_path / "outside" / "checkpoint-7" / "optimizer.pt").exists()
+
+
+def test_only_a_finished_run_has_checkpoints_to_spare(tmp_path):
+    begin(tmp_path, {"seed": 1})
+    checkpoint_in(tmp_path, 5)
+    replace(RunRecord.read(tmp_path), left_over=["checkpoint-5"]).write(tmp_path)
+    repair(tmp_path)
+    assert (tmp_path / "checkpoint-5").is_dir()

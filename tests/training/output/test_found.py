@@ -239,3 +239,13 @@ def test_the_checkpoint_that_is_named(tmp_path, monkeypatch):
             Path(path), tmp_path / "out" / "checkpoint-5", in_output=True, beside=beside(Path(path).parent)
         )
     assert named("in/checkpoint-7") == Named(Path("in/checkpoint-7"), tmp_path / "in" / "checkpoint-7", exists=False)
+
+
+@pytest.mark.parametrize("name", ["errors.csv", "validation_predictions.csv", "validation_predictions.parquet"])
+def test_a_file_that_older_releases_did_not_write_is_the_users_beside_such_a_run(tmp_path, name):
+    put(tmp_path, name, "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "lstmpool"}')
+    RunRecord({}, {}, finished=True).write(tmp_path)
+    assert look(tmp_path).foreign == (name,)  # told before a long run, which would replace it in the end
+    RunRecord({}, {}, finished=True, files=[name, "config.json", "model.safetensors"]).write(tmp_path)
+    assert look(tmp_path).foreign == ()

@@ -167,7 +167,11 @@ TABLE = {
         1,
         found(MODEL, record=FINISHED),
         LAST,
-        Refuse("--resume_from_checkpoint last: out holds no whole checkpoint-* folder. Leave it out."),
+        Refuse(
+            "--resume_from_checkpoint last: the run in out is finished, and has kept no checkpoint. Train its model "
+            "further with --init_from out and another --output_dir. A run keeps its best checkpoint if it is given "
+            "--save_total_limit 1."
+        ),
     ),
     "a checkpoint that is not there": (
         1,

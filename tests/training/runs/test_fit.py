@@ -13,11 +13,12 @@ from lstmpool.training.flags.defaults import Limits
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.progress import TimeLeft, duration
 from lstmpool.training.loop.trainer_arguments import within_limits
+from lstmpool.training.model.layer_cache import CACHE
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Fresh
 from lstmpool.training.output.terminal import describe_best, describe_length
-from lstmpool.training.runs.fit import _learn_from_validation
+from lstmpool.training.runs.fit import _learn_from_validation, _origin
 from lstmpool.training.runs.state import Extras, State
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.single_label import SingleLabel
@@ -203,3 +204,12 @@ def test_a_default_run_on_few_rows_has_its_steps_also_where_it_was_cut_off(tmp_p
     assert main(words) == 0
     assert "It goes on from out/checkpoint-10." in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+
+
+def test_where_layer_states_came_from_is_said():
+    both = _origin({"train": True, "validation": True})
+    assert both == f"Layer states: computed once, and kept in {CACHE}."
+    assert _origin({"train": False, "validation": False}) == f"Layer states: read from disk, in {CACHE}."
+    assert _origin({"train": False, "validation": True, "test": True}) == (
+        f"Layer states: read from disk, in {CACHE}; those of validation, test were computed, and are kept there."
+    )

@@ -106,6 +106,19 @@ def test_the_numbers_are_those_of_the_table(finished):
     assert interval["metric"] == "accuracy" and interval["low"] <= right.mean() <= interval["high"]
 
 
+def test_rows_that_the_models_of_other_folds_got_wrong_are_listed(finished, work):
+    folder, _ = finished
+    errors, rows = pandas.read_csv(folder / "errors.csv"), pandas.read_csv(work / "train.csv")
+    table = pandas.read_parquet(folder / "oof.parquet")
+    wrong = (table["prediction"] != table["label"]).to_numpy()
+    found = errors[errors["split"] == "out of fold"].set_index("id")
+    assert set(found.index) == set(rows["key"][wrong]) and set(errors["split"]) <= {"out of fold", "test"}
+    scores = table.set_index("id")[["score_even", "score_odd"]].max(axis=1)
+    np.testing.assert_allclose(found["confidence"], scores[found.index])
+    assert found["text"].to_dict() == rows[wrong].set_index("key")["text"].to_dict()
+    assert (folder / "fold-1" / "validation_predictions.csv").is_file()
+
+
 def test_test_rows_get_the_mean_of_the_folds(finished):
     folder, _ = finished
     table = pandas.read_csv(folder / "test_predictions.csv")
@@ -123,12 +136,12 @@ def test_what_was_cut_off_goes_on_without_the_folds_that_are_finished(finished, 
     before, weights = pandas.read_parquet(folder / "oof.parquet"), folder / "fold-1" / "model.safetensors"
     written = weights.stat().st_mtime_ns
     assert main(WORDS) == 2  # it is whole
-    assert "--output_dir out holds a run already (metrics.json, oof.parquet, " in capsys.readouterr().err
+    assert "--output_dir out holds a run already (errors.csv, metrics.json, oof.parquet)" in capsys.readouterr().err
 
     def cut_off(*folders):
         for each in folders:
             record = RunRecord.read(each)
-            RunRecord(record.settings, record.rows).write(each)
+            replace(record, finished=False, digests={}).write(each)
 
     cut_off(folder, folder / "fold-2")
     (folder / "oof.parquet").unlink()
@@ -182,6 +195,7 @@ def test_a_damaged_fold_is_named_and_ends_the_same(finished, work, tmp_path, mon
     assert main([*WORDS, f"--output_dir={folder}"]) == 0
     told = capsys.readouterr().out
     assert f"{folder / 'fold-2'} is not whole: {name} is not what was written" in told
+    assert not list(folder.rglob("checkpoint-*")) and not list(folder.rglob(".new_run"))
     assert "Fold 1 of 2, 16 rows train, 16 are held out: finished before." in told
     for same in (f"fold-2/{name}", "oof.parquet", "metrics.json"):
         assert (folder / same).read_bytes() == (finished[0] / same).read_bytes(), same
@@ -195,7 +209,7 @@ def contents(folder):
 
 def test_an_overwrite_keeps_the_older_folds_until_the_new_ones_are_whole(again, monkeypatch, capsys):
     folder, words, fitted = again
-    older, words = contents(folder), [*words, "--num_train_epochs=1", "--seed=7"]
+    older, words = contents(folder), [*words, "--num_train_epochs=1", "--seed=7", "--save_total_limit=1"]
     with pytest.raises(Killed):
         main([*words, "--overwrite"])
     assert fitted == [str(folder / ".new_run" / "fold-1"), str(folder / ".new_run" / "fold-2")]

@@ -316,7 +316,7 @@ def test_the_original_defaults(work, capsys):
     shutil.rmtree(work / "out")
     assert train("--original_defaults", "--token_pooling=mean", "--num_train_epochs=1") == 0
     said = capsys.readouterr().out
-    assert "Training: 3 steps on 36 rows, 1 epochs." in said and "mean vectors" in said
+    assert "Training: 3 steps on 36 rows, 1 epoch." in said and "mean vectors" in said
 
 
 # --------------------------------------------------------------------------------------------------- earlier releases

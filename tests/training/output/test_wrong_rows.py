@@ -1,0 +1,134 @@
+"""The rows that were predicted wrongly: which ones, in which order, and as a spreadsheet and a terminal get them."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from lstmpool.training.data.rows import Split
+from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.flags.arguments import TrainingFields
+from lstmpool.training.output import wrong_rows
+from lstmpool.training.output.wrong_rows import errors_of, shown_errors
+from lstmpool.training.tasks.multi_label import MultiLabel
+from lstmpool.training.tasks.regression import Regression
+from lstmpool.training.tasks.single_label import SingleLabel
+
+
+def of_splits(task, **by_split):
+    """The evaluation and the splits of `name=(ids, texts, logits, labels)`; labels may be None."""
+    splits, logits, targets = {}, {}, {}
+    for name, (ids, texts, values, labels) in by_split.items():
+        pairs = None
+        if isinstance(texts[0], tuple):
+            texts, pairs = map(list, zip(*texts, strict=True))
+        splits[name] = Split(f"{name}.csv", texts, pairs, labels, ids)
+        logits[name] = np.array(values)
+        if labels is not None:
+            targets[name] = np.array(labels)
+    return Evaluation(task, logits, targets, {}, {}, {}), splits
+
+
+def read(writers, folder):
+    """The rows of the one file."""
+    ((name, write),) = writers.items()
+    assert name == "errors.csv"
+    write(folder / name)
+    with (folder / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def table_of(task, folder, **by_split):
+    head, *found = read(errors_of(*of_splits(task, **by_split), TrainingFields()), folder)
+    return head, [[*row[:-1], float(row[-1])] for row in found]
+
+
+ONE = {  # of one label: probabilities 0.6 for no and 0.9 for no, and so on
+    "validation": (["v1", "v2"], ["a", "b"], np.log([[0.6, 0.4], [0.9, 0.1]]), [1, 0]),
+    "test": ([7, 8, 9], ["c", "d", "e"], np.log([[0.2, 0.8], [0.05, 0.95], [0.7, 0.3]]), [0, 1, 1]),
+}
+
+
+def test_one_label_a_text_surest_first(tmp_path):
+    head, found = table_of(SingleLabel(["no", "yes"]), tmp_path, **ONE)
+    assert head == ["split", "id", "text", "truth", "prediction", "confidence"]
+    assert found == [
+        ["test", "7", "c", "no", "yes", pytest.approx(0.8)],
+        ["test", "9", "e", "yes", "no", pytest.approx(0.7)],
+        ["validation", "v1", "a", "yes", "no", pytest.approx(0.6)],
+    ]
+
+
+def test_of_several_labels_the_surest_wrong_decision_counts(tmp_path):
+    def logits(*scores):
+        return [np.log(score / (1 - score)) for score in scores]
+
+    values = [logits(0.9, 0.2, 0.6), logits(0.55, 0.05, 0.1), logits(0.9, 0.1, 0.1)]
+    labels = [[1, 0, 0], [1, 1, 0], [1, 0, 0]]  # c too much, at 0.6; b is missing, at 0.95; right
+    head, found = table_of(MultiLabel(["a", "b", "c"]), tmp_path, test=([1, 2, 3], ["x", "y", "z"], values, labels))
+    assert found == [
+        ["test", "2", "y", "a|b", "a", pytest.approx(0.95)],
+        ["test", "1", "x", "a", "a|c", pytest.approx(0.6)],
+    ]
+
+
+def test_numbers_have_the_largest_errors_in_standard_deviations(tmp_path, monkeypatch):
+    """The targets are 0 and 2, and 10 and 30, whose standard deviations are 1 and 10."""
+    of_test = (["p", "q"], ["x", "y"], [[0.5, 15.0], [2.0, 10.0]], [[0.0, 10.0], [2.0, 30.0]])
+    head, found = table_of(Regression(["grammar", "tone"]), tmp_path, test=of_test)
+    assert head[3:] == ["truth_grammar", "truth_tone", "prediction_grammar", "prediction_tone", "error"]
+    assert found == [
+        ["test", "q", "y", "2.0", "30.0", "2.0", "10.0", pytest.approx(1.0)],  # (0 + 20 / 10) / 2
+        ["test", "p", "x", "0.0", "10.0", "0.5", "15.0", pytest.approx(0.5)],  # (0.5 + 5 / 10) / 2
+    ]
+    monkeypatch.setattr(wrong_rows, "MOST_NUMBERS", 1)
+    assert [row[1] for row in table_of(Regression(["grammar", "tone"]), tmp_path, test=of_test)[1]] == ["q"]
+    of_test = ([1, 2], ["x", "y"], [[3.0], [3.5]], [3.0, 3.0])  # targets without a spread
+    head, found = table_of(Regression(["stars"]), tmp_path, test=of_test)
+    assert head[3:] == ["truth", "prediction", "error"] and found == [["test", "2", "y", "3.0", "3.5", 0.5]]
+
+
+def test_rows_without_labels_are_left_out_and_a_run_without_errors_has_a_head_alone(tmp_path):
+    task = SingleLabel(["no", "yes"])
+    assert errors_of(*of_splits(task, test=(*ONE["test"][:3], None)), TrainingFields()) == {}
+    head, found = table_of(task, tmp_path, validation=ONE["validation"], test=(*ONE["test"][:3], None))
+    assert [row[0] for row in found] == ["validation"]
+    head, found = table_of(task, tmp_path, test=([1], ["x"], [[0.0, 1.0]], [1]))
+    assert head[:2] == ["split", "id"] and found == []
+    several = ([1], ["x"], [[1.0, -1.0]], [[1, 0]])
+    assert table_of(MultiLabel(["a", "b"]), tmp_path, test=several)[1] == []
+    exact = ([1], ["x"], [[1.5, -1.0]], [[1.5, -1.0]])
+    assert table_of(Regression(["a", "b"]), tmp_path, test=exact)[1] == []
+
+
+def test_both_texts_of_pairs_are_there_and_no_cell_runs_in_a_spreadsheet(tmp_path):
+    task = SingleLabel(["=no", "yes"])
+    pairs = of_splits(task, test=(["+a"], [("@SUM(1)", "=B")], [[1.0, 0.0]], [1]))
+    safe = read(errors_of(*pairs, TrainingFields()), tmp_path)
+    assert safe[0][:4] == ["split", "id", "text", "text_pair"]
+    assert safe[1][:6] == ["test", "'+a", "'@SUM(1)", "'=B", "yes", "'=no"]
+    raw = read(errors_of(*pairs, TrainingFields(raw_csv=True)), tmp_path)
+    assert raw[1][:6] == ["test", "+a", "@SUM(1)", "=B", "yes", "=no"]
+
+
+def test_ten_are_shown_in_a_line_each_in_which_nothing_acts(monkeypatch):
+    texts = ["\x1b[31mred\nline \u202e" + "z" * 5000, *["t"] * 11]
+    values = [[np.log(40 - i), 0.0] for i in range(12)]  # 40 to 1 is the surest
+    found = of_splits(SingleLabel(["no", "yes"]), test=(list(range(12)), texts, values, [1] * 12))
+    title, first, *others = shown_errors(*found)
+    assert title == "Predicted wrongly, surest first (10 of 12 in errors.csv):" and len(others) == 9
+    assert first == '  test 0: no, not yes (confidence 0.976): "\\x1b[31mred\\nline \\u202e' + "z" * 85 + '..."'
+    pair = of_splits(MultiLabel(["a", "b"]), test=([1], [("x", "\x07y")], [[-3.0, -3.0]], [[1, 1]]))
+    assert shown_errors(*pair)[1] == '  test 1: no label, not a|b (confidence 0.953): "x" | "\\x07y"'
+    numbers = of_splits(Regression(["g", "h"]), test=([1, 2], ["x", "y"], [[1.0, 2.0], [3, 4]], [[1, 2], [3, 8]]))
+    assert shown_errors(*numbers) == [
+        "Largest errors (1 of 1 in errors.csv):",
+        '  test 2: g 3, not 3; h 4, not 8 (error 0.667): "y"',
+    ]
+
+
+def test_where_there_is_nothing_to_show_that_is_said():
+    task = SingleLabel(["no", "yes"])
+    assert shown_errors(*of_splits(task, test=([1], ["x"], [[0.0, 1.0]], [1]))) == ["No row was predicted wrongly."]
+    unlabelled = of_splits(task, test=(*ONE["test"][:3], None))
+    assert shown_errors(*unlabelled) == ["No validation or test row has a label, so there are no errors to show."]

@@ -1,0 +1,107 @@
+"""The validation and test rows that were predicted wrongly, the surest first: `errors.csv`, and some in the terminal.
+
+They hold texts, which may be private: they are never in the model card, and never published.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas
+
+from lstmpool.training.data.rows import Split
+from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.flags.arguments import TrainingFields
+from lstmpool.training.output.markdown import visible
+from lstmpool.training.output.tables import text_columns, write_table
+from lstmpool.training.tasks.task import Task
+from lstmpool.training.writing import Writer
+
+
+NAME = "errors.csv"
+MOST_NUMBERS = 100  # rows of a regression, in which hardly any number is met
+SHOWN = 10  # rows in the terminal
+LONGEST = 100  # characters of a text there, and of an answer
+
+
+def wrong_rows(evaluation: Evaluation, splits: dict[str, Split]) -> pandas.DataFrame | None:
+    """A row for each wrong answer in those of `splits` that have labels; None if none of them has.
+
+    The columns are `split`, `id`, `text`, for pairs `text_pair`, `truth`, `prediction` and `confidence`: what the
+    model gave its answer or, with several labels a text, the surest of its wrong decisions, for a label or against it.
+    The surest rows come first.
+
+    A regression has the `MOST_NUMBERS` rows with the largest errors instead. `error` is the mean over the targets of
+    the absolute error, in standard deviations of the split's own targets.
+    """
+    task = evaluation.task
+    tables = []
+    for split, rows in splits.items():
+        if split in evaluation.targets:
+            tables.append(_of_split(task, split, rows, evaluation.logits[split], evaluation.targets[split]))
+    if not tables:
+        return None
+    tables = [table for table in tables if len(table)] or tables[:1]  # an empty one would spoil the types of columns
+    table = pandas.concat(tables).sort_values(_measure(task), ascending=False, kind="stable", ignore_index=True)
+    return table.head(MOST_NUMBERS) if task.has_numbers else table
+
+
+def _of_split(task: Task, split: str, rows: Split, logits: np.ndarray, labels: np.ndarray) -> pandas.DataFrame:
+    """The wrong rows of one split, in their order. `logits` (N, C), `labels` (N,) or (N, C)."""
+    mistakes = task.surest_mistakes(logits, labels)  # (N,)
+    wrong = np.flatnonzero(mistakes)
+    rows = rows.take(wrong)
+    columns: dict[str, Any] = {"split": [split] * len(wrong), "id": list(rows.ids), **text_columns(rows)}
+    for title, table in (("truth", labels[wrong]), ("prediction", task.decide(logits[wrong]))):
+        columns |= {name.replace("label", title, 1): values for name, values in task.label_columns(table).items()}
+    columns[_measure(task)] = mistakes[wrong]
+    return pandas.DataFrame(columns)
+
+
+def _measure(task: Task) -> str:
+    return "error" if task.has_numbers else "confidence"
+
+
+def errors_of(evaluation: Evaluation, splits: dict[str, Split], args: TrainingFields) -> dict[str, Writer]:
+    """The file `errors.csv`: its name, and what writes it. There is none if no row has a label."""
+    table = wrong_rows(evaluation, splits)
+    return {} if table is None else {NAME: partial(write_table, table, raw=args.raw_csv)}
+
+
+def shown_errors(evaluation: Evaluation, splits: dict[str, Split]) -> list[str]:
+    """The first lines of the table, as `--show_errors` prints them. Nothing in them acts on a terminal."""
+    table = wrong_rows(evaluation, splits)
+    if table is None:
+        return ["No validation or test row has a label, so there are no errors to show."]
+    if not len(table):
+        return ["No row was predicted wrongly."]
+    task = evaluation.task
+    first = table.head(SHOWN)
+    title = "Largest errors" if task.has_numbers else "Predicted wrongly, surest first"
+    lines = [f"{title} ({len(first)} of {len(table)} in {NAME}):"]
+    answers = [name.removeprefix("truth") for name in table if name.startswith("truth")]
+    texts = [name for name in ("text", "text_pair") if name in table]
+    for row in first.to_dict("records"):
+        said = [f"{end[1:]} {_told(row, end)}" if end else _told(row, end) for end in answers]
+        quoted = " | ".join(f'"{_short(row[name])}"' for name in texts)
+        measure = f"{_measure(task)} {row[_measure(task)]:.3f}"
+        lines.append(f"  {row['split']} {_short(row['id'])}: {_short('; '.join(said))} ({measure}): {quoted}")
+    return lines
+
+
+def _told(row: dict[str, Any], end: str) -> str:
+    """The answer, and what is true, in the columns whose names have this `end`."""
+    found, expected = [_answer(row[f"{title}{end}"]) for title in ("prediction", "truth")]
+    return f"{found}, not {expected}"
+
+
+def _answer(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value) or "no label"
+
+
+def _short(value: Any) -> str:
+    """At most `LONGEST` characters, in one line."""
+    text = str(value)
+    return visible(text) if len(text) <= LONGEST else f"{visible(text[:LONGEST])}..."
