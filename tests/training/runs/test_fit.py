@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lstmpool.train_trainer import main
+from lstmpool.training.errors import Diverged
 from lstmpool.training.evaluation import learned_head
 from lstmpool.training.flags.defaults import Limits
 from lstmpool.training.flags.training_arguments import TrainingArguments
@@ -15,6 +16,7 @@ from lstmpool.training.loop.progress import TimeLeft, duration
 from lstmpool.training.loop.trainer_arguments import within_limits
 from lstmpool.training.model.layer_cache import CACHE
 from lstmpool.training.model.target_scale import TargetScale
+from lstmpool.training.output.lock import HOLDER, LOCK
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Fresh
 from lstmpool.training.output.terminal import describe_best, describe_length
@@ -213,3 +215,18 @@ def test_where_layer_states_came_from_is_said():
     assert _origin({"train": False, "validation": True, "test": True}) == (
         f"Layer states: read from disk, in {CACHE}; those of validation, test were computed, and are kept there."
     )
+
+
+def test_a_run_from_python_has_the_folder_to_itself(tmp_path):
+    """Its lock is that of the command."""
+    job = SimpleNamespace(splits={}, task=None)
+    args = SimpleNamespace(output_dir=str(tmp_path / "out"), process_index=0, accelerator_config=None)
+
+    def look_on(state):
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {LOCK, HOLDER}
+        raise Diverged("no number")
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Diverged):
+        patched.setattr(fit, "read", look_on)
+        fit.fit(job, args, Fresh(), {})
+    assert not (tmp_path / "out").exists()
