@@ -20,6 +20,7 @@ from lstmpool.training.output.lock import HOLDER, LOCK
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Fresh
 from lstmpool.training.output.terminal import describe_best, describe_length
+from lstmpool.training.runs import fit
 from lstmpool.training.runs.fit import _learn_from_validation, _origin
 from lstmpool.training.runs.state import Extras, State
 from lstmpool.training.tasks.multi_label import MultiLabel
