@@ -247,7 +247,7 @@ def test_bf16_is_off_where_it_is_slow_unknown_or_fails(native, monkeypatch, tmp_
 # --------------------------------------------------------------------------------------------------------------- rooms
 TRAINING = ROOT / "training"
 ROOMS = ("flags", "tasks", "data", "model", "loop", "evaluation", "output", "hub", "runs")  # the lowest first
-BELOW_ALL = ("errors.py", "writing.py", "spreadsheet.py", "code_files.py")
+BELOW_ALL = ("errors.py", "writing.py", "spreadsheet.py", "printing.py", "code_files.py")
 
 
 def rooms_entered(path: Path) -> set[str]:
