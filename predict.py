@@ -16,8 +16,8 @@ that label. With any number of labels, it is the probability of the least sure o
 numbers, and no confidence.
 
 All rows are read and checked first. They stay in their order, and need no more memory the more there are. The file of
---output takes its place once it is whole. Ctrl-C and SIGTERM stop at the end of a chunk of rows; the status is then 130
-or 143, and --resume goes on from there.
+--output takes its place once it is whole. Ctrl-C and SIGTERM stop at the end of a chunk of rows; the status is then
+130 or 143, and --resume goes on from there.
 
 Wrong input ends the command with status 2 and one line that says what was expected, what was found and what to do.
 """

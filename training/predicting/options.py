@@ -158,7 +158,7 @@ def make_parser(description: str) -> HfArgumentParser:
         "files",
         metavar="FILE",
         nargs="*",
-        help="Rows: .csv, .tsv, .json, .jsonl, .parquet, plain or .gz, or a folder of save_to_disk; - for the lines of "
+        help="Rows: .csv, .tsv, .json, .jsonl, .parquet, plain or .gz, or a folder of save_to_disk; - for lines of "
         "the standard input.",
     )
     return parser

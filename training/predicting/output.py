@@ -292,8 +292,8 @@ class ToFile:
                 differs.append(f"{name} ({settings.get(name)} there, {value} here)")
         if differs:
             raise InputError(
-                f"{self.parts} was begun with other {', other '.join(differs)}. Give the same once more, or begin anew "
-                "with --overwrite."
+                f"{self.parts} was begun with other {', other '.join(differs)}. Give the same once more, or begin "
+                "anew with --overwrite."
             )
 
     def _digest(self) -> bytes:
