@@ -114,6 +114,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     """Shows one spelling of each flag, and its default if it has one."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
         flag = action.option_strings[0]
         if action.nargs in ("?", 0):
             return flag

@@ -177,7 +177,8 @@ def _load(place: Backbone, task: Task) -> PreTrainedModel:
     if not place.on_hub and (folder / ADAPTER_CONFIG_NAME).is_file():
         with one_line(f"{folder} is an adapter", ImportError, remedy='Install it: pip install ".[peft]"'):
             from lstmpool.training.model.adapters import load_adapter  # peft may not be installed
-        return load_adapter(str(folder), trust_remote_code=place.loading["trust_remote_code"]).eval()
+        adapted = load_adapter(str(folder), trust_remote_code=place.loading["trust_remote_code"])
+        return adapted.get_base_model().eval()  # it holds the adapters, and is a model of ours
     with quiet_loading():
         model, is_new = _without_flag(place.load_model, task.config_fields)
     if is_new:

@@ -208,7 +208,6 @@ class ToFile:
         self.is_finished = False  # from before
         self.record: dict[str, Any] = {}
         with one_line(f"--output {request.options.output} cannot be written"):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._check_place()
 
     def _check_place(self) -> None:
@@ -217,6 +216,8 @@ class ToFile:
         may_be_finished = options.resume and self.request.format == "parquet"
         if self.path.is_dir():
             raise InputError(f"--output {self.path} is a folder. Name a file in it.")
+        if self.path.exists() and any(self.path.samefile(file) for file in self.request.files if Path(file).exists()):
+            raise InputError(f"--output {self.path} is one of the files to read. Choose another name.")
         if self.path.exists() and not options.overwrite and not may_be_finished:
             raise InputError(f"--output {self.path} exists already. Choose another name, or add --overwrite.")
         if (self.parts / RECORD).is_file() and not (options.resume or options.overwrite):
@@ -250,7 +251,7 @@ class ToFile:
         """
         self.record = {"model": model, "rows": rows, "settings": self.request.settings()}
         with one_line(f"{self.parts} cannot be written"):
-            self.parts.mkdir(exist_ok=True)
+            self.parts.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.parts / LOCK, timeout=0)
             try:
                 lock.acquire()
