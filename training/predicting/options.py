@@ -87,7 +87,8 @@ class Options:
         metadata={"help": "Go on where the same command was cut off. If it was not, begin."},
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "Replace the file of --output, and what was cut off, once the new is whole."}
+        default=False,
+        metadata={"help": "Replace what is at --output, once the new is whole. What was cut off begins anew."},
     )
     shard: str | None = field(
         default=None,
