@@ -1,4 +1,4 @@
-"""Times predictions for texts of mixed length, beside the library's pipeline in batches of 32, and for many short texts.
+"""Times predictions for texts of mixed length, beside the pipeline of the library, and for many short texts.
 
     python -m lstmpool.benchmarks.prediction --data DIR
     python -m lstmpool.benchmarks.prediction --rows 2000

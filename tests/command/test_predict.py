@@ -52,13 +52,13 @@ def trained(work, name, *words, prefix=""):
         del files[1]
     short = ["--max_steps=4", "--stages=one", "--baselines=False", "--report_to=none", "--disable_tqdm=True"]
     where = [f"--backbone={work / 'backbone'}", f"--output_dir={work / name}", "--use_cpu", "--lstm_hidden_size=4"]
-    assert train([*where, *files, *short, "--head_learning_rate=0.5", "--calibrate=temperature", *words]) == 0
+    assert train([*where, *files, *short, "--head_learning_rate=0.5", *words]) == 0
     return work / name
 
 
 @pytest.fixture(scope="module")
 def model(work):
-    return trained(work, "model", "--id_column_name=key")
+    return trained(work, "model", "--id_column_name=key", "--calibrate=temperature")
 
 
 def as_in_training(folder, rows, *words):
@@ -83,15 +83,14 @@ def test_predictions_and_scores_are_those_that_training_wrote(model, work):
     ("name", "words"),
     [
         ("several", ["--label_column_name=colours", "--tune_thresholds"]),
-        ("numbers", ["--label_column_name=price", "--calibrate="]),
-        ("folds", ["--cv_folds=2", "--calibrate="]),
+        ("numbers", ["--label_column_name=price"]),
+        ("folds", ["--cv_folds=2"]),
         ("adapter", ["--peft=lora"]),
         ("pairs", []),
     ],
 )
 def test_it_is_so_for_each_kind_of_model(work, name, words):
     prefix = "pairs-" if name == "pairs" else ""
-    words = [word for word in words if word != "--calibrate="]
     folder = trained(work, name, *words, prefix=prefix)
     as_in_training(folder, work / f"{prefix}test.csv", *([] if name == "numbers" else ["--scores"]))
     if prefix:

@@ -21,7 +21,7 @@ from lstmpool.training.predicting import rows as rows_module
 from lstmpool.training.predicting.model import Finished, Predictor, batches
 from lstmpool.training.predicting.options import Options, Shard, parse
 from lstmpool.training.predicting.output import Answers, csv_header, csv_lines, json_lines
-from lstmpool.training.predicting.rows import Chunk, Columns, Rows, Source
+from lstmpool.training.predicting.rows import Chunk, Columns, Rows, Source, Survey
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
@@ -300,6 +300,11 @@ def test_processes_of_a_launcher_share_the_rows(work, monkeypatch):
         monkeypatch.setenv("RANK", rank)
         assert predict("new.csv", "--output", "out") == 0
     assert sorted(pyarrow.dataset.dataset("out").to_table()["id"].to_pylist()) == sorted(f"row {i}" for i in range(23))
+
+
+def test_the_bar_counts_the_rows_of_its_own_shard():
+    survey = Survey([4, 3, 2, 1], "", pyarrow.int64(), has_pairs=False)
+    assert [survey.of_shard(Shard(i, 3)) for i in (1, 2, 3)] == [[4, 1], [3], [2]]
 
 
 def test_a_shard_without_rows_is_an_empty_part(work):
