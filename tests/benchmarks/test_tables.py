@@ -195,7 +195,7 @@ def test_each_line_reads_the_cells_that_it_is_about(tmp_path):
     runs = {
         "cached_epochs": [("trec6", "cached", 1), ("trec6", "no cache", 4)],
         "prediction": [
-            ("movie_reviews with cr", "predict_logits", 1),
+            ("movie_reviews with cr", "predict", 1),
             ("movie_reviews with cr", "pipeline, lstmpool", 2),
         ],
         "loading": [
