@@ -34,18 +34,16 @@ a push fails, the status is 3, and the folder is complete.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import select
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from lstmpool.training.errors import InputError, as_line
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.help import exit_with_help_if_asked
+from lstmpool.training.printing import printing
 
 
 if TYPE_CHECKING:  # takes seconds to import, and --help does not need it
@@ -53,14 +51,11 @@ if TYPE_CHECKING:  # takes seconds to import, and --help does not need it
     from lstmpool.training.runs.job import Job
 
 
-READER_GONE = 141  # the status that a shell gives a command whose output nobody reads any more
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status. Of several processes, only the first prints its progress."""
     words = sys.argv[1:] if argv is None else argv
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_printing())
+        stack.enter_context(printing())
         rank = os.environ.get("RANK", "0")
         prefix = "error"
         if rank != "0":
@@ -185,35 +180,6 @@ def _forget_states(job: Job, args: TrainingArguments) -> None:
 
     if args.process_index == 0:
         forget_states(job.states_folder)
-
-
-@contextlib.contextmanager
-def _printing() -> Iterator[None]:
-    """Escapes what the terminal cannot show. If the reader of a pipe is gone, as with `head`, ends quietly."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        closed = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
-        if not closed:
-            raise  # a connection of another kind
-        for stream in closed:  # what is left in it would raise once more at the end of the process
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        sys.exit(READER_GONE)
-
-
-def _has_no_reader(stream: TextIO) -> bool:
-    poll = select.poll()
-    try:
-        poll.register(stream.fileno(), 0)
-    except (OSError, ValueError):  # a stream of a test or a notebook, without a file
-        return False
-    return bool(poll.poll(0))
 
 
 def _leave_group() -> None:

@@ -132,7 +132,7 @@ BOUNDS = (
     Bound("cached epoch over one without the cache", 0.02, Compared(cached_epochs.COMPARED, "movie_reviews")),
     Bound(
         "prediction over `pipeline(batch_size=32)`",
-        0.6,
+        0.5,
         Compared(prediction.COMPARED, "movie_reviews with cr"),
     ),
     Bound("import over the stock class", 1.1, Compared(loading.COMPARED, "import")),

@@ -4,6 +4,7 @@ Such a line may show what strangers wrote. So the characters that act on a termi
 """
 
 import difflib
+import re
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
@@ -45,6 +46,17 @@ def one_line(what: str, *also: type[Exception], remedy: str = "") -> Iterator[No
     except (*OF_THE_OUTSIDE, *also) as error:
         reason = str(error).strip() or type(error).__name__
         raise InputError(f"{what}: {reason.rstrip('.')}. {remedy}") from None
+
+
+@contextmanager
+def rows_counted_from_1() -> Iterator[None]:
+    """Adds to an error that names a row which one it is."""
+    try:
+        yield
+    except InputError as error:
+        if re.search(r"\brow \d", str(error)):
+            raise InputError(f"{error} Row 1 is the first row of data.") from None
+        raise
 
 
 def as_line(message: object) -> str:

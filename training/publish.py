@@ -5,8 +5,13 @@ import sys
 from lstmpool.training.hub.options import make_parser
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Runs the command on the words of this process; returns its exit status."""
     make_parser().parse_known_args()  # --help ends here, before torch is imported
-    from lstmpool.training.hub.publishing import main
+    from lstmpool.training.hub.publishing import main as publish
 
+    return publish()
+
+
+if __name__ == "__main__":
     sys.exit(main())

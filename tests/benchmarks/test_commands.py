@@ -105,7 +105,7 @@ def test_all_predict_the_same_texts(data):
     for variant in prediction.COMPARED.variants:
         torch.manual_seed(0)  # the same new layers
         found[variant] = prediction.predictor(variant, str(data / "backbone"))(texts)
-    scores = torch.tensor(found["predict_logits"]).softmax(-1).amax(-1)
+    scores = torch.tensor(found["predict"]).softmax(-1).amax(-1)
     torch.testing.assert_close(scores.float(), torch.tensor([row["score"] for row in found["pipeline, lstmpool"]]))
     assert len(found["pipeline, stock class"]) == 20
 

@@ -9,12 +9,12 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE, TOKEN_POOLINGS
-from lstmpool.train_trainer import READER_GONE, _printing
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.help import library_flags, make_parser
 from lstmpool.training.flags.rules import WITH_TASK, Flags, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.printing import READER_GONE, printing
 
 from ..training_fixtures import run_python
 
@@ -246,7 +246,7 @@ def test_the_help_is_that_of_the_arguments_that_a_run_parses():
 HEAVY = ("torch", "datasets", "pandas", "sklearn", "accelerate", "transformers.training_args", "transformers.trainer")
 
 
-@pytest.mark.parametrize("command", ["lstmpool.train_trainer", "lstmpool.training.publish"])
+@pytest.mark.parametrize("command", ["lstmpool.train_trainer", "lstmpool.predict", "lstmpool.training.publish"])
 def test_help_imports_nothing_heavy(command, tmp_path):
     code = f"""
 import runpy, sys
@@ -339,7 +339,7 @@ def test_a_pipe_whose_reader_is_gone_ends_the_command_quietly(monkeypatch, name)
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, name, stream)
         os.close(reader)
-        with pytest.raises(SystemExit) as stopped, _printing():
+        with pytest.raises(SystemExit) as stopped, printing():
             print("a line", file=stream, flush=True)
         print("what is left raises no more", file=stream, flush=True)
     assert stopped.value.code == READER_GONE
@@ -349,20 +349,20 @@ def test_what_is_still_to_be_printed_when_the_reader_goes_is_no_error_either(mon
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        with pytest.raises(SystemExit) as stopped, _printing():
+        with pytest.raises(SystemExit) as stopped, printing():
             print("a line that waits for others")
             os.close(reader)
     assert stopped.value.code == READER_GONE
 
 
 def test_another_broken_pipe_is_told():
-    with pytest.raises(BrokenPipeError, match="of a socket"), _printing():
+    with pytest.raises(BrokenPipeError, match="of a socket"), printing():
         raise BrokenPipeError("of a socket")
 
 
 def test_letters_that_the_terminal_lacks_are_escaped(monkeypatch):
     content = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii"))
-    with _printing():
+    with printing():
         print("class 好的")
     assert content.getvalue() == b"class \\u597d\\u7684\n"

@@ -5,6 +5,8 @@ import io
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 import pyarrow
 
@@ -15,6 +17,7 @@ from lstmpool.training.spreadsheet import unguard
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 START = 100_000  # characters in which the header is looked for
 BLOCK = 20_000  # cells that are Python strings at a time
+CHARACTERS = 4_000_000  # in them
 _DECLARED = re.compile(r'"?sep=(.)"?\r?\n')  # a first line that Excel writes and reads
 
 
@@ -40,51 +43,78 @@ def tidy_names(names: list[str], source: str) -> list[str]:
 
 
 def read_delimited(content: bytes, usual: str, path: str) -> tuple[list[str], list[pyarrow.ChunkedArray]]:
-    """The header and the columns of strings.
+    """The header and the columns of strings of a whole file, whose `content` is UTF-8. See `stream_delimited`."""
+
+    def opened() -> TextIO:
+        return io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
+
+    header, blocks = stream_delimited(opened, usual, path)
+    return header, [pyarrow.chunked_array(column) for column in zip(*blocks, strict=True)]
+
+
+def stream_delimited(
+    opened: Callable[[], TextIO], usual: str, path: str
+) -> tuple[list[str], Iterator[list[pyarrow.Array]]]:
+    """The header, and the columns of strings of some rows at a time; the first of these has no rows.
 
     Args:
-        content: of the file, UTF-8.
+        opened: opens the text, with its line ends as they are.
         usual: the separator that the file's ending stands for.
         path: for messages.
 
     Raises:
-        InputError: for a line that is broken, or has another number of fields than the header.
+        InputError: for a line that is broken, or has another number of fields than the header; also while the rows
+            are read.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be longer than the 128 KiB that csv allows
-    lines = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
+    lines = opened()
     start = lines.read(START)
     separator, declared = _separator(start, usual, path)
     # Where the header has a space before names, as in `text, label`, a quote behind a space opens a quoted cell.
     pads = f"{separator} " in start[declared:].lstrip()[:START].partition("\n")[0]
-    pads = pads and f'{separator} "'.encode() in content
+    if pads:
+        with opened() as again:
+            pads = any(f'{separator} "' in line for line in again)
     lines.seek(0)
     lines.read(declared)
     reader = csv.reader(lines, strict=True, delimiter=separator, skipinitialspace=pads)
-    began = 1  # the line in which the row began
     try:
         header = next(filter(None, reader), [])  # blank lines may come first
-        _refuse_nul(header, path)
-        unguards = _is_prediction_table(header)
-        cells: list[str] = []  # row after row
-        blocks = [_columns_of(cells, header, unguards)]
-        began = reader.line_num + 1
+    except csv.Error as error:
+        raise _not_csv(path, 1, error) from None
+    _refuse_nul(header, path)
+    unguards = _is_prediction_table(header)
+    blocks = _blocks(reader, header, unguards, path)
+    return [unguard(name) for name in header] if unguards else header, blocks
+
+
+def _blocks(reader: Any, header: list[str], unguards: bool, path: str) -> Iterator[list[pyarrow.Array]]:
+    """The columns of the rows that the `reader` of csv gives, some rows at a time."""
+    cells: list[str] = []  # row after row
+    size = 0  # characters in them
+    yield _columns_of(cells, header, unguards)
+    began = reader.line_num + 1  # the line in which the row began
+    try:
         for row in reader:
             if row and len(row) != len(header):
+                separator = reader.dialect.delimiter
                 raise InputError(
                     f"{path}, line {began}: expected {len(header)} fields ({separator.join(header)}), found "
                     f"{len(row)}. Put texts that hold a {separator!r} between double quotes."
                 )
             cells += row  # a blank line, as at the end of many files, has none
-            if len(cells) >= BLOCK:
-                blocks.append(_columns_of(cells, header, unguards))
-                cells = []
+            size += sum(map(len, row))
+            if len(cells) >= BLOCK or size >= CHARACTERS:
+                yield _columns_of(cells, header, unguards)
+                cells, size = [], 0
             began = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}, line {began}: not valid CSV, {error}. {_remedy(error)}") from None
-    blocks.append(_columns_of(cells, header, unguards))
-    if unguards:
-        header = [unguard(name) for name in header]
-    return header, [pyarrow.chunked_array(column) for column in zip(*blocks, strict=True)]
+        raise _not_csv(path, began, error) from None
+    yield _columns_of(cells, header, unguards)
+
+
+def _not_csv(path: str, line: int, error: csv.Error) -> InputError:
+    return InputError(f"{path}, line {line}: not valid CSV, {error}. {_remedy(error)}")
 
 
 def _columns_of(cells: list[str], header: list[str], unguards: bool) -> list[pyarrow.Array]:

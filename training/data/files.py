@@ -105,26 +105,32 @@ def _ending(path: Path) -> str:
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
-def _read_file(path: Path, wanted: Wanted) -> Dataset:
+def kind_of_file(path: Path) -> tuple[str, bool]:
+    """The ending that says how to read a file, and whether it is zipped. Raises InputError if it cannot be read."""
     if not path.exists():
         neighbours = [neighbour.name for neighbour in path.parent.glob("*")]  # none if there is no such folder
         raise InputError(f"expected a file of rows, found nothing at {path}.{did_you_mean(path.name, neighbours)}")
     if not path.is_file():
         raise InputError(f"{path} must be a file, found a device or a pipe. Write the rows to a file.")
-    zipped, ending = path.suffix == ".gz", _ending(path)
+    ending = _ending(path)
     if ending not in ENDINGS:
         raise InputError(f"{path} must end in {', '.join(ENDINGS)}, plain or .gz; found {path.suffix or 'none'!r}.")
+    return ending, path.suffix == ".gz"
+
+
+def _read_file(path: Path, wanted: Wanted) -> Dataset:
+    ending, zipped = kind_of_file(path)
     limit = memory_left() // BYTES_OF_A_BYTE
     if path.stat().st_size > limit:
         raise InputError(f"{path} has {_megabytes(path.stat().st_size)}, for which there is too little memory.")
     content = path.read_bytes()
     if not content.strip():
         raise InputError(f"{path} holds no rows.")
-    _check_kind(content, "gzip" if zipped else ending, path)
-    limit = min(limit, max(UNASKED, SWELL * len(content)))
+    check_kind(content, "gzip" if zipped else ending, path)
+    limit = min(limit, unpacks_to(len(content)))
     if zipped:
         content = _unzipped(content, limit, path)
-        _check_kind(content, ending, path)
+        check_kind(content, ending, path)
     if ending == ".parquet":
         return _read_parquet(content, wanted, limit, path)
     _check_text(content, path)
@@ -136,6 +142,11 @@ def _read_file(path: Path, wanted: Wanted) -> Dataset:
     return _as_table(_json_rows(content, path), wanted, path)
 
 
+def unpacks_to(size: int) -> int:
+    """The bytes that a file of this many may unpack to."""
+    return max(UNASKED, SWELL * size)
+
+
 def _dataset(table: pyarrow.Table) -> Dataset:
     return Dataset(table, fingerprint=uuid.uuid4().hex)  # else the library makes one of all rows, in memory
 
@@ -145,11 +156,11 @@ def _unzipped(content: bytes, limit: int, path: Path) -> bytes:
         with gzip.open(io.BytesIO(content)) as stream:
             unzipped = stream.read(limit + 1)
     if len(unzipped) > limit:
-        raise _swells(path, limit)
+        raise swells(path, limit)
     return unzipped
 
 
-def _swells(path: Path, limit: int) -> InputError:
+def swells(path: Path, limit: int) -> InputError:
     return InputError(
         f"{path} unpacks to more than {_megabytes(limit)}. More than {SWELL} times its size, or than the memory "
         "allows, is refused. If it is sound, save its rows as several smaller files."
@@ -175,7 +186,7 @@ def _load_folder(path: Path, wanted: Wanted) -> Dataset:
     return table.select_columns(wanted(bare))
 
 
-def _check_kind(content: bytes, ending: str, path: Path) -> None:
+def check_kind(content: bytes, ending: str, path: Path) -> None:
     """Refuses a file whose first bytes show another kind of content than its ending."""
     start = content[:2000].lstrip(b"\xef\xbb\xbf \t\r\n")
     found = None
@@ -205,15 +216,15 @@ def _read_parquet(content: bytes, wanted: Wanted, limit: int, path: Path) -> Dat
     names = dict(zip(tidy_names(found, str(path)), found, strict=True))
     chosen = wanted(list(names))
     if rows * max(len(chosen), 1) * 64 > limit * BYTES_OF_A_BYTE:  # what a cell takes at the least, as Python has it
-        raise _swells(path, limit)
+        raise swells(path, limit)
     with one_line(broken, Exception):
         batches: list[pyarrow.RecordBatch] = []
         size = 0
         for batch in file.iter_batches(200, columns=[names[name] for name in chosen]):
-            batches.append(_plain(batch.select([names[name] for name in chosen])))
+            batches.append(plain(batch.select([names[name] for name in chosen])))
             size += batches[-1].nbytes
             if size > limit:
-                raise _swells(path, limit)
+                raise swells(path, limit)
         if not batches:
             return Dataset.from_dict({name: [] for name in chosen})
         table = pyarrow.Table.from_batches(batches).rename_columns(chosen).combine_chunks()
@@ -221,7 +232,7 @@ def _read_parquet(content: bytes, wanted: Wanted, limit: int, path: Path) -> Dat
         return _dataset(table.replace_schema_metadata(file.schema_arrow.metadata))  # such as the names of labels
 
 
-def _plain(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+def plain(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
     """The batch without dictionaries (the categories of pandas), which `datasets` does not take."""
     columns = [column.dictionary_decode() if hasattr(column, "dictionary_decode") else column for column in batch]
     return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
@@ -289,7 +300,7 @@ def _as_column(parts: list[pyarrow.Array | list[Any]], name: str, path: Path) ->
     values = [value for part in parts for value in (part if isinstance(part, list) else part.to_pylist())]
     error = _fails(values)
     if error:
-        row = _first_that_fails(values)
+        row = first_that_fails(values)
         raise InputError(
             f"{path}, column {name!r}, row {row}: a column of mixed kinds, or a value of no use: {error}."
         )
@@ -307,7 +318,7 @@ def _fails(values: list[Any] | pyarrow.Array) -> str | None:
     return None
 
 
-def _first_that_fails(values: list[Any]) -> int:
+def first_that_fails(values: list[Any]) -> int:
     """The number, from 1, of the first row with which the rows before it make no column."""
     sound, broken = 0, len(values)
     while broken - sound > 1:
@@ -324,16 +335,16 @@ def _json_rows(content: bytes, path: Path) -> Iterator[dict[str, Any]]:
     lines = enumerate(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="\n"), start=1)
     given = ((number, line.removesuffix("\n")) for number, line in lines if line.strip())
     start = list(islice(given, 2))
-    is_one_a_line = len(start) == 2 and _is_json(start[0][1])
+    is_one_a_line = len(start) == 2 and is_json(start[0][1])
     for row in _rows_of_lines(chain(start, given), path) if is_one_a_line else _rows_of_all(content, path):
         if not isinstance(row, dict):
             raise InputError(f"{path} must hold one JSON object a row (a list of them, or one a line).")
         yield row
 
 
-def _is_json(line: str) -> bool:
+def is_json(line: str) -> bool:
     try:
-        _parsed(line)
+        parsed(line)
     except (ValueError, RecursionError):
         return False
     return True
@@ -343,34 +354,34 @@ def _rows_of_lines(lines: Iterable[tuple[int, str]], path: Path) -> Iterator[Any
     """What each line holds."""
     for number, line in lines:
         try:
-            yield _parsed(line)
+            yield parsed(line)
         except json.JSONDecodeError as error:
-            raise _not_json(path, number, error) from None
+            raise not_json(path, number, error) from None
         except (ValueError, RecursionError) as error:
-            raise _unreadable(path, f", line {number}", error) from None
+            raise unreadable(path, f", line {number}", error) from None
 
 
 def _rows_of_all(content: bytes, path: Path) -> Iterable[Any]:
     """The rows of content that is one JSON value."""
     try:
-        rows = _parsed(_decoded(content, path))
+        rows = parsed(_decoded(content, path))
     except json.JSONDecodeError as error:
-        raise _not_json(path, error.lineno, error) from None
+        raise not_json(path, error.lineno, error) from None
     except (ValueError, RecursionError) as error:
-        raise _unreadable(path, "", error) from None
+        raise unreadable(path, "", error) from None
     rows = rows.get("data", [rows]) if isinstance(rows, dict) else rows
     return rows if isinstance(rows, list) else [rows]
 
 
-def _not_json(path: Path, line: int, error: json.JSONDecodeError) -> InputError:
+def not_json(path: Path, line: int, error: json.JSONDecodeError) -> InputError:
     return InputError(f"{path} is not what its ending says: expected JSON, found in line {line}: {error.msg}.")
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
     return json.loads(text, object_pairs_hook=each_key_once)
 
 
-def _unreadable(path: Path, where: str, error: Exception) -> InputError:
+def unreadable(path: Path, where: str, error: Exception) -> InputError:
     reason = str(error).partition(";")[0]
     if isinstance(error, RecursionError):
         reason = "lists or objects lie too deep in one another"

@@ -2,7 +2,6 @@
 
 import gc
 import random
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.data.order import on_disk, token_counts
 from lstmpool.training.data.sources import read_rows, title_of
-from lstmpool.training.errors import InputError, control_in, did_you_mean
+from lstmpool.training.errors import InputError, control_in, did_you_mean, rows_counted_from_1
 from lstmpool.training.flags.arguments import LIMITS, DataArguments
 from lstmpool.training.tasks.cells import Columns
 from lstmpool.training.tasks.columns import Cells, LabelTable, distinct, each_distinct
@@ -95,7 +94,7 @@ class Split:
             pad_to_max_length: whether every row is padded to the limit.
             workers: processes that share the work; None: this one alone.
         """
-        encode = partial(_encode, tokenizer=tokenizer, pads=pad_to_max_length)
+        encode = partial(encode_rows, tokenizer=tokenizer, pads=pad_to_max_length)
         names = ["text", "pair"][: len(self.columns)]
         table = pyarrow.table([column.array for column in self.columns], names)
         if workers is None or workers == 1:
@@ -122,7 +121,7 @@ def _no_search_for_cycles() -> Iterator[None]:
 
 
 @_no_search_for_cycles()
-def _encode(rows: pyarrow.RecordBatch, tokenizer: PreTrainedTokenizerBase, pads: bool) -> pyarrow.Table:
+def encode_rows(rows: pyarrow.RecordBatch, tokenizer: PreTrainedTokenizerBase, pads: bool) -> pyarrow.Table:
     """The tokenizer's columns for some rows, and whether it has cut each (`was_cut`)."""
     texts, *pairs = [column.to_pylist() for column in rows.columns]
     # Without padding a mask is all ones, which are made quicker here than there.
@@ -175,12 +174,8 @@ def read_splits(
     Raises:
         InputError: for rows that no model can be trained on. It names the file, the row and the remedy.
     """
-    try:
+    with rows_counted_from_1():
         return _read_splits(args, places, problem_type, finished)
-    except InputError as error:
-        if re.search(r"\brow \d", str(error)):
-            raise InputError(f"{error} Row 1 is the first row of data.") from None
-        raise
 
 
 def _read_splits(
@@ -236,25 +231,25 @@ def _read_table(args: DataArguments, name: str, place: str) -> _Table:
     title = title_of(args, place)
     table, source = read_rows(args, place, lambda columns: _columns(args, name, columns, title).names())
     needed = _columns(args, name, table.column_names, source)
-    texts = [_texts(table, column, source) for column in needed.texts]
+    texts = [check_texts(_cells(table, column), column, source) for column in needed.texts]
     ids = _ids(table, needed.ids, source)
     groups = None if needed.groups is None else _groups(table, needed.groups, source)
     values, known = _label_values(table, needed.labels, source, may_lack=name == "test")
-    return _Table(source, _joined(texts, args.text_column_delimiter), ids, groups, values, known)
+    return _Table(source, joined(texts, args.text_column_delimiter), ids, groups, values, known)
 
 
 def _columns(args: DataArguments, split: str, columns: list[str], source: str) -> _Columns:
     """The columns that `split` needs, of those that its table has. Raises InputError if one is not there."""
-    texts = _text_columns(columns, args.text_column_names, source)
+    texts = text_columns(columns, args.text_column_names, source)
     labels = _label_columns(columns, args.label_column_name, source, required=split != "test")
     if set(texts) & set(labels):
         raise InputError(f"{source}: a column cannot be both text and label, got {texts}, {labels}.")
     ids = "id" if "id" in columns else None
     if args.id_column_name is not None:
-        ids = _column(args.id_column_name.strip(), columns, source, "id_column_name")
+        ids = column_in(args.id_column_name.strip(), columns, source, "id_column_name")
     groups = None
     if split == "train" and args.group_column:
-        groups = _column(args.group_column.strip(), columns, source, "group_column")
+        groups = column_in(args.group_column.strip(), columns, source, "group_column")
     needed = _Columns(texts, labels, ids, groups)
     for name in needed.names():
         if control_in(name):
@@ -289,7 +284,7 @@ def _cells(table: Dataset, column: str) -> Cells:
     return Cells(table.select_columns(column).with_format("arrow")[:][column])
 
 
-def _joined(texts: list[Cells], delimiter: str | None) -> list[Cells]:
+def joined(texts: list[Cells], delimiter: str | None) -> list[Cells]:
     """One column of texts, or two that stay a pair."""
     if len(texts) == 1 or (len(texts) == 2 and delimiter is None):
         return texts
@@ -298,13 +293,13 @@ def _joined(texts: list[Cells], delimiter: str | None) -> list[Cells]:
     return [Cells(pyarrow.compute.binary_join_element_wise(*columns, pyarrow.scalar(between, columns[0].type)))]
 
 
-def _text_columns(columns: list[str], named: str | None, source: str) -> list[str]:
+def text_columns(columns: list[str], named: str | None, source: str) -> list[str]:
     if named is None:
         for known in TEXT_COLUMNS:
             if set(known) <= set(columns):
                 return list(known)
-        named = "text"  # whose absence `_column` reports
-    return [_column(name.strip(), columns, source, "text_column_names") for name in named.split(",")]
+        named = "text"  # whose absence `column_in` reports
+    return [column_in(name.strip(), columns, source, "text_column_names") for name in named.split(",")]
 
 
 def _label_columns(columns: list[str], named: str | None, source: str, required: bool) -> list[str]:
@@ -313,15 +308,17 @@ def _label_columns(columns: list[str], named: str | None, source: str, required:
     names = [name.strip() for name in named.split(",")]
     if not required and not any(name in columns or did_you_mean(name, columns) for name in names):
         return []  # test rows without labels only get predictions
-    return [_column(name, columns, source, "label_column_name") for name in names]
+    return [column_in(name, columns, source, "label_column_name") for name in names]
 
 
 def _ids(table: Dataset, column: str | None, source: str) -> Cells:
-    if column is None:
-        return Cells(np.arange(len(table)))
-    ids = _cells(table, column)
+    return Cells(np.arange(len(table))) if column is None else check_ids(_cells(table, column), column, source)
+
+
+def check_ids(ids: Cells, column: str, source: str, before: int = 0) -> Cells:
+    """The ids of a column, of which so many rows came `before`. Raises InputError for control characters."""
     if pyarrow.types.is_large_string(ids.array.type):
-        for row, name in enumerate(ids, 1):
+        for row, name in enumerate(ids, before + 1):
             if name is not None and control_in(name):
                 raise InputError(f"{source}, column {column!r}, row {row}: the id {name!r} holds control characters.")
     return ids
@@ -340,7 +337,7 @@ def _groups(table: Dataset, column: str, source: str) -> Cells:
     return groups
 
 
-def _column(name: str, columns: list[str], source: str, flag: str) -> str:
+def column_in(name: str, columns: list[str], source: str, flag: str) -> str:
     if name not in columns:
         same = next((column for column in columns if column.lower() == name.lower()), None)
         hint = f" Did you mean {same!r}?" if same else did_you_mean(name, columns)
@@ -350,10 +347,9 @@ def _column(name: str, columns: list[str], source: str, flag: str) -> str:
     return name
 
 
-def _texts(table: Dataset, name: str, source: str) -> Cells:
-    texts = _cells(table, name)
-    are_texts = pyarrow.types.is_large_string(texts.array.type) and not texts.array.null_count
-    for row, text in enumerate(texts if are_texts else table[name], 1):
+def check_texts(texts: Cells, name: str, source: str, before: int = 0) -> Cells:
+    """The texts of a column, of which so many rows came `before`. Raises InputError for a row without one."""
+    for row, text in enumerate(texts, before + 1):
         if not isinstance(text, str):
             found = "nothing" if text is None else f"the {type(text).__name__} {text!r}"
             raise InputError(f"{source}, column {name!r}, row {row}: expected a text, found {found}.")

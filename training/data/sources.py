@@ -33,9 +33,9 @@ def named_splits(args: DataArguments) -> dict[str, str]:
     if args.dataset_name is None:
         return _given(args, "file")
     chosen = _given(args, "split_name")
-    there = _split_names(args)
+    there = split_names(args)
     for split, name in chosen.items():
-        if "[" in name and _saved(args.dataset_name) is not None:
+        if "[" in name and saved_splits(args.dataset_name) is not None:
             raise InputError(f"--{split}_split_name {name}: a folder of save_to_disk has only whole splits. Name one.")
         if _whole(name) not in there:
             hint = did_you_mean(name, there)
@@ -66,7 +66,7 @@ def title_of(args: DataArguments, place: str) -> str:
     """What messages call the rows at `place`: a file's name without its folders, or a data set and its split."""
     if args.dataset_name is None:
         return Path(place).name
-    if _saved(args.dataset_name) is not None:
+    if saved_splits(args.dataset_name) is not None:
         return place
     folder = Path(args.dataset_name)
     name = folder.name if is_folder(folder) else args.dataset_name  # a card names no folder of the machine
@@ -87,9 +87,9 @@ def read_rows(args: DataArguments, place: str, wanted: Wanted = every_column) ->
     title = title_of(args, place)
     if args.dataset_name is None:
         return read_table(Path(place), wanted), title
-    if _saved(args.dataset_name) is not None:
+    if saved_splits(args.dataset_name) is not None:
         return read_table(Path(args.dataset_name, place), wanted), title
-    files = _files_in(args)
+    files = files_in(args)
     if files:
         return _parts(place, files, wanted), title
     try:
@@ -102,7 +102,7 @@ def read_rows(args: DataArguments, place: str, wanted: Wanted = every_column) ->
     return (table if wanted is every_column else table.select_columns(wanted(table.column_names))), title
 
 
-def _files_in(args: DataArguments) -> dict[str, list[str]]:
+def files_in(args: DataArguments) -> dict[str, list[str]]:
     """The files of each split in a folder of data files, if `read_table` reads all of them; else nothing.
 
     The library finds them, as it does for a data set on the Hub. It is not asked to read them, since it takes words
@@ -135,9 +135,9 @@ def _parts(place: str, files: dict[str, list[str]], wanted: Wanted) -> Dataset:
     return table
 
 
-def _split_names(args: DataArguments) -> list[str]:
+def split_names(args: DataArguments) -> list[str]:
     name = args.dataset_name
-    saved = _saved(name)
+    saved = saved_splits(name)
     if saved is not None:
         return saved
     is_there = is_folder(Path(name)) or Path(name).exists()
@@ -145,7 +145,7 @@ def _split_names(args: DataArguments) -> list[str]:
         raise InputError(f"--dataset_name {name} is one split of a data set. Name it with --train_file.")
     if not is_there and (name.startswith((".", "~", "/")) or name.count("/") > 1):
         raise InputError(f"--dataset_name {name} is not a folder, and cannot be a name on the Hub (owner/name).")
-    files = _files_in(args)
+    files = files_in(args)
     if files:
         return list(files)
     try:
@@ -154,7 +154,7 @@ def _split_names(args: DataArguments) -> list[str]:
         raise InputError(f"--dataset_name {name} cannot be found or read: {error}") from None
 
 
-def _saved(folder: str) -> list[str] | None:
+def saved_splits(folder: str) -> list[str] | None:
     """The names of the splits in a folder that `DatasetDict.save_to_disk` wrote; None for anything else."""
     if not is_folder(Path(folder)):
         return None

@@ -109,15 +109,17 @@ class ExplainedArguments(TrainingFields, LibraryFlags):
     _argument_group_name = "training"
 
 
-class _Parser(HfArgumentParser):
+class Parser(HfArgumentParser):
     def error(self, message: str) -> None:  # argparse would print the usage first
         raise InputError(f"{message}. See --help.")
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
+class Formatter(argparse.RawDescriptionHelpFormatter):
     """Shows one spelling of each flag, and its default if it has one."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
         flag = action.option_strings[0]
         if action.nargs in ("?", 0):
             return flag
@@ -144,11 +146,11 @@ def make_parser(description: str, training: type = ExplainedArguments) -> HfArgu
     With `TrainingArguments` as `training`, it reads all of the library's flags too.
     """
     width = min(119, shutil.get_terminal_size().columns)
-    parser = _Parser(
+    parser = Parser(
         [ModelArguments, DataArguments, training],
         usage=USAGE,
         description=description,
-        formatter_class=partial(_Formatter, max_help_position=32, width=width),
+        formatter_class=partial(Formatter, max_help_position=32, width=width),
         allow_abbrev=False,
     )
     parser.set_defaults(**FINE_TUNING)

@@ -68,6 +68,19 @@ def stop_at_step(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
+def unbroken(said: str) -> Iterator[None]:
+    """Within this block, a signal waits for its end, and then raises Interrupted. A second one raises it at once.
+
+    `said`: what the user is told meanwhile; empty for nothing.
+    """
+    noting = _Noting(said)
+    with _handled_by(noting.note):
+        yield
+    if noting.signum:
+        raise Interrupted(noting.signum)
+
+
+@contextmanager
 def _handled_by(handler: Any) -> Iterator[None]:
     """Within this block, `handler` handles both signals."""
     in_main_thread = threading.current_thread() is threading.main_thread()  # no other one may set handlers
@@ -79,17 +92,13 @@ def _handled_by(handler: Any) -> Iterator[None]:
             signal.signal(signum, earlier_handler)
 
 
-class _StopAtStep(TrainerCallback):
-    """Notes a signal, has Trainer save, and raises Interrupted once it has.
+class _Noting:
+    """Notes a signal. `said`: what the user is then told; empty for nothing."""
 
-    `speaks`: whether this process, of several, tells the user.
-    """
-
-    def __init__(self, speaks: bool):
-        self.speaks = speaks
+    def __init__(self, said: str):
+        self.said = said
         self.signum = 0  # the signal that this process caught
         self.since = 0.0  # when it was caught
-        self.agreed = 0  # the signal that all processes know of, since the end of the last step
 
     def note(self, signum: int, frame: FrameType | None) -> None:
         """The handler of both signals. A second signal raises Interrupted at once."""
@@ -99,8 +108,20 @@ class _StopAtStep(TrainerCallback):
             return
         self.signum = signum
         self.since = time.monotonic()
-        if self.speaks:  # not to stdout, which may go to the log of a trial
-            print("\nStopping at the end of this step, once it is saved. Again stops at once.", file=sys.stderr)
+        if self.said:  # not to stdout, which may go to the log of a trial
+            print(f"\n{self.said}", file=sys.stderr)
+
+
+class _StopAtStep(_Noting, TrainerCallback):
+    """Notes a signal, has Trainer save, and raises Interrupted once it has.
+
+    `speaks`: whether this process, of several, tells the user.
+    """
+
+    def __init__(self, speaks: bool):
+        said = "Stopping at the end of this step, once it is saved. Again stops at once."
+        super().__init__(said if speaks else "")
+        self.agreed = 0  # the signal that all processes know of, since the end of the last step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

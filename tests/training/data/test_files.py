@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from lstmpool.training.data import files
 from lstmpool.training.data.files import read_table
+from lstmpool.training.data.streams import stream_table
 from lstmpool.training.errors import InputError
 
 
@@ -239,3 +240,77 @@ def test_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="none that Dataset.save_to_disk wrote"):
         read_table(tmp_path / "empty")
+
+
+# ------------------------------------------------------------------------------------------------------------ streams
+STREAMED = [{"id": i, "text": f"line {i}, größer"} for i in range(2_500)]  # several tables, and more than one read
+QUOTED = "id, text\n" + "".join(f'{row["id"]}, "{row["text"]}"\n' for row in STREAMED)
+WRITERS = {
+    "rows.csv": lambda path: path.write_text(QUOTED, encoding="utf-8"),
+    "rows.tsv": lambda path: path.write_text("text\tid\n" + "a\t1\n" * 2_500),
+    "rows.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, STREAMED))),
+    "rows.json": lambda path: path.write_text(json.dumps(STREAMED, indent=1)),
+    "data.json": lambda path: path.write_text(json.dumps({"version": [1], "data": STREAMED, "more": "]"})),
+    "one.json": lambda path: path.write_text(json.dumps(STREAMED[0], indent=1)),
+    "rows.parquet": lambda path: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(STREAMED), path),
+    "folder": lambda path: Dataset.from_list(STREAMED).save_to_disk(path),
+}
+
+
+def text_and_id(names):
+    return ["text", "id"]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_stream_gives_the_rows_that_the_whole_table_has(tmp_path, name):
+    path = tmp_path / name
+    WRITERS[name](path)
+    paths = [path]
+    if path.is_file():
+        paths.append(tmp_path / f"{name}.gz")
+        paths[1].write_bytes(gzip.compress(path.read_bytes()))
+    for each in paths:
+        tables = list(stream_table(each, text_and_id))
+        assert max(map(len, tables)) <= 10_000
+        assert pyarrow.concat_tables(tables).to_pylist() == read_table(each, text_and_id).to_list()
+
+
+BROKEN = {
+    "comma.json": '[{"text": "a"},\n{"text": "b",}]',
+    "last.json": '[{"text": "a"},\n]',
+    "more.json": '[{"text": "a"}] x',
+    "twice.json": '{"text": "a", "text": "b"}',
+    "number.json": "[1]",
+    "none.json": "[]",
+    "cut.jsonl": '{"text": "a"}\n{"text":\n',
+    "kinds.jsonl": '{"text": "a"}\n{"text": 1}\n',
+    "short.csv": "text,label\na\n",
+    "empty.csv": "",
+    "head.csv": "text\n",
+    "quote.csv": 'text\n"a\n',
+    "latin.csv": b"text\na\n\xff\n",
+    "cut.csv.gz": gzip.compress(b"text\n" + b"abc\n" * 90_000)[:300],
+    "not.parquet": b"PAR1 and nothing",
+    "text.parquet": "text\na\n",
+    "lfs.csv": "version https://git-lfs.github.com/spec/v1\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_stream_refuses_what_the_whole_table_refuses(tmp_path, name):
+    content = BROKEN[name]
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    messages = []
+    for read in (read_table, lambda path, wanted: list(stream_table(path, wanted))):
+        with pytest.raises(InputError) as refused:
+            read(path, lambda names: ["text"])
+        messages.append(str(refused.value))
+    assert messages[0] == messages[1]
+
+
+def test_a_gzip_that_swells_is_refused_while_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("lstmpool.training.data.files.UNASKED", 1_000_000)
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"text\n" + b"a" * 50_000_000))
+    with pytest.raises(InputError, match="bomb.csv.gz unpacks to more than"):
+        list(stream_table(tmp_path / "bomb.csv.gz", lambda names: ["text"]))

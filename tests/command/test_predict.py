@@ -1,0 +1,229 @@
+"""The command `predict` as users run it: on what training has written, through pipes, in several processes."""
+
+import configparser
+import gzip
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pandas
+import pyarrow.dataset
+import pytest
+from datasets import Dataset, DatasetDict
+
+from lstmpool.predict import main
+from lstmpool.train_trainer import main as train
+from lstmpool.training.printing import READER_GONE
+
+from ..training_fixtures import ROOT, run_python, save_backbone, sentences, write_csv
+
+
+PREDICT = ["-m", "lstmpool.predict"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a backbone and rows for each task."""
+    folder = tmp_path_factory.mktemp("work")
+    save_backbone(folder / "backbone")
+    for split, n in (("train", 24), ("validation", 12), ("test", 17)):
+        texts = [" ".join([text] * (1 + i % 4)) for i, text in enumerate(sentences(n))]
+        columns = {
+            "text": texts,
+            "label": [["yes", "no", "=c"][i % 3] for i in range(n)],
+            "colours": ["|".join(name for name in ("red", "blue") if name in text) or "none" for text in texts],
+            "price": [f"{20_000 + 500 * (i % 8) + 0.5}" for i in range(n)],
+            "key": [f"{split}-{i}" for i in range(n)],
+        }
+        write_csv(folder / f"{split}.csv", columns)
+        names = {"sentence1": texts, "sentence2": texts[::-1], "label": columns["label"]}
+        write_csv(folder / f"pairs-{split}.csv", names)
+    return folder
+
+
+def trained(work, name, *words, prefix=""):
+    """A folder that the training command has written, with its predictions of the test rows."""
+    files = [f"--{split}_file={work / f'{prefix}{split}.csv'}" for split in ("train", "validation", "test")]
+    if "--cv_folds=2" in words:
+        del files[1]
+    short = ["--max_steps=4", "--stages=one", "--baselines=False", "--report_to=none", "--disable_tqdm=True"]
+    where = [f"--backbone={work / 'backbone'}", f"--output_dir={work / name}", "--use_cpu", "--lstm_hidden_size=4"]
+    assert train([*where, *files, *short, "--head_learning_rate=0.5", *words]) == 0
+    return work / name
+
+
+@pytest.fixture(scope="module")
+def model(work):
+    return trained(work, "model", "--id_column_name=key", "--calibrate=temperature")
+
+
+def as_in_training(folder, rows, *words):
+    """Asserts that the command gives what training wrote for the same rows."""
+    output = folder.parent / f"{folder.name}.parquet"
+    assert main([str(folder), str(rows), f"--output={output}", "--use_cpu", "--disable_tqdm", *words]) == 0
+    found, expected = pandas.read_parquet(output), pandas.read_csv(folder / "test_predictions.csv", dtype={"id": str})
+    assert found["id"].astype(str).tolist() == expected["id"].tolist()
+    for name in set(expected) - {"id"}:
+        if expected[name].dtype == np.float64:
+            np.testing.assert_allclose(found[name], expected[name], rtol=2e-6, atol=1e-6)
+        else:
+            assert found[name].tolist() == expected[name].str.removeprefix("'").tolist()
+
+
+def test_predictions_and_scores_are_those_that_training_wrote(model, work):
+    as_in_training(model, work / "test.csv", "--scores")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("several", ["--label_column_name=colours", "--tune_thresholds"]),
+        ("numbers", ["--label_column_name=price"]),
+        ("folds", ["--cv_folds=2"]),
+        ("adapter", ["--peft=lora"]),
+        ("pairs", []),
+    ],
+)
+def test_it_is_so_for_each_kind_of_model(work, name, words):
+    prefix = "pairs-" if name == "pairs" else ""
+    folder = trained(work, name, *words, prefix=prefix)
+    as_in_training(folder, work / f"{prefix}test.csv", *([] if name == "numbers" else ["--scores"]))
+    if prefix:
+        assert main([str(folder), str(work / "test.csv")]) == 2
+
+
+def test_all_kinds_of_rows_give_the_same(model, work, capsysbinary, monkeypatch):
+    monkeypatch.chdir(work)
+    rows = pandas.read_csv("test.csv")[["text", "key"]]
+    (work / "rows.csv.gz").write_bytes(gzip.compress(rows.to_csv(index=False).encode()))
+    rows.to_csv("rows.tsv", sep="\t", index=False)
+    rows.to_parquet("rows.parquet")
+    rows.to_json("rows.jsonl", orient="records", lines=True)
+    rows.to_json("rows.json", orient="records")
+    Dataset.from_pandas(rows).save_to_disk("rows")
+    DatasetDict({"train": Dataset.from_pandas(rows[:2]), "test": Dataset.from_pandas(rows)}).save_to_disk("splits")
+    os.makedirs("files", exist_ok=True)
+    rows.to_csv("files/test.csv", index=False)
+    found = {}
+    for file in ("rows.csv.gz", "rows.tsv", "rows.parquet", "rows.jsonl", "rows.json", "rows"):
+        assert main([str(model), file, "--use_cpu"]) == 0
+        found[file] = capsysbinary.readouterr().out
+    for data_set in ("splits", "files"):
+        assert main([str(model), "--dataset_name", data_set, "--use_cpu"]) == 0
+        found[data_set] = capsysbinary.readouterr().out
+    assert len(set(found.values())) == 1
+    first, second, *_ = found["rows"].decode().splitlines()
+    assert first == "id,prediction,confidence" and second.startswith("test-0,")
+    assert main([str(model), "--dataset_name", "splits", "--split_name", "tset"]) == 2
+    assert b"--split_name tset: splits has train, test. Did you mean 'test'?" in capsysbinary.readouterr().err
+
+
+def test_lines_come_in_and_rows_go_out_and_nothing_else(model, work):
+    words = [sys.executable, *PREDICT, str(model), "-", "--format=jsonl", "--top_k=2", "--use_cpu"]
+    options = {"cwd": work, "capture_output": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    done = subprocess.run(words, input=b"red dog\r\nblue cat\n", check=False, **options)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["id"] for row in rows] == [0, 1]
+    assert rows[0]["prediction"] == rows[0]["top_1"] and rows[0]["confidence"] == rows[0]["top_1_score"]
+    assert b"rows/s" in done.stderr
+
+
+@pytest.mark.parametrize("format", ["csv", pytest.param("parquet", marks=pytest.mark.slow)])
+def test_a_pipe_whose_reader_is_gone_ends_it_quietly(model, work, format):
+    words = [sys.executable, *PREDICT, str(model), "test.csv", f"--format={format}", "--use_cpu", "--disable_tqdm"]
+    process = subprocess.Popen(words, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    error = process.stderr.read().decode()
+    assert (process.wait(), error) == (READER_GONE, "")
+
+
+WRONG = [
+    (["model"], "expected files of rows (or - for the standard input) or --dataset_name, found neither."),
+    (["model", "a.csv", "--dataset_name=d"], "found both."),
+    (["model", "a.csv", "-"], "expected either files or -, the standard input, found both."),
+    (["model", "a.csv", "--ouput=x.csv"], "unknown flag --ouput=x.csv. Did you mean '--output'? See --help."),
+    (["model", "a.csv", "--output=x.txt"], "--output x.txt must end in .csv, .jsonl, .parquet; or name a --format."),
+    (["model", "a.csv", "--output=x.csv", "--format=jsonl"], "contradict each other. Name one."),
+    (["model", "a.csv", "--resume"], "--resume is about a file; name it with --output."),
+    (["model", "-", "--output=x.csv", "--resume"], "--resume reads the rows again, and the standard input has none"),
+    (["model", "a.csv", "--shard=4/3", "--output=x"], "--shard 4/3: expected a shard and their number, such as 3/16."),
+    (["model", "a.csv", "--shard=1/3"], "several processes or shards write a file each; name their folder"),
+    (["model", "a.csv", "--shard=1/3", "--output=x.csv"], "several processes or shards write Parquet: name a folder"),
+    (["model", "a.csv", "--top_k=0"], "--top_k must be 1 or more, got 0."),
+    (["model", "test.csv", "--top_k=4"], "--top_k 4: the model knows 3 labels. Name that at most."),
+    (["model", "a.csv", "--raw_csv", "--format=jsonl"], "--raw_csv is about the format csv."),
+    (["model", "none.csv"], "expected a file of rows, found nothing at none.csv."),
+    (["model", "test.csv", "--text_column_names=txet"], "test.csv: expected a column 'txet', found text,"),
+    (["model", "pairs-test.csv"], "model reads one text a row, found pairs (sentence1, sentence2)."),
+    (["model", "test.csv", "--output=test.csv/x.csv"], "test.csv/x.csv.part cannot be written: "),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_wrong_input_ends_with_status_2_and_one_line(model, work, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(work)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_each_command_has_a_console_script():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    scripts = dict(line.split(" = ") for line in parser["options.entry_points"]["console_scripts"].split("\n") if line)
+    assert set(scripts) == {"lstmpool-train", "lstmpool-predict", "lstmpool-publish"}
+    for place in scripts.values():
+        module, _, name = place.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.parametrize("name", ["train", "predict", "publish"])
+def test_help_costs_little(name, tmp_path):
+    module = {"train": "lstmpool.train_trainer", "publish": "lstmpool.training.publish"}.get(name, "lstmpool.predict")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run_python("-c", f"import sys; from {module} import main; sys.exit(main())", "--help", cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0 and "usage: " in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_processes_of_a_launcher_write_one_table(model, work, launcher):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    if launcher == "accelerate":
+        launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1".split()
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = run_python(*launch, *PREDICT, "model", "test.csv", f"--output={launcher}", "--use_cpu", cwd=work)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = pyarrow.dataset.dataset(work / launcher).to_table().to_pandas()
+    assert sorted(table["id"]) == sorted(pandas.read_csv(work / "test.csv")["key"])
+
+
+MEASURED = """
+import resource, sys
+from lstmpool.predict import main
+assert main(sys.argv[1:]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_rows(model, work):
+    memory = []
+    for rows in (2_000, 200_000):
+        write_csv(work / "many.csv", {"text": sentences(rows)})
+        words = ["model", "many.csv", "--output=many_predicted.csv", "--overwrite", "--use_cpu", "--disable_tqdm"]
+        done = run_python("-c", MEASURED, *words, cwd=work)
+        assert done.returncode == 0, done.stderr
+        memory.append(float(done.stdout))
+    with open(work / "many_predicted.csv", encoding="utf-8") as lines:
+        assert sum(1 for _ in lines) == 200_001
+    assert memory[1] - memory[0] < 150
