@@ -138,7 +138,7 @@ def test_missing_code_is_named(folder):
 
 def test_a_folder_of_an_earlier_release_needs_the_files_of_that_release(tmp_path):
     folder = tmp_path / "old"
-    shutil.copytree(DATA / "saved_by_0_1_0", folder)
+    shutil.unpack_archive(DATA / "saved_by_0_1_0.zip", folder)
     (folder / "README.md").write_text("---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n")
     assert check_files(folder) == []
     files = ["configuration_lstmpool.py", "modeling_lstmpool.py", "pooling_lstmpool.py"]
