@@ -22,7 +22,7 @@ from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.model.adapters import load_adapter, lora_config
 from lstmpool.training.model.trainable_parts import trained_skip
 
-from ...command import test_train_trainer_results as results
+from ...command import conftest as results
 from ...conftest import random_inputs, tiny_model
 from ...training_fixtures import run_python
 
