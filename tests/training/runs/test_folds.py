@@ -157,6 +157,7 @@ def test_what_was_cut_off_goes_on_without_the_folds_that_are_finished(finished, 
     assert "out holds this cross-validation, which was cut off. It goes on." in told
     assert "Fold 1 of 2, 16 rows train, 16 are held out: finished before." in told
     assert "Fold 2 of 2, 16 rows train, 16 are held out:\n" in told
+    assert told.count("Layer states: read from disk, in ") == 1
     errors = len(pandas.read_csv(folder / "errors.csv"))
     assert told.count("Predicted wrongly") == 1 and f"({min(errors, 10)} of {errors} in errors.csv):\n  " in told
     assert "mean over folds" in told and "all rows at once" in told and "mean of the folds' predictions" in told
