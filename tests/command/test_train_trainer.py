@@ -109,9 +109,15 @@ def test_the_printed_lines_load_the_result_where_nothing_of_the_project_is(finis
     assert "'no'" in of_checkpoint and "'yes'" in of_checkpoint
 
 
-def test_the_threshold_of_two_classes_is_in_the_saved_model(work, monkeypatch):
+def test_the_threshold_of_two_classes_is_in_the_saved_model(work, monkeypatch, capsys):
     monkeypatch.chdir(work)
-    assert main(["recipe.yaml", "--output_dir=tuned", "--num_train_epochs=1", "--tune_threshold"]) == 0
+    assert (
+        main(["recipe.yaml", "--output_dir=tuned", "--num_train_epochs=1", "--tune_threshold", "--show_errors"]) == 0
+    )
+    wrong = pandas.read_csv(work / "tuned" / "errors.csv")
+    told = capsys.readouterr().out
+    assert f"Predicted wrongly, surest first ({min(len(wrong), 10)} of {len(wrong)} in errors.csv):" in told
+    assert f'"{wrong["text"][0]}" | "{wrong["text_pair"][0]}"' in told
     metrics = json.loads((work / "tuned" / "metrics.json").read_text())
     effect = metrics["learned_on_validation"]["thresholds"]
     assert effect["validation"]["at_thresholds"]["f1_macro"] > effect["validation"]["at_half"]["f1_macro"]

@@ -1,6 +1,6 @@
 """The numbers of a finished run, by split, and what they warn of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,8 +58,8 @@ class Evaluation:
 
     @property
     def judged_on(self) -> str | None:
-        """The split whose numbers are told in detail: test or, if it has no labels, validation."""
-        return next((name for name in ("test", "validation") if name in self.results), None)
+        """The split whose numbers are told in detail, see `judged_split`."""
+        return judged_split(self.results)
 
     def compared(self, split: str) -> np.ndarray:
         """The answers for a split by which the model is compared with others, in the form of its labels.
@@ -84,6 +84,11 @@ class Evaluation:
             "by_class": by_class,
             "learned_on_validation": self.learned,
         }
+
+
+def judged_split(results: Mapping[str, Any]) -> str | None:
+    """Of the splits with `results`: test or, if it has no labels, validation; None if neither has any."""
+    return next((name for name in ("test", "validation") if name in results), None)
 
 
 def nothing_learnt(

@@ -232,8 +232,8 @@ class TrainingFields:
         default=None,
         metadata={
             "help": "Steps before stage 1 in which the backbone alone learns which texts share a label. Unset: 100, "
-            "or fewer for long texts, where fewer than 500 rows have one text and one label each, with at least 8 a "
-            "class on average, and the run's length is not set; else 0."
+            "or fewer for long texts, if there are fewer than 500 rows, each of one text and one label, and at least "
+            "8 a class on average. Else 0, as where the length of the run is set."
         },
     )
     layer_cache: str = field(

@@ -43,7 +43,7 @@ def code_block(text: str, language: str = "") -> str:
 
 def short(text: object, longest: int) -> str:
     """`visible`, cut to at most `longest` characters."""
-    shown = visible(text)
+    shown = visible(str(text)[: longest + 1])  # enough to tell whether it is longer
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 

@@ -21,6 +21,7 @@ from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
 from lstmpool.training.data.summary import balance_words
 from lstmpool.training.errors import counted
 from lstmpool.training.evaluation.by_class import ByClass
+from lstmpool.training.evaluation.results import judged_split
 from lstmpool.training.flags.arguments import LIMITS, DataArguments, ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
@@ -58,6 +59,7 @@ class CardContents:
     results: dict[str, dict[str, float]] = field(default_factory=dict)  # by split and metric
     caveats: list[str] = field(default_factory=list)  # warnings, in Markdown
     about_linear: str = ""  # what there is to say of the linear baseline beyond its numbers
+    contrastive_steps: int = 0  # in which the backbone first learnt which texts share a label
     by_class: ByClass | None = None  # the numbers of `judged_on` class by class, unless outputs are numbers
 
     @property
@@ -65,9 +67,9 @@ class CardContents:
         return TASKS[self.config.problem_type]
 
     @property
-    def judged_on(self) -> str:
-        """The split that is told in detail: test or, if it has no labels, validation."""
-        return "test" if "test" in self.data and self.data["test"]["labels"] else "validation"
+    def judged_on(self) -> str | None:
+        """The split that is told in detail, see `judged_split`."""
+        return judged_split(self.results)
 
     @property
     def is_adapter(self) -> bool:
@@ -90,7 +92,7 @@ def model_card(run: CardContents) -> str:
         outputs=_outputs(run),
         adapter=run.is_adapter,
         snippet=markdown.code_block("\n".join(run.snippet), "python"),
-        results=markdown.table(run.table) if len(run.table) > 1 else "Nothing was measured: no row had a label.",
+        results=markdown.table(run.table) if run.results else "",
         best=run.best,
         about_linear=run.about_linear,
         searched=run.args.hp_search,
@@ -141,7 +143,7 @@ def _hub_results(run: CardContents) -> list[EvalResult]:
     results are in the card's table alone (the card of the library's `Trainer` leaves them out, too). The same goes for
     rows that are only a part of a split: those held out of training, a fold, and those left by a limit.
     """
-    split = next((name for name in ("test", "validation") if name in run.results), None)
+    split = run.judged_on
     if split is None:
         return []
     args = run.data_args
@@ -260,6 +262,8 @@ def _settings(run: CardContents) -> str:
     trained = "backbone" if run.lora is None else "adapters"
 
     rows = [["setting", "value"]]
+    if run.contrastive_steps:
+        rows.append(["texts compared first", counted(run.contrastive_steps, "step")])
     rows.append(["epochs", f"{args.num_train_epochs:g}" if args.max_steps < 0 else counted(args.max_steps, "step")])
     rows.append([f"learning rate, {trained}", f"{args.learning_rate:g}"])
     rows.append(["learning rate, new layers", f"{head_rate:g}"])

@@ -12,7 +12,7 @@ import pandas
 from lstmpool.training.data.rows import Split
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.arguments import TrainingFields
-from lstmpool.training.output.markdown import visible
+from lstmpool.training.output.markdown import short
 from lstmpool.training.output.tables import text_columns, write_table
 from lstmpool.training.tasks.task import Task
 from lstmpool.training.writing import Writer
@@ -21,7 +21,7 @@ from lstmpool.training.writing import Writer
 NAME = "errors.csv"
 MOST_NUMBERS = 100  # rows of a regression, in which hardly any number is met
 SHOWN = 10  # rows in the terminal
-LONGEST = 100  # characters of a text there, and of an answer
+LONGEST = 100  # characters of a text there, of an id and of an answer
 
 
 def wrong_rows(evaluation: Evaluation, splits: dict[str, Split]) -> pandas.DataFrame | None:
@@ -79,29 +79,32 @@ def shown_errors(evaluation: Evaluation, splits: dict[str, Split]) -> list[str]:
     first = table.head(SHOWN)
     title = "Largest errors" if task.has_numbers else "Predicted wrongly, surest first"
     lines = [f"{title} ({len(first)} of {len(table)} in {NAME}):"]
-    answers = [name.removeprefix("truth") for name in table if name.startswith("truth")]
-    texts = [name for name in ("text", "text_pair") if name in table]
     for row in first.to_dict("records"):
-        said = [f"{end[1:]} {_told(row, end)}" if end else _told(row, end) for end in answers]
-        quoted = " | ".join(f'"{_short(row[name])}"' for name in texts)
-        measure = f"{_measure(task)} {row[_measure(task)]:.3f}"
-        lines.append(f"  {row['split']} {_short(row['id'])}: {_short('; '.join(said))} ({measure}): {quoted}")
+        lines.append(f"  {_line(row, _measure(task))}")
     return lines
 
 
-def _told(row: dict[str, Any], end: str) -> str:
-    """The answer, and what is true, in the columns whose names have this `end`."""
-    found, expected = [_answer(row[f"{title}{end}"]) for title in ("prediction", "truth")]
-    return f"{found}, not {expected}"
+def _line(row: dict[str, Any], measure: str) -> str:
+    """One row of the table as a line."""
+    place = f"{row['split']} {short(row['id'], LONGEST)}"
+    answers = short("; ".join(_answers(row)), LONGEST)
+    texts = " | ".join(f'"{short(row[name], LONGEST)}"' for name in ("text", "text_pair") if name in row)
+    return f"{place}: {answers} ({measure} {row[measure]:.3f}): {texts}"
+
+
+def _answers(row: dict[str, Any]) -> list[str]:
+    """What was predicted, and what is true: once, or for each target by its name."""
+    if "truth" in row:
+        return [f"{_answer(row['prediction'])}, not {_answer(row['truth'])}"]
+    said = []
+    for column in row:
+        if column.startswith("truth_"):
+            target = column.removeprefix("truth_")
+            said.append(f"{target} {_answer(row[f'prediction_{target}'])}, not {_answer(row[column])}")
+    return said
 
 
 def _answer(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value) or "no label"
-
-
-def _short(value: Any) -> str:
-    """At most `LONGEST` characters, in one line."""
-    text = str(value)
-    return visible(text) if len(text) <= LONGEST else f"{visible(text[:LONGEST])}..."

@@ -9,16 +9,18 @@ A run that is killed here repeats it, and gets the same weights. Several process
 """
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from lstmpool.fields_lstmpool import SINGLE
 from lstmpool.training.flags.defaults import FEW_ROWS, steps_for
+from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.divergence import check_weights
 from lstmpool.training.loop.trainer_arguments import batch_of
 from lstmpool.training.model.trainable_parts import learning_rates
@@ -59,9 +61,8 @@ def compare_texts(state: State) -> None:
     model, args, rows, steps = state.model, state.args, state.inputs["train"], state.contrastive_steps
     labels = np.asarray(rows["labels"])
     generator = np.random.default_rng(args.seed)
-    rates = learning_rates(model, args)
-    trained = [(p, rates[name]) for name, p in model.named_parameters() if name in rates and ".backbone." in name]
-    groups = [{"params": [parameter], "lr": rate} for parameter, rate in trained]
+    groups = _trained(model, args)
+    parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
     schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * steps), steps)
     base = model.base_model.train()
@@ -73,12 +74,22 @@ def compare_texts(state: State) -> None:
             vectors = base(**batch).layer_states[:, -1]  # (B, S)
         pair_loss(vectors.float(), of_batch).backward()
         if args.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_([parameter for parameter, _ in trained], args.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
     check_weights(model, step=0)
     print(f"Texts compared: {steps} steps of the backbone alone, in {time.monotonic() - began:.0f} s.", flush=True)
+
+
+def _trained(model: PreTrainedModel, args: TrainingArguments) -> list[dict[str, Any]]:
+    """The backbone's parameters that are trained, each with its learning rate, as an optimizer takes them."""
+    rates = learning_rates(model, args)
+    groups = []
+    for name, parameter in model.named_parameters():
+        if name in rates and ".backbone." in name:
+            groups.append({"params": [parameter], "lr": rates[name]})
+    return groups
 
 
 def pair_loss(vectors: Tensor, labels: Tensor) -> Tensor:

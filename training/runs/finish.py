@@ -38,11 +38,7 @@ def write_files(state: State) -> None:
     write_output(state.folder, state.model if saves_model else None, state.job.tokenizer, files)
     if state.start.within:
         handover(state.final)
-    shown = f"{text_table(table)}\n\n" if len(table) > 1 else ""  # without validation and test rows, no number
-    print(f"\n{shown}", end="")
-    for line in _by_class(state):
-        print(line)
-    print(best)
+    print("\n".join(["", *_numbers(state, table), best]))
     if state.args.show_errors:
         print("\n".join(shown_errors(state.evaluation, state.job.splits)))
     for line in _about_linear(state):
@@ -75,13 +71,16 @@ def _files(state: State, plots: Writers) -> Writers:
     return files
 
 
-def _by_class(state: State) -> list[str]:
-    """The lines that say how good the answers are class by class, and an empty one; none if outputs are numbers."""
+def _numbers(state: State, table: list[list[str]]) -> list[str]:
+    """The lines that say how good the answers are, also class by class; none if no row was measured."""
     evaluation = state.evaluation
-    split = evaluation.judged_on
-    if split not in evaluation.by_class:
+    if not evaluation.results:
         return []
-    return [*by_class_lines(evaluation.by_class[split], split, evaluation.results[split]), ""]
+    lines = [text_table(table), ""]
+    split = evaluation.judged_on
+    if split in evaluation.by_class:
+        lines += [*by_class_lines(evaluation.by_class[split], split, evaluation.results[split]), ""]
+    return lines
 
 
 def _about_linear(state: State) -> list[str]:
@@ -157,6 +156,7 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str], war
         results=state.evaluation.results,
         caveats=_caveats(state, warnings),
         about_linear=" ".join(_about_linear(state)),
+        contrastive_steps=state.contrastive_steps,
         by_class=state.evaluation.by_class.get(state.evaluation.judged_on),
     )
     return model_card(run)

@@ -60,25 +60,33 @@ def start_head(state: State) -> None:
     if read is None:
         return
     states, rows = read
-    choices = (TOP,) if state.model.config.layer_pooling == "last" else (TOP, ALL)
-    strengths = None
-    if state.contrastive_steps:  # held-out rows cannot choose: the backbone has seen the labels of all
-        choices = choices[-1:]
-        width = states[0].size if choices == (ALL,) else states.shape[2]
-        strengths = np.array([STRENGTH_OF_COMPARED / width])
+    choices, strengths = _choices(state, states)
     of_rows = None if strata is None else strata[rows]
     start = fit_start(
         states, targets[rows], len(job.task.names), _loss(state), of_rows, state.args.seed, choices, strengths
     )
     start.put(state.model)
     read_all = len(rows) == total
-    if read_all and not state.contrastive_steps:
-        state.top_states = states[:, -1].copy()
     scores = {}
-    if not state.contrastive_steps:  # a backbone that has seen all labels would flatter it
+    if not state.contrastive_steps:  # a backbone that has seen all labels would flatter scores and baseline
         scores = _scores(state, start, rows)
+        state.top_states = states[:, -1].copy() if read_all else None
     state.trainer.add_callback(StartCounts(state.trainer, scores, may_be_kept=read_all))
     print(describe_start(start, scores, job.task, len(rows), total, time.monotonic() - began), flush=True)
+
+
+def _choices(state: State, states: np.ndarray) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Which layers the linear model may read, and how strongly it may be regularised; None: as it is by default.
+
+    After texts were compared there is one choice of each: the backbone has seen the labels of all rows, so those that
+    are held out cannot choose. `states`: (M, L, S).
+    """
+    choices = (TOP,) if state.model.config.layer_pooling == "last" else (TOP, ALL)
+    if not state.contrastive_steps:
+        return choices, None
+    layers = choices[-1]
+    width = states[0].size if layers == ALL else states.shape[2]
+    return (layers,), np.array([STRENGTH_OF_COMPARED / width])
 
 
 def _loss(state: State) -> Loss:

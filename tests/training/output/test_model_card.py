@@ -36,10 +36,12 @@ def card(
     results=None,
     caveats=(),
     by_class=None,
+    contrastive_steps=0,
     **options,
 ):
     """A card of a made-up run, and its header. `rows` are the arguments that say where its rows came from."""
     fields = {"num_labels": 2, "id2label": {0: "no", 1: "yes"}} | dict(fields)
+    measured = [name for name in data if name != "train" and data[name]["labels"]]
     options = {"do_train": True, "eval_strategy": "epoch", "save_strategy": "epoch", **options}
     options = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", **options}
     args = TrainingArguments(str(folder), use_cpu=True, report_to=[], learning_rate=2e-5, **options)
@@ -58,9 +60,10 @@ def card(
             snippet=["print(1)"],
             command=list(command),
             data_args=DataArguments(**(rows or {})),
-            results=results or {},
+            results=dict.fromkeys(measured, {}) if results is None else results,
             caveats=list(caveats),
             by_class=by_class,
+            contrastive_steps=contrastive_steps,
         )
     )
     return text, yaml.safe_load(text.split("\n---\n")[0])
@@ -221,6 +224,17 @@ def test_the_settings_are_those_of_the_run(tmp_path, options, row):
     assert f"| {row} |" in card(tmp_path, **options)[0].splitlines()
 
 
+def test_texts_that_were_compared_first_are_told(tmp_path):
+    assert "| texts compared first | 100 steps |" in card(tmp_path, contrastive_steps=100)[0].splitlines()
+    assert "texts compared" not in card(tmp_path)[0]
+
+
+def test_where_nothing_was_measured_that_is_said_in_place_of_a_table(tmp_path):
+    text = card(tmp_path, data={"train": DATA["train"]})[0]
+    assert "## Results\n\nNothing was measured: no validation or test row had a label.\n\nEpoch 2 was kept.\n" in text
+    assert "Brackets" not in text and "Brackets hold" in card(tmp_path)[0]
+
+
 def test_warnings_are_caveats_and_there_is_no_such_part_without_one(tmp_path):
     text = card(tmp_path, caveats=["this run is short.", "fewer rows have `a|b` (1)."])[0]
     assert "\n\n## Caveats\n\n- This run is short.\n- Fewer rows have `a|b` (1).\n\n## Data\n" in text
@@ -296,6 +310,11 @@ NAMES = [
 )
 def test_a_name_is_plain_words_or_a_span_of_code(text, shown):
     assert markdown.name(text) == shown
+
+
+@pytest.mark.parametrize(("text", "shown"), [("abc", "abc"), ("abcd", "ab…"), ("a\n", "a\\n"), ("a\nb", "a\\…")])
+def test_a_long_text_is_cut_and_escapes_count(text, shown):
+    assert markdown.short(text, 3) == shown
 
 
 def test_a_block_of_code_is_ended_by_its_own_fence_alone():

@@ -6,15 +6,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from transformers import DataCollatorWithPadding
 
 from lstmpool.train_trainer import main
 from lstmpool.training.flags import defaults
 from lstmpool.training.flags.defaults import Limits
-from lstmpool.training.runs.contrast import contrastive_steps, draw_batch, pair_loss
+from lstmpool.training.flags.training_arguments import TrainingArguments
+from lstmpool.training.runs.contrast import compare_texts, contrastive_steps, draw_batch, pair_loss
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
 
+from ...conftest import tiny_model, word_tokenizer
 from ...training_fixtures import save_backbone, sentences, task_of, write_csv
 
 
@@ -47,6 +51,28 @@ def test_of_many_labels_half_as_many_as_texts_are_drawn_and_a_lone_row_twice():
     labels = np.arange(40)
     drawn = draw_batch(labels, 16, np.random.default_rng(0))
     assert sorted(np.bincount(drawn)[np.unique(drawn)].tolist()) == [2] * 8
+
+
+def test_comparing_texts_trains_the_backbone_alone_and_tells_the_labels_apart(tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], learning_rate=5e-3, disable_tqdm=True)
+    rows = [{"input_ids": [5, 6 + i % 8, 7], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(24)]
+    model, collator = tiny_model(), DataCollatorWithPadding(word_tokenizer())
+    embeddings = model.get_input_embeddings().weight.requires_grad_(False)  # as --freeze_embeddings does
+    before = {name: parameter.clone() for name, parameter in model.state_dict().items()}
+    batch = collator(rows)
+    labels = batch.pop("labels")
+    inputs = {"train": Dataset.from_list(rows)}
+
+    def loss():
+        with torch.no_grad():
+            return pair_loss(model.eval().base_model(**batch).layer_states[:, -1], labels).item()
+
+    first = loss()
+    compare_texts(SimpleNamespace(model=model, args=args, inputs=inputs, collator=collator, contrastive_steps=40))
+    assert loss() < 0.8 * first
+    moved = {name for name, parameter in model.state_dict().items() if not parameter.equal(before[name])}
+    assert moved and all(".backbone." in name for name in moved)
+    assert embeddings.equal(before["lstmpool.backbone.embeddings.word_embeddings.weight"])
 
 
 def state_of(

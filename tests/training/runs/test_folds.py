@@ -152,11 +152,14 @@ def test_what_was_cut_off_goes_on_without_the_folds_that_are_finished(finished, 
     assert main(WORDS) == 2  # other groups, so other folds
     assert "the rows are not those that the cross-validation in out was begun with" in capsys.readouterr().err
     (work / "train.csv").write_text(rows)
-    assert main(WORDS) == 0
+    assert main([*WORDS, "--show_errors"]) == 0
     told = capsys.readouterr().out
     assert "out holds this cross-validation, which was cut off. It goes on." in told
     assert "Fold 1 of 2, 16 rows train, 16 are held out: finished before." in told
     assert "Fold 2 of 2, 16 rows train, 16 are held out:\n" in told
+    assert told.count("Layer states: read from disk, in ") == 1
+    errors = len(pandas.read_csv(folder / "errors.csv"))
+    assert told.count("Predicted wrongly") == 1 and f"({min(errors, 10)} of {errors} in errors.csv):\n  " in told
     assert "mean over folds" in told and "all rows at once" in told and "mean of the folds' predictions" in told
     assert weights.stat().st_mtime_ns == written
     pandas.testing.assert_frame_equal(pandas.read_parquet(folder / "oof.parquet"), before, check_exact=True)
