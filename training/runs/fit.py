@@ -154,9 +154,10 @@ def _fields(state: State) -> dict[str, Any]:
     except (OSError, ValueError):  # `check_resumed` will say so
         return job.fields
     kept = {name: getattr(begun, name) for name in CHOSEN if not getattr(job.model_args, name, None)}
-    changed = [name for name in kept if kept[name] != job.fields.get(name) and name != "pair_template"]
-    for name in changed:
-        print(f"{name} {kept[name]}, with which this run began.", flush=True)
+    for name, value in kept.items():
+        chosen_now = job.fields.get(name)  # None for pairs where there are none
+        if name != "pair_template" and chosen_now not in (None, value):
+            print(f"{name} {value}, with which this run began.", flush=True)
     return job.fields | kept
 
 

@@ -205,7 +205,9 @@ def test_a_default_run_on_few_rows_has_its_steps_also_where_it_was_cut_off(tmp_p
     for step in saved - {0, 5, 10}:
         (tmp_path / "out" / f"checkpoint-{step}" / "manifest.json").unlink()
     assert main(words) == 0
-    assert "It goes on from out/checkpoint-10." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "It goes on from out/checkpoint-10." in said
+    assert "with which this run began" not in said
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
 
 
