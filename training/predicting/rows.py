@@ -180,7 +180,7 @@ class Rows:
         for chunk in self._chunks(rows):
             digest.update(repr((chunk.texts, chunk.pairs, chunk.ids)).encode())
             sizes.append(len(chunk))
-            kinds |= set(map(type, chunk.ids))
+            kinds |= set(map(_kind, chunk.ids))
             has_pairs = bool(chunk.pairs)
         kinds.discard(type(None))
         id_type = KINDS.get(kinds.pop(), pyarrow.string()) if len(kinds) == 1 else pyarrow.string()
@@ -236,6 +236,12 @@ class Rows:
                 yield from zip(ids, map(list, zip(*columns, strict=True)), strict=True)
                 number += len(table)
                 before += len(table)
+
+
+def _kind(name: Any) -> type:
+    """The type of an id. A number that a column of numbers cannot hold is written as a text."""
+    is_large = isinstance(name, int) and not -(2**63) <= name < 2**63
+    return str if is_large else type(name)
 
 
 def _with_bar(rows: Iterator[Any], title: str, hides_bar: bool) -> Iterator[Any]:
