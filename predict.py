@@ -139,6 +139,8 @@ def _predict(
                 output.write(answers.table(chunk, logits))
                 done += len(chunk)
                 bar.update(len(chunk))
+    if survey and done + sum(sizes[:before]) != sum(sizes):
+        raise InputError("the rows are others than when they were checked. Begin anew with --overwrite.")
     with unbroken(said):
         output.finish(answers.empty())
     seconds = time.monotonic() - began

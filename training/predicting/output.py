@@ -81,7 +81,7 @@ class Answers:
 
     def empty(self) -> pyarrow.Table:
         """A table of no rows, for its columns."""
-        row = Chunk(0, 0, texts=[""], pairs=[""], ids=[None])
+        row = Chunk(0, texts=[""], pairs=[""], ids=[None])
         return self.table(row, np.zeros((1, len(self.task.names)))).slice(0, 0)
 
     def _found(self, logits: np.ndarray) -> dict[str, Any]:
@@ -196,8 +196,6 @@ class ToStdout:
 class ToFile:
     """A file, and the pieces of it that are done."""
 
-    how_to_go_on = "The same command with --resume goes on from there."
-
     def __init__(self, request: Request, inputs: list[str]):
         """Checks what is there already. Raises InputError if the file may not be written. `inputs`: where rows are."""
         self.request = request
@@ -205,6 +203,9 @@ class ToFile:
         # Engines that read a folder as one table pass over names that begin with a line.
         mark = "_" if request.in_parts else ""
         self.parts = self.path.with_name(f"{mark}{self.path.name}.part")
+        self.how_to_go_on = "The same command with --resume goes on from there."
+        if request.reads_stdin:
+            self.how_to_go_on = "Begin anew with --overwrite: the standard input has no rows twice."
         self.done = 0  # pieces
         self.is_finished = False  # from before
         self.record: dict[str, Any] = {}
@@ -225,10 +226,9 @@ class ToFile:
         if self.path.exists() and not options.overwrite and not may_be_finished:
             raise InputError(f"--output {self.path} exists already. Choose another name, or add --overwrite.")
         if has_record and not (options.resume or options.overwrite):
-            raise InputError(
-                f"{self.parts} holds {len(self._pieces())} chunks of predictions that were cut off. Go on with "
-                "--resume, or begin anew with --overwrite."
-            )
+            found = f"{self.parts} holds {len(self._pieces())} chunks of predictions that were cut off."
+            choice = "Begin" if self.request.reads_stdin else "Go on with --resume, or begin"
+            raise InputError(f"{found} {choice} anew with --overwrite.")
         if self.request.in_parts:
             self._check_other_shards()
 

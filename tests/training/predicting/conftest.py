@@ -67,7 +67,7 @@ def computed(monkeypatch):
     seen, original = [], Predictor.logits
 
     def logits(self, chunk, *sizes):
-        seen.append(chunk.number)
+        seen.append(chunk.first // 4)
         if len(seen) == 3 and seen.stop:
             os.kill(os.getpid(), seen.stop)
         return original(self, chunk, *sizes)

@@ -1,5 +1,6 @@
 """Where predictions go: what was cut off goes on, nothing else is replaced, and shards are parts of one table."""
 
+import io
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from filelock import FileLock
 
+from lstmpool.training.predicting.model import Finished
 from lstmpool.training.predicting.options import Shard, parse
 from lstmpool.training.predicting.output import ToFile
 from lstmpool.training.predicting.rows import Survey
@@ -104,6 +106,30 @@ def test_a_kill_while_the_pieces_are_removed_leaves_a_file_that_is_finished(work
     assert f"{name} is finished already." in capsys.readouterr().err
     assert Path(name).read_bytes() == expected
     assert not Path(f"{name}.part").exists()
+
+
+def test_what_the_standard_input_gave_can_only_begin_anew(work, computed, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"red dog\n" * 12)))
+    computed.stop = signal.SIGTERM
+    assert predict("-", "--output", "out.csv") == 143
+    assert "stopped after 3 chunks. Begin anew with --overwrite: the standard" in capsys.readouterr().err
+    assert predict("-", "--output", "out.csv") == 2
+    assert "3 chunks of predictions that were cut off. Begin anew with --overwrite." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [TEXTS[:9], [*TEXTS, "red"]])
+def test_rows_that_change_after_their_check_are_told(work, monkeypatch, capsys, rows):
+    write_csv(Path("changing.csv"), {"text": TEXTS})
+    load = Finished.load
+
+    def change(self, *words):
+        write_csv(Path("changing.csv"), {"text": rows})
+        return load(self, *words)
+
+    monkeypatch.setattr(Finished, "load", change)
+    assert predict("changing.csv", "--output", "out.csv") == 2
+    assert "error: the rows are others than when they were checked." in capsys.readouterr().err
+    assert not Path("out.csv").exists()
 
 
 def test_what_is_no_file_is_not_replaced(work, capsys):

@@ -34,7 +34,7 @@ def test_rows_get_the_logits_that_the_model_gives_each_text_alone(made):
     with torch.no_grad():
         alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in TEXTS]).numpy()
     predictor = Finished.find(str(made / "model")).load(use_cpu=True, bf16=False)
-    found = predictor.logits(Chunk(0, 1, texts=TEXTS), batch_size=5, batch_tokens=60)
+    found = predictor.logits(Chunk(1, texts=TEXTS), batch_size=5, batch_tokens=60)
     np.testing.assert_allclose(found, alone, atol=1e-5)
     assert np.ptp(alone[:, 0]) > 0.1
 
@@ -46,7 +46,7 @@ def test_no_batch_has_more_rows_or_tokens_than_asked_for():
 
 
 def columns_of(task, logits, **options) -> dict:
-    chunk = Chunk(0, 1, texts=["a"] * len(logits), ids=list(range(len(logits))))
+    chunk = Chunk(1, texts=["a"] * len(logits), ids=list(range(len(logits))))
     return Answers(task, Options(**options), None).table(chunk, np.array(logits)).to_pydict()
 
 
@@ -97,7 +97,7 @@ def test_chunks_keep_the_order_and_are_bounded_by_rows_and_characters(monkeypatc
     found = chunks_of({"text": ["a", "b"]}, {"text": ["c", "d", "x" * 100, "e"]})
     assert [chunk.texts for chunk in found] == [["a", "b", "c"], ["d", "x" * 100], ["e"]]
     assert [chunk.ids for chunk in found] == [[0, 1, 2], [3, 4], [5]]
-    assert [(chunk.number, chunk.first) for chunk in found] == [(0, 1), (1, 4), (2, 6)]
+    assert [chunk.first for chunk in found] == [1, 4, 6]
 
 
 def test_a_broken_row_is_named_by_its_own_file():
