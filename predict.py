@@ -85,8 +85,10 @@ def run(request: Request, stdout: BinaryIO) -> None:
     options = request.options
     model = Finished.find(request.model, options.model_revision, options.trust_remote_code)
     check_answers(model.task, options)
-    rows = Rows(sources_of(request), Columns.of(request, model.title, model.reads_pairs, model.settings))
-    output = ToStdout(request, stdout) if request.output is None else ToFile(request)
+    sources = sources_of(request)
+    rows = Rows(sources, Columns.of(request, model.title, model.reads_pairs, model.settings))
+    inputs = [source.title for source in sources]
+    output = ToStdout(request, stdout) if request.output is None else ToFile(request, inputs)
     with _told(output):
         survey = None if request.reads_stdin else rows.survey(request.shard, _hides_bar(request))
         with output.opened(model.digest(), survey.digest if survey else "the standard input"):
@@ -137,6 +139,8 @@ def _predict(
                 output.write(answers.table(chunk, logits))
                 done += len(chunk)
                 bar.update(len(chunk))
+    if survey and done + sum(sizes[:before]) != sum(sizes):
+        raise InputError("the rows are others than when they were checked. Begin anew with --overwrite.")
     with unbroken(said):
         output.finish(answers.empty())
     seconds = time.monotonic() - began

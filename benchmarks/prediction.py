@@ -145,7 +145,7 @@ def predictor(variant: str, name: str) -> Callable[[list[str]], object]:
 
 
 def _logits_of(loaded: Predictor, texts: list[str]) -> np.ndarray:
-    return loaded.logits(Chunk(0, 1, texts=texts), Options.batch_size, Options.batch_tokens)
+    return loaded.logits(Chunk(1, texts=texts), Options.batch_size, Options.batch_tokens)
 
 
 # -------------------------------------------------------------------------------------------------- the whole command

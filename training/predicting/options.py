@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from transformers.hf_argparser import HfArgumentParser
 
-from lstmpool.training.errors import InputError, control_in, did_you_mean
+from lstmpool.training.errors import InputError, control_in, did_you_mean, one_line
 from lstmpool.training.flags.help import Formatter, Parser
 
 
@@ -125,7 +125,12 @@ class Request:
         if self.options.output is None:
             return None
         output = Path(self.options.output)
-        return output if self.shard.count == 1 else output / part_name(self.shard)
+        return output / part_name(self.shard) if self.in_parts else output
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the output is a file in a folder, a part of a table."""
+        return _in_parts(self.options, self.shard)
 
     @property
     def reads_stdin(self) -> bool:
@@ -204,8 +209,15 @@ def _shard(options: Options) -> Shard:
         if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count) <= MOST_SHARDS):
             raise InputError(f"--shard {options.shard}: expected a shard and their number, such as 3/16.")
         first, of_all = int(index), int(count)
-    processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    with one_line("expected numbers in WORLD_SIZE and RANK, which torchrun sets", ValueError, remedy="Unset both."):
+        processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if not 0 <= rank < processes:
+        raise InputError(f"expected a RANK below WORLD_SIZE, {processes}, found {rank}. Unset both, or use torchrun.")
     return Shard((first - 1) * processes + rank + 1, of_all * processes)
+
+
+def _in_parts(options: Options, shard: Shard) -> bool:
+    return options.shard is not None or shard.count > 1
 
 
 def _check(model: str, files: list[str], options: Options, shard: Shard) -> None:
@@ -237,7 +249,7 @@ def _check(model: str, files: list[str], options: Options, shard: Shard) -> None
         raise InputError(f"--output {options.output}: expected a file. For the standard output, leave --output out.")
     if STDIN in files and options.resume:
         raise InputError("--resume reads the rows again, and the standard input has none twice. Write them to a file.")
-    if STDIN in files and shard.count > 1:
+    if STDIN in files and _in_parts(options, shard):
         raise InputError("several processes or shards each read all rows; write the lines to a file.")
     if options.raw_csv and _format(options, shard) != "csv":
         raise InputError("--raw_csv is about the format csv.")
@@ -247,14 +259,14 @@ def _check_stdout(options: Options, shard: Shard) -> None:
     if options.resume or options.overwrite:
         flag = "--resume" if options.resume else "--overwrite"
         raise InputError(f"{flag} is about a file; name it with --output.")
-    if shard.count > 1:
+    if _in_parts(options, shard):
         raise InputError("several processes or shards write a file each; name their folder with --output.")
 
 
 def _format(options: Options, shard: Shard) -> str:
     """The format that the flags ask for. Raises InputError if they contradict each other, or name none."""
     ending = Path(options.output or "").suffix.lower().removeprefix(".")
-    if shard.count > 1:
+    if _in_parts(options, shard):
         if options.format not in (None, "parquet") or ending in ("csv", "jsonl"):
             raise InputError("several processes or shards write Parquet: name a folder with --output, without .csv.")
         return "parquet"

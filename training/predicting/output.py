@@ -26,7 +26,7 @@ from lstmpool.training.predicting.options import Options, Request
 from lstmpool.training.predicting.rows import Chunk, Survey
 from lstmpool.training.spreadsheet import guard
 from lstmpool.training.tasks.task import SCORED, Task
-from lstmpool.training.writing import write_text, writing
+from lstmpool.training.writing import digest_of, write_text, writing
 
 
 RECORD = "record.json"
@@ -67,7 +67,8 @@ class Answers:
     def table(self, chunk: Chunk, logits: np.ndarray) -> pyarrow.Table:
         """The rows of a chunk, whose logits are (N, C). Numbers are in float32, in which the model gives them."""
         as_texts = pyarrow.types.is_string(self.id_type)
-        ids = [str(name) if as_texts and name is not None else name for name in chunk.ids]
+        given = [None if name != name else name for name in chunk.ids]  # NaN, which JSON does not have
+        ids = [str(name) if as_texts and name is not None else name for name in given]
         columns = {"id": pyarrow.array(ids, self.id_type)}
         if self.options.with_text:
             columns["text"] = pyarrow.array(chunk.texts)
@@ -80,7 +81,7 @@ class Answers:
 
     def empty(self) -> pyarrow.Table:
         """A table of no rows, for its columns."""
-        row = Chunk(0, 0, texts=[""], pairs=[""], ids=[None])
+        row = Chunk(0, texts=[""], pairs=[""], ids=[None])
         return self.table(row, np.zeros((1, len(self.task.names)))).slice(0, 0)
 
     def _found(self, logits: np.ndarray) -> dict[str, Any]:
@@ -195,37 +196,40 @@ class ToStdout:
 class ToFile:
     """A file, and the pieces of it that are done."""
 
-    how_to_go_on = "The same command with --resume goes on from there."
-
-    def __init__(self, request: Request):
-        """Checks what is there already. Raises InputError if the file may not be written."""
+    def __init__(self, request: Request, inputs: list[str]):
+        """Checks what is there already. Raises InputError if the file may not be written. `inputs`: where rows are."""
         self.request = request
         self.path = request.output
         # Engines that read a folder as one table pass over names that begin with a line.
-        mark = "_" if request.shard.count > 1 else ""
+        mark = "_" if request.in_parts else ""
         self.parts = self.path.with_name(f"{mark}{self.path.name}.part")
+        self.how_to_go_on = "The same command with --resume goes on from there."
+        if request.reads_stdin:
+            self.how_to_go_on = "Begin anew with --overwrite: the standard input has no rows twice."
         self.done = 0  # pieces
         self.is_finished = False  # from before
         self.record: dict[str, Any] = {}
         with one_line(f"--output {request.options.output} cannot be written"):
-            self._check_place()
+            self._check_place(inputs)
 
-    def _check_place(self) -> None:
+    def _check_place(self, inputs: list[str]) -> None:
         """Raises InputError for what is there and may not be replaced."""
         options = self.request.options
-        may_be_finished = options.resume and self.request.format == "parquet"
+        has_record = (self.parts / RECORD).is_file()
+        may_be_finished = options.resume and (has_record or self.request.format == "parquet")
         if self.path.is_dir():
             raise InputError(f"--output {self.path} is a folder. Name a file in it.")
-        if self.path.exists() and any(self.path.samefile(file) for file in self.request.files if Path(file).exists()):
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(f"--output {self.path} is a device or a pipe. Leave --output out, and redirect the rows.")
+        if self.path.exists() and any(self.path.samefile(file) for file in inputs if Path(file).exists()):
             raise InputError(f"--output {self.path} is one of the files to read. Choose another name.")
         if self.path.exists() and not options.overwrite and not may_be_finished:
             raise InputError(f"--output {self.path} exists already. Choose another name, or add --overwrite.")
-        if (self.parts / RECORD).is_file() and not (options.resume or options.overwrite):
-            raise InputError(
-                f"{self.parts} holds {len(self._pieces())} chunks of predictions that were cut off. Go on with "
-                "--resume, or begin anew with --overwrite."
-            )
-        if self.request.shard.count > 1:
+        if has_record and not (options.resume or options.overwrite):
+            found = f"{self.parts} holds {len(self._pieces())} chunks of predictions that were cut off."
+            choice = "Begin" if self.request.reads_stdin else "Go on with --resume, or begin"
+            raise InputError(f"{found} {choice} anew with --overwrite.")
+        if self.request.in_parts:
             self._check_other_shards()
 
     def _check_other_shards(self) -> None:
@@ -262,32 +266,53 @@ class ToFile:
                 self._look_back()
             yield
         finally:
-            lock.release()
             if all(path.name == LOCK for path in self.parts.iterdir()):
                 shutil.rmtree(self.parts, ignore_errors=True)
+            lock.release()  # after that: it may be another process's lock that would be removed
 
     def _look_back(self) -> None:
         """Goes on after the pieces that are there, or removes them."""
         options = self.request.options
-        if self.path.exists() and not options.overwrite:
-            found = (pyarrow.parquet.read_schema(self.path).metadata or {}).get(KEY)
-            if found != self._digest():
-                raise InputError(f"{self.path} holds other predictions. Choose another name, or add --overwrite.")
+        if options.resume and self._is_whole():
+            self._remove_pieces()  # if a kill came before that was done
             self.is_finished = True
             return
+        if self.path.exists() and not options.overwrite:
+            raise InputError(f"{self.path} holds other predictions. Choose another name, or add --overwrite.")
         if options.resume and (self.parts / RECORD).is_file():
             self._check_record()
             self.done = len(self._pieces())
             return
         self._remove_pieces()
-        write_text(self.parts / RECORD, json.dumps(self.record, indent=1) + "\n")
+        self._write_record(self.record)
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        write_text(self.parts / RECORD, json.dumps(record, indent=1) + "\n")
+
+    def _is_whole(self) -> bool:
+        """Whether the file is there, and is what is asked for. Parquet says so itself, and else the record does."""
+        if not self.path.exists():
+            return False
+        if (self.parts / RECORD).is_file() and self._earlier() == self._record_of(self.path):
+            return True
+        if self.request.format != "parquet" or self.request.options.overwrite:
+            return False
+        return (pyarrow.parquet.read_schema(self.path).metadata or {}).get(KEY) == self._digest()
+
+    def _record_of(self, file: Path) -> dict[str, Any]:
+        """The record, with the digest of the whole file."""
+        return self.record | {"whole": digest_of(file)}
+
+    def _earlier(self) -> dict[str, Any]:
+        """The record that is there."""
+        with one_line(f"{self.parts / RECORD} cannot be read", ValueError, remedy="Begin anew with --overwrite."):
+            return dict(json.loads((self.parts / RECORD).read_text(encoding="utf-8")))
 
     def _check_record(self) -> None:
         """Raises InputError if what was cut off was of another model, other rows or other settings."""
-        with one_line(f"{self.parts / RECORD} cannot be read", ValueError, remedy="Begin anew with --overwrite."):
-            earlier = json.loads((self.parts / RECORD).read_text(encoding="utf-8"))
-            differs = [name for name in ("model", "rows") if earlier.get(name) != self.record[name]]
-            settings = dict(earlier.get("settings", {}))
+        earlier = self._earlier()
+        differs = [name for name in ("model", "rows") if earlier.get(name) != self.record[name]]
+        settings = earlier.get("settings", {})
         for name, value in self.record["settings"].items():
             if settings.get(name) != value:
                 differs.append(f"{name} ({settings.get(name)} there, {value} here)")
@@ -312,8 +337,8 @@ class ToFile:
         return self.parts / f"{number:06d}.{self.request.format}"
 
     def _remove_pieces(self) -> None:
-        """Removes what a run has left in the folder, and nothing else."""
-        for path in self.parts.iterdir():
+        """Removes what a run has left in the folder, and nothing else. Its record is the last."""
+        for path in sorted(self.parts.iterdir()):
             if path.name == RECORD or OF_RUN.fullmatch(path.name):
                 path.unlink()
 
@@ -335,6 +360,7 @@ class ToFile:
                 self._join_parquet(unfinished, empty.schema)
             else:
                 self._join_lines(unfinished, empty.column_names)
+            self._write_record(self._record_of(unfinished))
         self._remove_pieces()
 
     def _join_lines(self, path: Path, names: list[str]) -> None:

@@ -119,7 +119,6 @@ def _fitting(names: list[str], reads_pairs: bool | None) -> list[str]:
 class Chunk:
     """Rows that are predicted together."""
 
-    number: int  # of all chunks, from 0
     first: int  # the number of its first row, of all rows, from 1
     texts: list[str] = field(default_factory=list)
     pairs: list[str] = field(default_factory=list)  # the second texts; empty if rows are no pairs
@@ -180,7 +179,7 @@ class Rows:
         for chunk in self._chunks(rows):
             digest.update(repr((chunk.texts, chunk.pairs, chunk.ids)).encode())
             sizes.append(len(chunk))
-            kinds |= set(map(type, chunk.ids))
+            kinds |= set(map(_kind, chunk.ids))
             has_pairs = bool(chunk.pairs)
         kinds.discard(type(None))
         id_type = KINDS.get(kinds.pop(), pyarrow.string()) if len(kinds) == 1 else pyarrow.string()
@@ -195,7 +194,7 @@ class Rows:
         return self._chunks(self._rows(is_second))
 
     def _chunks(self, rows: Iterator[tuple[Any, list[str]]]) -> Iterator[Chunk]:
-        chunk = Chunk(0, 1)
+        chunk = Chunk(1)
         size = 0
         for name, texts in rows:
             chunk.ids.append(name)
@@ -204,7 +203,7 @@ class Rows:
             size += sum(map(len, texts))
             if len(chunk) == self.chunk_rows or size >= CHARACTERS:
                 yield chunk
-                chunk = Chunk(chunk.number + 1, chunk.first + len(chunk))
+                chunk = Chunk(chunk.first + len(chunk))
                 size = 0
         if len(chunk):
             yield chunk
@@ -236,6 +235,12 @@ class Rows:
                 yield from zip(ids, map(list, zip(*columns, strict=True)), strict=True)
                 number += len(table)
                 before += len(table)
+
+
+def _kind(name: Any) -> type:
+    """The type of an id. A number that a column of numbers cannot hold is written as a text."""
+    is_large = isinstance(name, int) and not -(2**63) <= name < 2**63
+    return str if is_large else type(name)
 
 
 def _with_bar(rows: Iterator[Any], title: str, hides_bar: bool) -> Iterator[Any]:

@@ -1,16 +1,13 @@
 """Predicting: what the columns hold, that what was cut off goes on, and that shards are parts of one table."""
 
 import math
-import os
-import signal
+import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 import torch
-from filelock import FileLock
 from transformers import AutoTokenizer
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
@@ -18,80 +15,16 @@ from lstmpool.predict import main
 from lstmpool.training.errors import InputError
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.predicting import rows as rows_module
-from lstmpool.training.predicting.model import Finished, Predictor, batches
-from lstmpool.training.predicting.options import Options, Shard, parse
+from lstmpool.training.predicting.model import Finished, batches
+from lstmpool.training.predicting.options import Options, parse
 from lstmpool.training.predicting.output import Answers, csv_header, csv_lines, json_lines
-from lstmpool.training.predicting.rows import Chunk, Columns, Rows, Source, Survey
+from lstmpool.training.predicting.rows import Chunk, Columns, Rows, Source
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
 
-from ...training_fixtures import save_backbone, sentences, task_of, write_csv
-
-
-from_backbone = LstmPoolForSequenceClassification.from_backbone
-TEXTS = [" ".join([text] * (1 + i % 5)) for i, text in enumerate(sentences(23))]  # of several lengths
-NAMES = ["late", "=lost", "other"]
-
-
-def save_model(backbone: Path, folder: Path, seed: int = 0, **config) -> Path:
-    torch.manual_seed(seed)
-    config = {"id2label": dict(enumerate(NAMES)), "lstm_hidden_size": 4} | config
-    model = from_backbone(str(backbone), **config)
-    torch.nn.init.normal_(model.classifier.weight, std=30.0)  # logits that differ from text to text
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(backbone).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    save_backbone(folder / "backbone")
-    save_model(folder / "backbone", folder / "model")
-    write_csv(folder / "new.csv", {"text": TEXTS, "id": [f"row {i}" for i in range(len(TEXTS))]})
-    return folder
-
-
-@pytest.fixture
-def work(made, tmp_path, monkeypatch):
-    """A folder of its own, with chunks of 4 rows: 23 rows are 6 chunks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rows_module, "ROWS", 4)
-    for name in ("model", "new.csv", "backbone"):
-        os.symlink(made / name, tmp_path / name)
-    return tmp_path
-
-
-def predict(*words: str) -> int:
-    return main(["model", *words, "--use_cpu", "--disable_tqdm"])
-
-
-def whole(name: str) -> bytes:
-    """What a run that nothing stops writes."""
-    assert predict("new.csv", "--output", name) == 0
-    content = Path(name).read_bytes()
-    Path(name).unlink()
-    return content
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """The numbers of the chunks that the model has run on. A signal comes in the third one, if `stop` is set."""
-    seen, original = [], Predictor.logits
-
-    def logits(self, chunk, *sizes):
-        seen.append(chunk.number)
-        if len(seen) == 3 and seen.stop:
-            os.kill(os.getpid(), seen.stop)
-        return original(self, chunk, *sizes)
-
-    class Seen(list):
-        stop = 0
-
-    seen = Seen()
-    monkeypatch.setattr(Predictor, "logits", logits)
-    return seen
+from ...training_fixtures import task_of, write_csv
+from .conftest import NAMES, TEXTS, predict, save_model
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
@@ -101,7 +34,7 @@ def test_rows_get_the_logits_that_the_model_gives_each_text_alone(made):
     with torch.no_grad():
         alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in TEXTS]).numpy()
     predictor = Finished.find(str(made / "model")).load(use_cpu=True, bf16=False)
-    found = predictor.logits(Chunk(0, 1, texts=TEXTS), batch_size=5, batch_tokens=60)
+    found = predictor.logits(Chunk(1, texts=TEXTS), batch_size=5, batch_tokens=60)
     np.testing.assert_allclose(found, alone, atol=1e-5)
     assert np.ptp(alone[:, 0]) > 0.1
 
@@ -113,7 +46,7 @@ def test_no_batch_has_more_rows_or_tokens_than_asked_for():
 
 
 def columns_of(task, logits, **options) -> dict:
-    chunk = Chunk(0, 1, texts=["a"] * len(logits), ids=list(range(len(logits))))
+    chunk = Chunk(1, texts=["a"] * len(logits), ids=list(range(len(logits))))
     return Answers(task, Options(**options), None).table(chunk, np.array(logits)).to_pydict()
 
 
@@ -164,7 +97,7 @@ def test_chunks_keep_the_order_and_are_bounded_by_rows_and_characters(monkeypatc
     found = chunks_of({"text": ["a", "b"]}, {"text": ["c", "d", "x" * 100, "e"]})
     assert [chunk.texts for chunk in found] == [["a", "b", "c"], ["d", "x" * 100], ["e"]]
     assert [chunk.ids for chunk in found] == [[0, 1, 2], [3, 4], [5]]
-    assert [(chunk.number, chunk.first) for chunk in found] == [(0, 1), (1, 4), (2, 6)]
+    assert [chunk.first for chunk in found] == [1, 4, 6]
 
 
 def test_a_broken_row_is_named_by_its_own_file():
@@ -174,6 +107,18 @@ def test_a_broken_row_is_named_by_its_own_file():
         chunks_of({"text": ["a"], "id": ["b"]}, {"text": ["c"], "id": ["a\x1b"]})
     with pytest.raises(InputError, match="^file 0 has a column of ids, file 1 has none"):
         chunks_of({"text": ["a"], "id": ["b"]}, {"text": ["c"]})
+
+
+def test_ids_that_are_no_numbers_of_64_bits(work, capsysbinary):
+    large = {"text": TEXTS[:2], "id": pyarrow.array([2**64 - 1, 1], pyarrow.uint64())}
+    pyarrow.parquet.write_table(pyarrow.table(large), "large.parquet")
+    assert predict("large.parquet") == 0
+    ids = [line.split(b",")[0] for line in capsysbinary.readouterr().out.split()]
+    assert ids == [b"id", b"18446744073709551615", b"1"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS[:2], "id": [math.nan, 1.5]}), "nan.parquet")
+    assert predict("nan.parquet", "--format=jsonl") == 0
+    rows = capsysbinary.readouterr().out.splitlines()
+    assert [row.split(b",")[0] for row in rows] == [b'{"id": null', b'{"id": 1.5']
 
 
 def test_a_model_reads_pairs_or_single_texts_as_in_training():
@@ -199,123 +144,6 @@ def test_the_columns_of_training_are_read_unless_flags_name_others():
     assert Columns.of(named, "m", False, trained).wanted(["id", "key", "review", "text"], "f") == ["text", "id"]
 
 
-# ------------------------------------------------------------------------------------------------- stop and go on
-@pytest.mark.parametrize("name", ["out.csv", "out.jsonl", "out.parquet"])
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_what_was_stopped_goes_on_and_ends_as_if_it_had_not_been(work, computed, capsys, name, signum, status):
-    expected = whole(name)
-    computed.clear()
-    computed.stop = signum
-    assert predict("new.csv", "--output", name) == status
-    assert "stopped after 3 chunks. The same command with --resume goes on from there." in capsys.readouterr().err
-    assert not Path(name).exists()
-    Path(f"{name}.part", f".000003.{name[4:]}.unfinished").write_bytes(b"half of a")  # as a kill in a write leaves
-    computed.stop = 0
-    assert predict("new.csv", "--output", name) == 2
-    assert (
-        f"{name}.part holds 3 chunks of predictions that were cut off. Go on with --resume" in capsys.readouterr().err
-    )
-    assert predict("new.csv", "--output", name, "--resume") == 0
-    assert computed == [0, 1, 2, 3, 4, 5]
-    assert Path(name).read_bytes() == expected
-    assert not Path(f"{name}.part").exists()
-
-
-@pytest.fixture
-def stopped(work, computed):
-    computed.stop = signal.SIGTERM
-    assert predict("new.csv", "--output", "out.csv") == 143
-    computed.stop = 0
-    return work
-
-
-def test_other_rows_settings_or_weights_do_not_go_on(stopped, made, computed, capsys):
-    words = ("--output", "out.csv", "--resume")
-    assert predict("new.csv", *words, "--scores") == 2
-    assert "out.csv.part was begun with other scores (False there, True here). Give" in capsys.readouterr().err
-    write_csv(stopped / "other.csv", {"text": TEXTS, "id": ["x"] * len(TEXTS)})
-    assert predict("other.csv", *words) == 2
-    assert "begun with other rows." in capsys.readouterr().err
-    os.unlink("model")
-    save_model(made / "backbone", stopped / "model", seed=1)
-    assert predict("new.csv", *words) == 2
-    assert "begun with other model." in capsys.readouterr().err
-    assert predict("new.csv", *words, "--overwrite") == 2
-    assert predict("new.csv", "--output", "out.csv", "--overwrite") == 0
-    assert len(Path("out.csv").read_text().splitlines()) == 24
-
-
-def test_a_file_that_is_there_is_replaced_only_with_overwrite_and_stays_until_then(work, computed, capsys):
-    Path("out.csv").write_text("mine")
-    assert predict("new.csv", "--output", "out.csv") == 2
-    assert (
-        "error: --output out.csv exists already. Choose another name, or add --overwrite." in capsys.readouterr().err
-    )
-    computed.stop = signal.SIGTERM
-    assert predict("new.csv", "--output", "out.csv", "--overwrite") == 143
-    assert Path("out.csv").read_text() == "mine"
-    assert predict("new.csv", "--output", "out.csv", "--overwrite", "--resume") == 0
-    assert computed == [0, 1, 2, 3, 4, 5]
-    assert Path("out.csv").read_text().startswith("id,prediction,confidence\nrow 0,")
-    content = Path("new.csv").read_bytes()
-    assert predict("new.csv", "--output", "new.csv", "--overwrite") == 2
-    assert "is one of the files to read" in capsys.readouterr().err
-    assert Path("new.csv").read_bytes() == content
-
-
-def test_a_file_that_another_process_writes_is_left_alone(work, capsys):
-    Path("out.csv.part").mkdir()
-    with FileLock(Path("out.csv.part/.lock")):
-        assert predict("new.csv", "--output", "out.csv") == 2
-    assert "another process writes out.csv already" in capsys.readouterr().err
-
-
-# -------------------------------------------------------------------------------------------------------------- shards
-def test_shards_are_parts_of_one_table_that_is_read_at_any_time(work, computed, capsys):
-    assert predict("new.csv", "--output", "out", "--shard=1/3") == 0
-    assert predict("new.csv", "--output", "out", "--shard=3/3") == 0
-    computed.clear()
-    computed.stop = signal.SIGTERM
-    assert predict("new.csv", "--output", "out", "--shard=2/3") == 143
-    computed.stop = 0
-    table = pyarrow.dataset.dataset("out").to_table()  # the part that was cut off is no part of it
-    names = {f"row {i}" for i in range(23)}
-    assert len(table) == len(set(table["id"].to_pylist())) < 23
-    for shard in ("1/3", "2/3"):  # the one that is finished stays
-        assert predict("new.csv", "--output", "out", f"--shard={shard}", "--resume") == 0
-    assert "out/part-00001-of-00003.parquet is finished already." in capsys.readouterr().err
-    table = pyarrow.dataset.dataset("out").to_table()
-    assert set(table["id"].to_pylist()) == names and len(table) == 23
-    assert sorted(os.listdir("out")) == [f"part-0000{i}-of-00003.parquet" for i in (1, 2, 3)]
-    assert predict("new.csv", "--output", "out", "--shard=1/2") == 2
-    assert "holds part-00001-of-00003.parquet, of another number of shards" in capsys.readouterr().err
-
-
-def test_processes_of_a_launcher_share_the_rows(work, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    assert parse(["m", "f.csv", "--output=out"], "").shard == Shard(2, 2)
-    assert parse(["m", "f.csv", "--output=out", "--shard=3/16"], "").shard == Shard(6, 32)
-    for rank in "01":
-        monkeypatch.setenv("RANK", rank)
-        assert predict("new.csv", "--output", "out") == 0
-    assert sorted(pyarrow.dataset.dataset("out").to_table()["id"].to_pylist()) == sorted(f"row {i}" for i in range(23))
-
-
-def test_the_bar_counts_the_rows_of_its_own_shard():
-    survey = Survey([4, 3, 2, 1], "", pyarrow.int64(), has_pairs=False)
-    assert [survey.of_shard(Shard(i, 3)) for i in (1, 2, 3)] == [[4, 1], [3], [2]]
-
-
-def test_a_shard_without_rows_is_an_empty_part(work):
-    write_csv(work / "two.csv", {"text": TEXTS[:2]})
-    for shard in (1, 2, 3):
-        assert predict("two.csv", "--output", "out", f"--shard={shard}/3") == 0
-    table = pyarrow.dataset.dataset("out").to_table()
-    assert sorted(table["id"].to_pylist()) == [0, 1]
-    assert len(pyarrow.parquet.read_table("out/part-00003-of-00003.parquet")) == 0
-
-
 # -------------------------------------------------------------------------------------------------------------- models
 def test_folds_are_an_ensemble(work, made, capsys):
     for fold in (1, 2):
@@ -334,7 +162,7 @@ def test_folds_are_an_ensemble(work, made, capsys):
     assert "error: folds/fold-2 is not finished." in capsys.readouterr().err
 
 
-def test_an_adapter_is_put_on_its_backbone(work, made):
+def test_an_adapter_is_put_on_its_backbone(work, made, capsys):
     from lstmpool.training.model.adapters import AdapterModel, lora_config
 
     model = LstmPoolForSequenceClassification.from_pretrained(made / "model")
@@ -351,6 +179,10 @@ def test_an_adapter_is_put_on_its_backbone(work, made):
     write_csv(work / "one.csv", {"text": TEXTS[:1]})
     assert main(["adapter", "one.csv", "--output=out.parquet", "--use_cpu"]) == 0
     assert pyarrow.parquet.read_table("out.parquet")["confidence"][0].as_py() == pytest.approx(expected, abs=1e-6)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (work / "adapter" / name).write_bytes((work / "adapter" / name).read_bytes()[:-9])
+        assert main(["adapter", "one.csv", "--use_cpu"]) == 2
+        assert "error: the adapter adapter cannot be loaded: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -390,3 +222,23 @@ def test_a_run_that_was_cut_off_is_no_model(work):
     RunRecord({}, {}, finished=False).write(Path("cut"))
     with pytest.raises(InputError, match="cut holds a run that was cut off. Give its command once more"):
         Finished.find("cut")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"\x10", "its weights cannot be loaded"),
+        ("model.safetensors", None, "its weights cannot be loaded"),
+        ("pytorch_model.bin", b"h\n", "its weights cannot be loaded"),
+        ("tokenizer.json", b"{}", "has no tokenizer to load"),
+        ("tokenizer_config.json", b"[]", "has no tokenizer to load"),
+    ],
+)
+def test_a_damaged_folder_is_told(work, made, capsys, name, content, message):
+    shutil.copytree(made / "model", "damaged")
+    file = Path("damaged", name)
+    if name.endswith(".bin"):
+        Path("damaged/model.safetensors").unlink()
+    file.write_bytes(file.read_bytes()[:-9] if content is None else content)
+    assert main(["damaged", "new.csv", "--use_cpu"]) == 2
+    assert f"error: damaged{':' if 'weights' in message else ''} {message}" in capsys.readouterr().err
