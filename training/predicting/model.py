@@ -18,7 +18,6 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.fields_lstmpool import APART
 from lstmpool.training.data.order import lengths_of
 from lstmpool.training.data.rows import encode_rows
 from lstmpool.training.errors import InputError, did_you_mean, one_line
@@ -79,7 +78,8 @@ class Finished:
         first = Path(places[0].path)
         record = RunRecord.read(first)
         settings = record.settings if record else {}
-        return cls(name, places, configs[0], tasks[0], settings, _reads_pairs(configs[0], settings, first))
+        texts = places[0].texts_a_row(configs[0])
+        return cls(name, places, configs[0], tasks[0], settings, None if texts is None else texts == 2)
 
     def digest(self) -> dict[str, str]:
         """What tells these models from others: a digest by file, or the commit on the Hub."""
@@ -154,22 +154,6 @@ def _without_flag(load: Any, *words: Any) -> Any:
         return load(*words)
     except InputError as error:
         raise InputError(str(error).removeprefix("--init_from ")) from None
-
-
-def _reads_pairs(config: LstmPoolConfig, settings: dict[str, Any], folder: Path) -> bool | None:
-    """Whether the model was trained on pairs, by its config, its run's settings, or the lines that load it."""
-    if config.pair_encoding == APART:
-        return True
-    named = settings.get("text_column_names")
-    if named:
-        return named.count(",") == 1 and settings.get("text_column_delimiter") is None
-    try:
-        card = (folder / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeError):
-        return None
-    if "print(classifier(" not in card:
-        return None
-    return '"text_pair":' in card
 
 
 def _load(place: Backbone, task: Task) -> PreTrainedModel:

@@ -75,7 +75,7 @@ def test_thousands_of_classes_are_held_out_in_seconds():
 
 def test_a_rare_label_is_spread_by_itself():
     labels = [[1.0, float(i % 10 == 0)] for i in range(200)]
-    held = np.array(hold_out(split(labels), task_of(MultiLabel), 0.1, seed=0)[1].labels)
+    held = np.array(hold_out(split(labels), task_of(MultiLabel, outputs=2), 0.1, seed=0)[1].labels)
     assert held[:, 1].sum() == pytest.approx(2, abs=1) and len(held) == pytest.approx(20, abs=1)
 
 
@@ -96,7 +96,8 @@ def test_pairs_are_the_same_only_with_both_texts():
 @pytest.mark.parametrize("targets", [1, 2])
 def test_numbers_are_spread_over_their_range(targets):
     values = np.random.default_rng(0).normal(size=(500, targets)) ** 3 * [1, 100][:targets]
-    train, held = hold_out(split((values if targets > 1 else values[:, 0]).tolist()), task_of(Regression), 0.1, seed=0)
+    labels = (values if targets > 1 else values[:, 0]).tolist()
+    _, held = hold_out(split(labels), task_of(Regression, outputs=targets), 0.1, seed=0)
     level = (values / values.std(0)).mean(1)
     bounds = np.quantile(level, np.linspace(0, 1, 11))
     assert np.histogram(level[held.ids], bounds)[0] == pytest.approx(np.full(10, 5), abs=1)

@@ -172,6 +172,7 @@ def loaded(clients, pushed):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "count", "answers"), [("end", 1, 1), ("every_save", 3, 2), ("checkpoint", 5, 2)])
 def test_every_commit_of_a_training_loads_by_itself(pushed, loaded, strategy, count, answers):
     commits, results = pushed[f"ann/{strategy}"], loaded[f"ann/{strategy}"]

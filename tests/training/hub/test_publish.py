@@ -236,6 +236,7 @@ with checked(Path(FOLDER)) as model:
 """
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_leaves_nothing_or_names_the_commit_and_the_next_run_is_whole(
     hub, clients, folder, local_logits
 ):

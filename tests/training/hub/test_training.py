@@ -170,6 +170,7 @@ def test_a_failed_push_in_the_background_or_at_the_end_is_told_and_the_folder_is
     clients.publish("never", "ann/never", token=ANN, cwd=work)
 
 
+@pytest.mark.slow
 def test_a_training_that_ends_early_tells_what_was_pushed_and_what_was_not(hub, clients, work):
     """Ctrl-C in the second epoch: the checkpoint of the first, step 2, was on its way then."""
     hub.fault = lambda method, path: "refused" if method == "POST" and "/models/ann/lost/commit/" in path else None
@@ -204,6 +205,7 @@ def test_what_cannot_be_pushed_to_is_told_before_training(hub, clients, work):
     assert not [path for path in work.iterdir() if path.name.startswith("not")]
 
 
+@pytest.mark.slow
 def test_what_a_backbone_on_the_hub_states_of_its_pooling_is_asked_for_by_its_name(hub, clients, work, tmp_path):
     """Once with a token and a revision, then offline; and a repository that states nothing, or does not tell."""
     files = {path.name: path.read_bytes() for path in (work / "backbone").iterdir()}

@@ -1,5 +1,6 @@
 """Predicting: what the columns hold, that what was cut off goes on, and that shards are parts of one table."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -186,19 +187,18 @@ def test_an_adapter_is_put_on_its_backbone(work, made, capsys):
 
 
 @pytest.mark.parametrize(
-    ("card", "settings", "config", "expected"),
+    ("metrics", "expected"),
     [
-        ('print(classifier({"text": "a", "text_pair": "b"}))', {}, {}, True),
-        ('print(classifier("a"))', {}, {}, False),
-        ("", {"text_column_names": "a,b"}, {}, True),
-        ("", {"text_column_names": "a,b", "text_column_delimiter": " "}, {}, False),
-        ("of another kind", {}, {}, None),
+        ({"data": {"train": {"texts_a_row": 2}}}, True),
+        ({"data": {"train": {"texts_a_row": 1}}}, False),
+        ({"data": {"train": {}}}, None),  # of an earlier release
+        (None, None),
     ],
 )
-def test_a_folder_knows_whether_its_model_reads_pairs(work, made, card, settings, config, expected):
-    folder = save_model(made / "backbone", work / "saved", **config)
-    (folder / "README.md").write_text(card)
-    RunRecord(settings, {}, finished=True).write(folder)
+def test_a_folder_knows_whether_its_model_reads_pairs(work, made, metrics, expected):
+    folder = save_model(made / "backbone", work / "saved")
+    if metrics is not None:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
     assert Finished.find(str(folder)).reads_pairs is expected
 
 

@@ -117,6 +117,7 @@ def test_the_settings_of_the_command_come_first_and_the_best_of_all_are_taken(wo
     assert kept == {"metrics.json", "run.json"}  # and no weights
 
 
+@pytest.mark.slow
 def test_the_number_is_the_total_and_rows_of_the_test_make_no_other_study(work, studies, trained):
     whole = search(work, 5)
     whole.run()
