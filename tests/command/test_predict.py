@@ -156,7 +156,7 @@ WRONG = [
     (["model", "a.csv", "--shard=1/3"], "several processes or shards write a file each; name their folder"),
     (["model", "a.csv", "--shard=1/3", "--output=x.csv"], "several processes or shards write Parquet: name a folder"),
     (["model", "a.csv", "--top_k=0"], "--top_k must be 1 or more, got 0."),
-    (["model", "test.csv", "--top_k=4"], "--top_k 4: the model knows 3 labels. Name that at most."),
+    (["model", "test.csv", "--top_k=4"], "expected --top_k of at most 3, the model's labels, found 4."),
     (["model", "a.csv", "--raw_csv", "--format=jsonl"], "--raw_csv is about the format csv."),
     (["model", "none.csv"], "expected a file of rows, found nothing at none.csv."),
     (["model", "test.csv", "--text_column_names=txet"], "test.csv: expected a column 'txet', found text,"),

@@ -42,8 +42,9 @@ def check_answers(task: Task, options: Options) -> None:
     wanted = [f"--{name}" for name in ("top_k", "scores") if getattr(options, name)]
     if wanted and not task.has_probabilities:
         raise InputError(f"{wanted[0]} is about labels, and the model predicts numbers. Leave it out.")
-    if options.top_k is not None and options.top_k > len(task.names):
-        raise InputError(f"--top_k {options.top_k}: the model knows {len(task.names)} labels. Name that at most.")
+    known = len(task.names)
+    if options.top_k is not None and options.top_k > known:
+        raise InputError(f"expected --top_k of at most {known}, the model's labels, found {options.top_k}.")
     if options.scores and len(task.names) > SCORED:
         raise InputError(
             f"--scores makes a column for each of up to {SCORED} labels, and the model knows {len(task.names)}. Use "
