@@ -95,12 +95,12 @@ def _line(row: dict[str, Any], measure: str) -> str:
 def _answers(row: dict[str, Any]) -> list[str]:
     """What was predicted, and what is true: once, or for each target by its name."""
     if "truth" in row:
-        return [f"{_answer(row['prediction'])}, not {_answer(row['truth'])}"]
+        return [f"predicted {_answer(row['prediction'])}, true {_answer(row['truth'])}"]
     said = []
     for column in row:
         if column.startswith("truth_"):
             target = column.removeprefix("truth_")
-            said.append(f"{target} {_answer(row[f'prediction_{target}'])}, not {_answer(row[column])}")
+            said.append(f"{target} predicted {_answer(row[f'prediction_{target}'])}, true {_answer(row[column])}")
     return said
 
 

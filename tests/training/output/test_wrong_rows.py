@@ -117,13 +117,14 @@ def test_ten_are_shown_in_a_line_each_in_which_nothing_acts(monkeypatch):
     found = of_splits(SingleLabel(["no", "yes"]), test=(list(range(12)), texts, values, [1] * 12))
     title, first, *others = shown_errors(*found)
     assert title == "Predicted wrongly, surest first (10 of 12 in errors.csv):" and len(others) == 9
-    assert first == '  test 0: no, not yes (confidence 0.976): "\\x1b[31mred\\nline \\u202e' + "z" * 75 + '…"'
+    text = '"\\x1b[31mred\\nline \\u202e' + "z" * 75 + '…"'
+    assert first == f"  test 0: predicted no, true yes (confidence 0.976): {text}"
     pair = of_splits(MultiLabel(["a", "b"]), test=([1], [("x", "\x07y")], [[-3.0, -3.0]], [[1, 1]]))
-    assert shown_errors(*pair)[1] == '  test 1: no label, not a|b (confidence 0.953): "x" | "\\x07y"'
+    assert shown_errors(*pair)[1] == '  test 1: predicted no label, true a|b (confidence 0.953): "x" | "\\x07y"'
     numbers = of_splits(Regression(["g", "h"]), test=([1, 2], ["x", "y"], [[1.0, 2.0], [3, 4]], [[1, 2], [3, 8]]))
     assert shown_errors(*numbers) == [
         "Largest errors (1 of 1 in errors.csv):",
-        '  test 2: g 3, not 3; h 4, not 8 (error 0.667): "y"',
+        '  test 2: g predicted 3, true 3; h predicted 4, true 8 (error 0.667): "y"',
     ]
 
 
