@@ -336,7 +336,7 @@ def _json_rows(content: bytes, path: Path) -> Iterator[dict[str, Any]]:
     given = ((number, line.removesuffix("\n")) for number, line in lines if line.strip())
     start = list(islice(given, 2))
     is_one_a_line = len(start) == 2 and is_json(start[0][1])
-    for row in _rows_of_lines(chain(start, given), path) if is_one_a_line else _rows_of_all(content, path):
+    for row in rows_of_lines(chain(start, given), path) if is_one_a_line else _rows_of_all(content, path):
         if not isinstance(row, dict):
             raise InputError(f"{path} must hold one JSON object a row (a list of them, or one a line).")
         yield row
@@ -350,7 +350,7 @@ def is_json(line: str) -> bool:
     return True
 
 
-def _rows_of_lines(lines: Iterable[tuple[int, str]], path: Path) -> Iterator[Any]:
+def rows_of_lines(lines: Iterable[tuple[int, str]], path: Path) -> Iterator[Any]:
     """What each line holds."""
     for number, line in lines:
         try:

@@ -32,8 +32,8 @@ from lstmpool.training.data.files import (
     is_json,
     kind_of_file,
     not_json,
-    parsed,
     plain,
+    rows_of_lines,
     swells,
     unpacks_to,
     unreadable,
@@ -241,7 +241,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         start = list(islice(given, 2))
         is_one_a_line = len(start) == 2 and is_json(start[0][1])
         if is_one_a_line:
-            yield from _objects(_rows_of_lines(chain(start, given), path), path)
+            yield from _objects(rows_of_lines(chain(start, given), path), path)
             return
     with _text(path, newline="\n") as lines:
         yield from _objects(_Document(lines, path).rows(), path)
@@ -252,17 +252,6 @@ def _objects(rows: Iterable[Any], path: Path) -> Iterator[dict[str, Any]]:
         if not isinstance(row, dict):
             raise InputError(f"{path} must hold one JSON object a row (a list of them, or one a line).")
         yield row
-
-
-def _rows_of_lines(lines: Iterable[tuple[int, str]], path: Path) -> Iterator[Any]:
-    """What each line holds."""
-    for number, line in lines:
-        try:
-            yield parsed(line)
-        except json.JSONDecodeError as error:
-            raise not_json(path, number, error) from None
-        except (ValueError, RecursionError) as error:
-            raise unreadable(path, f", line {number}", error) from None
 
 
 class _Document:
