@@ -63,7 +63,7 @@ def compare_texts(state: State) -> None:
     generator = np.random.default_rng(args.seed)
     groups = _trained(model, args)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * steps), steps)
     base = model.base_model.train()
     for _ in tqdm(range(steps), desc="comparing texts", leave=False, disable=args.disable_tqdm):
