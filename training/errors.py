@@ -99,3 +99,16 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+@contextmanager
+def tokenizing(where: str) -> Iterator[None]:
+    """Within this block, a word for which a tokenizer has no id raises InputError, which begins with `where`."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:  # which is what tokenizers raise for such words
+            raise
+        raise InputError(
+            f"{where}: the tokenizer cannot read them: {error}. Give it an unk_token, and save it."
+        ) from None

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from lstmpool.training import writing as module
 from lstmpool.training.command_line import parse_arguments
-from lstmpool.training.errors import LONGEST, InputError, one_line
+from lstmpool.training.errors import LONGEST, InputError, one_line, tokenizing
 from lstmpool.training.output.terminal import describe_length
 from lstmpool.training.spreadsheet import guard, unguard
 from lstmpool.training.writing import changed_since, digests_of, move, saving, settle, sync, write_text, writing
@@ -295,3 +295,11 @@ def test_old_paths_that_cards_name_still_serve():
 
     assert load_adapter.__module__ == "lstmpool.training.model.adapters"
     assert prepare_output_dir.__module__ == "lstmpool.training.hub.folder"
+
+
+def test_a_word_without_an_id_is_the_users_and_any_other_error_a_bug():
+    with pytest.raises(InputError, match=r"^rows\.csv: the tokenizer cannot read them: no id\. Give it an unk_token"):
+        with tokenizing("rows.csv"):
+            raise Exception("no id")
+    with pytest.raises(ValueError, match="^a bug$"), tokenizing("rows.csv"):
+        raise ValueError("a bug")

@@ -20,7 +20,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.data.order import lengths_of
 from lstmpool.training.data.rows import encode_rows
-from lstmpool.training.errors import InputError, did_you_mean, one_line
+from lstmpool.training.errors import InputError, did_you_mean, one_line, tokenizing
 from lstmpool.training.model.backbone import LONGEST, WEIGHTS, Backbone, quiet_loading
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.output.found import FOLD
@@ -230,14 +230,8 @@ class Predictor:
         """The tokenizer's columns."""
         columns = [pyarrow.array(column, pyarrow.large_string()) for column in (chunk.texts, chunk.pairs) if column]
         rows = pyarrow.RecordBatch.from_arrays(columns, ["text", "pair"][: len(columns)])
-        try:
+        with tokenizing(chunk.where):
             table = encode_rows(rows, tokenizer=self.tokenizer, pads=False)
-        except Exception as error:
-            if type(error) is not Exception:  # which is what tokenizers raise for words that they have no id for
-                raise
-            raise InputError(
-                f"{chunk.where}: the tokenizer cannot read them: {error}. Give it an unk_token."
-            ) from None
         tokens = Dataset(table.drop_columns("was_cut"), fingerprint="of a chunk")
         self.limits.check(tokens, self.tokenizer, f"{self.title}, {chunk.where}")
         return tokens

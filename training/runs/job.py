@@ -16,7 +16,7 @@ from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.order import lengths_of
 from lstmpool.training.data.rows import Split, read_splits
 from lstmpool.training.data.summary import remarks
-from lstmpool.training.errors import InputError, as_line, one_line
+from lstmpool.training.errors import InputError, as_line, one_line, tokenizing
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.conditions import Flags
 from lstmpool.training.flags.rules import WITH_TASK, check
@@ -125,14 +125,8 @@ class Job:
 
     def _tokens_of(self, name: str) -> Tokens:
         padded, workers = self.data_args.pad_to_max_length, self.data_args.preprocessing_num_workers
-        try:
+        with tokenizing(self._where(name)):
             return Tokens(*self.splits[name].tokenize(self.tokenizer, padded, workers))
-        except Exception as error:
-            if type(error) is not Exception:  # which is what tokenizers raise for words that they have no id for
-                raise
-            raise InputError(
-                f"{self._where(name)}: the tokenizer cannot read them: {error}. Give it an unk_token, and save it."
-            ) from None
 
     def _where(self, name: str) -> str:
         return f"{self.backbone.flag} {self.backbone.title}, {name} rows"
