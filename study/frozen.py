@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,16 +25,19 @@ from lstmpool.training.data.rows import Split
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.model.backbone import Backbone, quiet_loading
 from lstmpool.training.model.layer_cache import StatesCollator, cached_states
+from lstmpool.training.model.linear_start import summed_loss
 from lstmpool.training.model.target_scale import TargetScale
 from study.data import TextSet
-from study.poolings import Build, put_pooling
+from study.poolings import put_pooling
 from study.records import Setting
+from study.variants import HELD_OUT, Linear, Variant, standardise
 
 
 # As in the training command. Only the batch differs: steps are small here, so a batch holds twice as many rows.
 WARMUP = 0.1
 WEIGHT_DECAY = 0.01
 CLIP = 1.0
+MEMBER = 1000  # between the seeds of an ensemble's members
 
 
 @dataclass(frozen=True)
@@ -52,33 +56,77 @@ class FrozenSet:
 
     def __init__(self, backbone: str, data: TextSet, token_pooling: str, batch_size: int):
         found = Backbone.find(ModelArguments(backbone=backbone))
-        tokenizer = found.load_tokenizer(None)
+        self.tokenizer = found.load_tokenizer(None)
         with quiet_loading():
             fields = {**data.task.config_fields, "token_pooling": token_pooling, "layer_pooling": "last"}
             self.model, _ = found.load_model(fields)
         self.model.lstmpool.backbone.requires_grad_(False)
         self.batch_size = batch_size
-        self.train = layer_states(self.model, tokenizer, data.train, data.name)
-        self.validation = layer_states(self.model, tokenizer, data.validation, data.name)
-        self.test = layer_states(self.model, tokenizer, data.test, data.name)
+        self.data = data
+        self.token_poolings = (token_pooling,)
         labels, self.scale = data.train.labels, None
         if data.task.has_numbers:
             self.scale = TargetScale(labels)
             labels = self.scale.divide(labels)
         self.labels = torch.tensor(labels)
+        self.states = cache(self._states)
+        self.standardised = cache(lambda token_poolings: standardise(self.states(token_poolings)))
+        self.linear = cache(self._linear)
 
-    def fit(self, build: Build, seed: int, setting: Setting, with_test: bool) -> Fit:
+    def _states(self, token_poolings: tuple[str, ...]) -> list[Tensor]:
+        """The states (N, L, S) of train, validation and test, with the vectors of `token_poolings` side by side."""
+        splits = []
+        for split in (self.data.train, self.data.validation, self.data.test):
+            each = []
+            for token_pooling in token_poolings:
+                self.model.config.token_pooling = token_pooling
+                each.append(layer_states(self.model, self.tokenizer, split, self.data.name))
+            splits.append(torch.cat(each, dim=-1))
+        return splits
+
+    def _linear(self, token_poolings: tuple[str, ...]) -> Linear:
+        config = self.model.config
+        return Linear.fit(
+            self.states(token_poolings), self.labels, config.num_labels, summed_loss(config.problem_type)
+        )
+
+    def fit(self, variant: Variant, seed: int, setting: Setting, with_test: bool) -> Fit:
         """One run. The test rows are read only if `with_test` says so."""
-        parameters = put_pooling(self.model, build, seed)
-        if self.scale is not None:
-            self.scale.switch_on(self.model.classifier, fresh=True)
+        token_poolings = variant.token_poolings or self.token_poolings
+        splits = self.standardised(token_poolings) if variant.standardised else self.states(token_poolings)
+        read = splits[1:] if with_test else splits[1:2]
         started = time.process_time()
-        train_head(self.model, self.train, self.labels, setting, self.batch_size, seed)
+        linear = self.linear(token_poolings) if variant.linear else None
+        logits = [np.zeros((len(split), self.model.config.num_labels)) for split in read]
+        parameters, flops = 0, 0
+        for member in range(variant.members if variant.build else 0):
+            trained = self._train(variant, splits[0], linear, seed + MEMBER * member, setting)
+            parameters += sum(p.numel() for p in trained)
+            flops += head_flops(self.model, splits[0].size(-1))
+            for of_split, split in zip(logits, read, strict=True):
+                of_split += predict(self.model, split) / variant.members
+        if linear is not None:
+            parameters += linear.parameters
+            flops += 2 * linear.parameters
+            for of_split, way in zip(logits, (linear.validation, linear.test), strict=False):
+                of_split += way.double().numpy()
         seconds = time.process_time() - started
         scale = 1.0 if self.scale is None else self.scale.scale
-        logits = predict(self.model, self.validation) * scale
-        test = predict(self.model, self.test) * scale if with_test else None
-        return Fit(logits, test, sum(p.numel() for p in parameters), head_flops(self.model), seconds)
+        validation, test = logits[0] * scale, logits[1] * scale if with_test else None
+        return Fit(validation, test, parameters, flops, seconds)
+
+    def _train(
+        self, variant: Variant, states: Tensor, linear: Linear | None, seed: int, setting: Setting
+    ) -> list[nn.Parameter]:
+        """Trains a new pooler and classifier, and returns their parameters."""
+        parameters = put_pooling(self.model, variant.build, seed)
+        if self.scale is not None and linear is None:  # a linear model gives the targets' mean already
+            self.scale.switch_on(self.model.classifier, fresh=True)
+        beside = None
+        if linear is not None:
+            beside = linear.held_out if variant.linear == HELD_OUT else linear.train
+        train_head(self.model, states, self.labels, setting, self.batch_size, seed, beside, variant.averaged)
+        return parameters
 
 
 def layer_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, title: str) -> Tensor:
@@ -96,10 +144,13 @@ def train_head(
     setting: Setting,
     batch_size: int,
     seed: int,
+    beside: Tensor | None = None,
+    averaged: bool = False,
 ) -> None:
-    """Trains pooler and classifier on `states` (N, L, H) and `labels` (N,) or (N, C).
+    """Trains pooler and classifier on `states` (N, L, S) and `labels` (N,) or (N, C).
 
-    The optimizer is AdamW. Its rate rises over the first tenth of the steps and falls to zero over the others.
+    `beside` (N, C) is added to the logits. With `averaged`, the weights are at last the mean of those that the second
+    half of the steps gave. The optimizer is AdamW. Its rate rises over the first tenth of the steps and falls to zero over the others.
     Gradients are clipped. `seed` draws the order of the batches.
     """
     named = [(n, p) for part in (model.lstmpool.pooler, model.classifier) for n, p in part.named_parameters()]
@@ -112,30 +163,50 @@ def train_head(
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARMUP * steps), steps)
     generator = torch.Generator().manual_seed(seed)
     trained = [*decayed, *plain]
+    sums = [torch.zeros_like(p) for p in trained]
+    summed = 0
     model.train()
-    for _ in range(setting.epochs):
+    for epoch in range(setting.epochs):
         for rows in torch.randperm(len(states), generator=generator).split(batch_size):
-            model(layer_states=states[rows], labels=labels[rows]).loss.backward()
+            logits = head_logits(model, states[rows])
+            if beside is not None:
+                logits = logits + beside[rows]
+            model._loss(logits, labels[rows]).backward()
             nn.utils.clip_grad_norm_(trained, CLIP)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            if averaged and epoch >= setting.epochs / 2:
+                torch._foreach_add_(sums, [p.detach() for p in trained])
+                summed += 1
+    if averaged:
+        with torch.no_grad():
+            for parameter, total in zip(trained, sums, strict=True):
+                parameter.copy_(total / summed)
 
 
 @torch.no_grad()
 def predict(model: PreTrainedModel, states: Tensor) -> np.ndarray:
     """Logits (N, C)."""
     model.eval()
-    return torch.cat([model(layer_states=part).logits for part in states.split(256)]).double().numpy()
+    return torch.cat([head_logits(model, part) for part in states.split(256)]).double().numpy()
+
+
+def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Logits (B, C) from states (B, L, S) of any width S, which the model itself would refuse."""
+    return model.classifier(model.dropout(model.lstmpool.pooler(states)))
 
 
 @torch.no_grad()
-def head_flops(model: PreTrainedModel) -> int:
-    """Floating-point operations of the matrix products of pooler and classifier, for one text."""
-    states = torch.zeros(1, len(model.config.layers), model.config.hidden_size)
+def head_flops(model: PreTrainedModel, width: int | None = None) -> int:
+    """Floating-point operations of the matrix products of pooler and classifier, for one text.
+
+    `width`: features of a layer's vector. Unset: those of the config.
+    """
+    states = torch.zeros(1, len(model.config.layers), width or model.config.hidden_size)
     # the counter does not see into the library's fused LSTM for processors
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about GPUs of another maker
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-            model.eval()(layer_states=states)
+            head_logits(model.eval(), states)
     return counter.get_total_flops()

@@ -8,6 +8,7 @@ from study.finetuned import FinetunedSet
 from study.frozen import FrozenSet
 from study.poolings import POOLINGS, Build
 from study.records import Setting
+from study.variants import VARIANTS, Variant
 
 
 STOCK = "stock"  # the library's own classifier, compared only where the backbone is trained
@@ -99,3 +100,8 @@ REGIMES = {
 def build_of(pooling: str) -> Build | None:
     """How a pooling is made; None for the stock head."""
     return None if pooling == STOCK else POOLINGS[pooling]
+
+
+def variant_of(pooling: str) -> Variant:
+    """What a frozen run trains."""
+    return VARIANTS.get(pooling) or Variant(POOLINGS[pooling])

@@ -38,8 +38,9 @@ from study.finetuned import FinetunedSet
 from study.frozen import Fit, FrozenSet
 from study.poolings import DRAWN, POOLINGS
 from study.records import FINAL, TUNE, Row, Setting, best
-from study.regimes import REGIMES, STOCK, build_of
+from study.regimes import REGIMES, STOCK, build_of, variant_of
 from study.store import Entries, Runs, rounded
+from study.variants import VARIANTS
 
 
 METRIC = {  # more is better in all three
@@ -70,6 +71,7 @@ class Arguments:
     poolings: list[str] | None = field(
         default=None, metadata={"help": "Entries of the table of poolings. Unset: those of the regime."}
     )
+    tune_only: bool = field(default=False, metadata={"help": "Make no final runs, so that no test row is read."})
     seeds: list[int] | None = field(
         default=None,
         metadata={"help": "Of the final runs; 0, 100, 101 are kept for tuning. Unset: those of the regime."},
@@ -118,7 +120,7 @@ def check(args: Arguments) -> None:
     """
     Backbone.find(ModelArguments(backbone=args.backbone))
     for regime in args.regimes:
-        known = [*([STOCK] if REGIMES[regime].trains_backbone else []), *POOLINGS]
+        known = [*([STOCK] if REGIMES[regime].trains_backbone else VARIANTS), *POOLINGS]
         if unknown := [pooling for pooling in args.poolings or [] if pooling not in known]:
             raise InputError(f"--poolings of {regime} must be of {', '.join(known)}, got {', '.join(unknown)}.")
         for name in args.datasets or REGIMES[regime].sets:
@@ -178,7 +180,7 @@ class Block:
         """The keys of a pooling's runs of one kind. There are none of final runs before the tuning is done."""
         if kind == TUNE:
             seeds = TUNING_SEEDS if pooling in DRAWN else TUNING_SEEDS[:1]
-            settings = self.regime.settings
+            settings = self.settings(pooling)
         elif (chosen := self.chosen(pooling)) is None:
             return []
         else:
@@ -187,10 +189,20 @@ class Block:
         of_pooling = self.of_all | {"pooling": pooling, "kind": kind}
         return [of_pooling | setting.columns() | {"seed": str(seed)} for setting, seed in product(settings, seeds)]
 
+    def settings(self, pooling: str) -> list[Setting]:
+        """Those that are tried; none while the variant whose setting it takes is not tuned."""
+        variant = VARIANTS.get(pooling)
+        if variant is None or self.regime.trains_backbone:
+            return self.regime.settings
+        if not variant.tuned_as:
+            return variant.settings or self.regime.settings
+        taken = self.chosen(variant.tuned_as)
+        return [taken] if taken else []
+
     def chosen(self, pooling: str) -> Setting | None:
         """The setting with the best validation score, or None while a tuning run is missing."""
         tried = [self.runs.find(key) for key in self.keys(pooling, TUNE)]
-        return None if None in tried else best(tried)[0]
+        return None if None in tried or not tried else best(tried)[0]
 
     def remains(self) -> tuple[int, float]:
         """How many runs are missing, and the hours that they take at most; NaN if nothing was measured yet.
@@ -201,9 +213,9 @@ class Block:
         pace = self.runs.pace()
         slowest = max(pace.values(), default=math.nan)
         for pooling in self.poolings:
-            keys = self.keys(pooling, TUNE) + self.keys(pooling, FINAL)
+            keys = self.keys(pooling, TUNE) + ([] if self.args.tune_only else self.keys(pooling, FINAL))
             epochs = [int(key["epochs"]) for key in keys if self.runs.find(key) is None]
-            if self.chosen(pooling) is None:
+            if self.chosen(pooling) is None and not self.args.tune_only:
                 epochs += [max(self.regime.epochs)] * len(self.seeds)
             missing += len(epochs)
             if epochs:
@@ -228,14 +240,15 @@ class Block:
         """The keys of all runs: first the tuning of every pooling, then all poolings with one seed after another."""
         for pooling in self.poolings:
             yield from self.keys(pooling, TUNE)
-        for nth in range(len(self.seeds)):
+        for nth in range(0 if self.args.tune_only else len(self.seeds)):
             for pooling in self.poolings:
                 yield self.keys(pooling, FINAL)[nth]
 
     def keep(self, key: Row, fitter: FrozenSet | FinetunedSet) -> None:
         """Makes one run, and keeps it."""
         final = key["kind"] == FINAL
-        fit: Fit = fitter.fit(build_of(key["pooling"]), int(key["seed"]), Setting.of(key), with_test=final)
+        of = build_of if self.regime.trains_backbone else variant_of
+        fit: Fit = fitter.fit(of(key["pooling"]), int(key["seed"]), Setting.of(key), with_test=final)
         row = key | {
             "metric": self.metric,
             "validation": f"{self.score(fit.validation, self.data.validation.labels):.4f}",
