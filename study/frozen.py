@@ -150,8 +150,8 @@ def train_head(
     """Trains pooler and classifier on `states` (N, L, S) and `labels` (N,) or (N, C).
 
     `beside` (N, C) is added to the logits. With `averaged`, the weights are at last the mean of those that the second
-    half of the steps gave. The optimizer is AdamW. Its rate rises over the first tenth of the steps and falls to zero over the others.
-    Gradients are clipped. `seed` draws the order of the batches.
+    half of the steps gave. The optimizer is AdamW. Its rate rises over the first tenth of the steps and falls to zero
+    over the others. Gradients are clipped. `seed` draws the order of the batches.
     """
     named = [(n, p) for part in (model.lstmpool.pooler, model.classifier) for n, p in part.named_parameters()]
     # as in Trainer, biases and norms do not decay

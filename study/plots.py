@@ -1,4 +1,4 @@
-"""The pictures of EVIDENCE.md and TABLES.md: paired differences by set, and mean ranks."""
+"""The pictures of EVIDENCE.md and TABLES.md: paired differences by set."""
 
 import io
 import math
@@ -70,19 +70,3 @@ def rank_test(families: list[str], poolings: list[str], scores: np.ndarray) -> A
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about tests for normality, which are not used
         return autorank(table, alpha=0.05, verbose=False, order="descending", force_mode="nonparametric")
-
-
-def ranks_plot(families: list[str], poolings: list[str], scores: np.ndarray, path: Path) -> None:
-    """Demšar's picture of the mean ranks, from scores (F, P). A bar joins what Nemenyi's test cannot tell apart."""
-    import matplotlib.pyplot as plt
-    from autorank import plot_stats
-
-    result = rank_test(families, poolings, scores)
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plt.close("all")
-        plot_stats(result, allow_insignificant=True)
-    told = f"mean rank over {len(families)} sets; Friedman's p = {result.pvalue:.1g}"
-    plt.title(f"{told}; critical difference {result.cd:.2f}", fontsize=9)
-    plt.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
-    plt.close("all")

@@ -18,6 +18,7 @@ from study.poolings import BEST_LAYER, POOLINGS, SINGLE_LAYERS
 from study.records import FINAL, KEY, TUNE, Row, Setting, best
 from study.regimes import REGIMES, SETS, STOCK
 from study.store import Entries, Runs
+from study.variants import VARIANTS
 
 
 DRAWS = 2000
@@ -95,9 +96,12 @@ class Table:
 
     @property
     def poolings(self) -> list[str]:
-        """What is compared. The best layer stands for the single layers below the top one."""
+        """What is compared. The best layer stands for the single layers below the top one.
+
+        The variants of the LSTM and their controls are not among them; `study.choice` compares these.
+        """
         known = list(dict.fromkeys([STOCK, "last", BEST_LAYER, *POOLINGS]))
-        return _in_order({pooling for _, pooling in self.rows} - set(SINGLE_LAYERS[1:]), known)
+        return _in_order({pooling for _, pooling in self.rows} - {*SINGLE_LAYERS[1:], *VARIANTS}, known)
 
     @property
     def lower_layers(self) -> list[str]:

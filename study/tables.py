@@ -4,8 +4,9 @@
     python -m study.tables --output study/results --pooling attention  # prints only
 
 Both are given in the checkout. The command first gathers the predictions of runs that ended since the last time. It
-then prints the tables, fills TABLES.md and the short answer on EVIDENCE.md, both beside the folder, and draws two
-pictures for each regime, backbone and token pooling: the LSTM's differences to the others, and the mean ranks.
+then prints the tables, fills TABLES.md and the short answer on EVIDENCE.md, both beside the folder, and draws a
+picture for each regime, backbone and token pooling: the LSTM's differences to the others. The variants of the LSTM
+have a command and a page of their own, `study.choice` and VARIANTS.md.
 """
 
 import sys
@@ -19,11 +20,12 @@ from scipy.stats import rankdata
 
 from lstmpool.benchmarks.results import fill_page, markdown, parser_of
 from study.differences import FEW, ROPE, Difference, bounds, compared, equivalence
-from study.plots import differences_plot, rank_test, ranks_plot
+from study.plots import differences_plot, rank_test
 from study.poolings import BEST_LAYER, SINGLE_LAYERS, UNRANKED
 from study.records import FINAL, TUNE, Setting, read_rows
 from study.statistics import Table, final_rows, read_tables
 from study.store import Runs
+from study.variants import VARIANTS
 
 
 LSTM = "lstm"
@@ -68,16 +70,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw(table: Table, pooling: str, output: Path) -> None:
-    """The pictures of a table: the differences of `pooling`, and the ranks where there are sets enough."""
+    """The picture of a table: the differences of `pooling`."""
     if differences := compared(table, pooling):
-        differences_plot(table, differences, pooling, output / picture(table, f"differences-{pooling}"))
-    if (ranked := to_rank(table)) is not None:
-        ranks_plot(*ranked, output / picture(table, "ranks"))
+        differences_plot(table, differences, pooling, output / picture(table, pooling))
 
 
-def picture(table: Table, of: str) -> str:
+def picture(table: Table, pooling: str) -> str:
     """The name of its file."""
-    return f"{of}-{table.regime}-{table.token_pooling}-{table.backbone}.png"
+    return f"differences-{pooling}-{table.regime}-{table.token_pooling}-{table.backbone}.png"
 
 
 def to_rank(table: Table) -> tuple[list[str], list[str], np.ndarray] | None:
@@ -160,7 +160,7 @@ def section(table: Table, pooling: str, output: Path) -> list[str]:
         parts += [
             f"**{pooling} less the other pooling**, in hundredths:",
             pairs(table, differences),
-            f"![differences]({output.name}/{picture(table, f'differences-{pooling}')})",
+            f"![differences]({output.name}/{picture(table, pooling)})",
             "The same by set:",
             by_set(differences),
         ]
@@ -170,10 +170,7 @@ def section(table: Table, pooling: str, output: Path) -> list[str]:
             parts += [f"**The others less {PLAINEST}**, in hundredths:", pairs(table, above)]
     if (ranked := to_rank(table)) is not None:
         result = rank_test(*ranked)
-        parts += [
-            f"![ranks]({output.name}/{picture(table, 'ranks')})",
-            f"Friedman's test of the ranks: p = {result.pvalue:.1g}; critical difference {result.cd:.2f}.",
-        ]
+        parts.append(f"Friedman's test of the ranks: p = {result.pvalue:.1g}; critical difference {result.cd:.2f}.")
     return [*parts, "**Cost beside quality:**", costs(table)]
 
 
@@ -282,11 +279,15 @@ def costs(table: Table) -> str:
 def chosen(table: Table, output: Path) -> str:
     """How often each setting of the grid was chosen for each pooling, and how often each layer was the best."""
     tried = Runs.of(output, table.regime, table.token_pooling).rows
-    grid = {Setting.of(row) for row in tried if row["kind"] == TUNE and row["backbone"] == table.backbone}
+    shown_here = {*table.poolings, *SINGLE_LAYERS}
+    tried = [row for row in tried if row["backbone"] == table.backbone and row["pooling"] in shown_here]
+    grid = {Setting.of(row) for row in tried if row["kind"] == TUNE}
     grid = sorted(grid, key=lambda s: (s.epochs, s.learning_rate, s.head_learning_rate or 0.0))
     of_pooling = defaultdict(Counter)
     single = Counter()
     for (_, pooling), runs in table.rows.items():
+        if pooling in VARIANTS:
+            continue
         row = next(iter(runs.values()))  # all seeds have the same setting
         of_pooling[pooling][Setting.of(row)] += 1
         single[row["pooling"]] += pooling == BEST_LAYER

@@ -105,7 +105,7 @@ class CrossAttentionPooling(LayerPooling):
     def pool(self, layer_states: Tensor) -> Tensor:
         vectors = torch.cat(layer_states.chunk(2, dim=-1), dim=1)  # (B, 2 L, H)
         vectors = self.norm(vectors)
-        query = self.query.expand(len(vectors), -1, -1)
+        query = self.query.repeat(len(vectors), 1, 1)
         return self.attention(query, vectors, vectors, need_weights=False)[0][:, 0]
 
 

@@ -2,14 +2,12 @@
 
 import pkgutil
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lstmpool.benchmarks import cached_epochs, loading, many_rows, prediction, profile_training
-from lstmpool.benchmarks.profile_training import Clock
+from lstmpool.benchmarks import cached_epochs, loading, many_rows, prediction
 from lstmpool.benchmarks.results import read_rows
 from lstmpool.benchmarks.rounds import Arguments, Comparison
 
@@ -37,7 +35,7 @@ def test_rounds_take_turns_and_are_not_repeated(tmp_path, capsys):
     assert pair.over_base([], "b", "ours") is None
 
 
-@pytest.mark.parametrize("command", [cached_epochs, prediction, profile_training])
+@pytest.mark.parametrize("command", [cached_epochs, prediction])
 def test_a_command_on_data_asks_for_it(command, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.main([f"--output={tmp_path / 'results.csv'}"])
@@ -52,40 +50,6 @@ def test_an_epoch_lasts_from_line_to_line():
     assert 0.4 < second - first < 5
     with pytest.raises(SystemExit, match="broken\n\n.*ended with status 3"):
         cached_epochs.epoch_ends([sys.executable, "-c", "print('broken'); raise SystemExit(3)"], {})
-
-
-def test_a_part_within_a_part_is_not_counted_twice(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(profile_training.time, "perf_counter", lambda: now[0])
-
-    class Work:
-        def outer(self):
-            now[0] += 1
-            self.inner()
-
-        def inner(self):
-            now[0] += 10
-
-    clock, work, unwrapped = Clock(), Work(), Work.inner
-    with clock.on({"outer": [(Work, "outer")], "inner": [(Work, "inner")]}):
-        work.outer()
-        work.inner()
-    assert clock.seconds == {"outer": 11, "inner": 10}
-    assert Work.inner is unwrapped
-
-
-def test_the_parts_of_the_command_are_where_the_profile_looks_for_them():
-    with Clock().on(profile_training.PARTS):
-        pass
-
-
-def test_the_shares_of_a_run():
-    rows = [
-        {"run": "one", "part": part, "seconds": str(seconds)}
-        for part, seconds in (("imports", 2), ("forward", 5), ("everything else", 1))
-    ]
-    text = profile_training.table(rows)
-    assert "| forward | 5.0 s, 62.5% |\n| everything else | 1.0 s, 12.5% |\n| whole | 8 s |" in text
 
 
 @pytest.fixture
@@ -152,15 +116,3 @@ def test_many_rows_are_measured_up_to_the_first_step(data):
     seconds = [float(row["seconds"]) for row in rows]
     assert min(seconds) >= 0 and sum(seconds[:-1]) <= seconds[-1]
     assert all(float(row["megabytes"]) > 50 for row in rows)
-
-
-@pytest.mark.slow
-def test_the_parts_of_a_run_come_to_the_whole(data, monkeypatch):
-    monkeypatch.setattr(profile_training, "RUNS", {"frozen": ("trec6", ["--num_train_epochs=2", "--freeze_backbone"])})
-    output, started = data / "results.csv", time.perf_counter()
-    assert profile_training.main([f"--data={data}", f"--backbone={data / 'backbone'}", f"--output={output}"]) == 0
-    whole = time.perf_counter() - started
-    seconds = {row["part"]: float(row["seconds"]) for row in read_rows(output)}
-    assert seconds.keys() == {*profile_training.PARTS, profile_training.IMPORTS, profile_training.REST}
-    assert min(seconds.values()) >= 0
-    assert sum(seconds.values()) == pytest.approx(whole, rel=0.1)

@@ -1,0 +1,196 @@
+"""The tables of VARIANTS.md: which variant of the LSTM was chosen by its rule, and what the test rows say of it.
+
+    python -m study.choice --output study/results
+
+The command is given in the checkout, after `study.run`. It reads the CSV files and predictions alone, prints the
+tables, and fills the page beside the folder.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+
+from lstmpool.benchmarks.results import fill_page, markdown, parser_of
+from study.differences import compared
+from study.poolings import SINGLE_LAYERS, UNRANKED
+from study.records import FINAL, TUNE, Row, Setting, best
+from study.statistics import Table, family_of, read_tables
+from study.store import Runs
+from study.tables import mean_ranks, numbers
+from study.variants import CONTROLS, VARIANTS
+
+
+FIRST_HALF = "trec6 trec50 mrpc stsb tweet_eval_irony absa_restaurants14".split()  # chooses
+SECOND_HALF = "cr cola rte absa_laptops14 semeval2018_ec banking77".split()  # confirms
+VECTORS = ("mean", "cls")
+GO_ON = 3  # variants, to the second round
+SEED = "0"  # of the first round
+CANDIDATES = [name for name in VARIANTS if name not in (*CONTROLS, "cross_attention")]
+
+
+@dataclass
+class Arguments:
+    """What is shown."""
+
+    output: str = field(default="study/results", metadata={"help": "Folder of the study's results."})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Makes the tables; returns the exit status."""
+    parser = parser_of(Arguments, "python -m study.choice", __doc__)
+    (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
+    output = Path(args.output)
+    runs = {}
+    for vectors in VECTORS:
+        runs[vectors] = Runs.of(output, "frozen", vectors)
+        runs[vectors].predictions.gather()
+    if not any(row["pooling"] in CANDIDATES for of in runs.values() for row in of.rows):
+        parser.error(f"expected runs of variants in {output}, found none. Make some with python -m study.run.")
+    rows = {vectors: of_small_backbone(of.rows) for vectors, of in runs.items()}
+    tables = [table for table in read_tables(output) if table.regime == "frozen"]
+    text = "\n\n".join(part.rstrip() for part in all_parts(rows, tables)) + "\n"
+    print(text)
+    page = output.parent / "VARIANTS.md"
+    if page.is_file():
+        fill_page(page, "tables", text)
+    return 0
+
+
+def of_small_backbone(rows: list[Row]) -> list[Row]:
+    """The rows of the backbone on which the choice was made: the one with the most rows."""
+    counts = defaultdict(int)
+    for row in rows:
+        counts[row["backbone"]] += 1
+    return [row for row in rows if row["backbone"] == max(counts, key=counts.get)]
+
+
+def all_parts(rows: dict[str, list[Row]], tables: list[Table]) -> list[str]:
+    """Markdown, a part for each round."""
+    first = {vectors: first_round(of) for vectors, of in rows.items()}
+    parts = ["**First round**: validation, half A, one seed, in hundredths:", scores_table(first)]
+    going = best_of(first, CANDIDATES)[:GO_ON]
+    second = {vectors: later_round(of) for vectors, of in rows.items()}
+    if len(going) == GO_ON and all(name in of for name in going for of in second.values()):
+        chosen = best_of(second, going)[0]
+        shown = {vectors: {name: of[name] for name in of if name in going} for vectors, of in second.items()}
+        parts += ["**Second round**: validation, half A, the mean of five seeds:", scores_table(shown)]
+        parts.append(f"Chosen: **{chosen}**.")
+        for half, title in ((SECOND_HALF, "Confirmation: the test rows of half B"), (None, "All sets")):
+            parts += [f"**{title}**: {chosen} less the others, in hundredths:", less_table(tables, chosen, half)]
+        parts += [
+            f"**Mean score and mean rank** on all sets that a backbone has, {chosen} among all poolings:",
+            ranks_table(tables, chosen),
+        ]
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------------------- the rounds
+def first_round(rows: Iterable[Row]) -> dict[str, float]:
+    """By pooling, its best validation score with one seed, averaged over the families of half A."""
+    tried = defaultdict(list)
+    for row in rows:
+        if row["kind"] == TUNE and row["seed"] == SEED and row["dataset"] in FIRST_HALF:
+            tried[row["pooling"], row["dataset"]].append(row)
+    return over_families({place: best(of)[1] for place, of in tried.items()})
+
+
+def later_round(rows: Iterable[Row]) -> dict[str, float]:
+    """The same, of the final runs with the setting that was chosen: means over their seeds."""
+    tried, finals = defaultdict(list), defaultdict(list)
+    for row in rows:
+        if row["dataset"] in FIRST_HALF:
+            (finals if row["kind"] == FINAL else tried)[row["pooling"], row["dataset"]].append(row)
+    scores = {}
+    for place, of in finals.items():
+        if place in tried:
+            setting, _ = best(tried[place])
+            values = [float(row["validation"]) for row in of if Setting.of(row) == setting]
+            if values:
+                scores[place] = mean(values)
+    return over_families(scores)
+
+
+def over_families(scores: dict[tuple[str, str], float]) -> dict[str, float]:
+    """By pooling, the mean over families of sets, for poolings that have all sets of half A."""
+    found = {}
+    for pooling in dict.fromkeys(pooling for pooling, _ in scores):
+        of_sets = {dataset: scores[pooling, dataset] for dataset in FIRST_HALF if (pooling, dataset) in scores}
+        if len(of_sets) == len(FIRST_HALF):
+            families = defaultdict(list)
+            for dataset, score in of_sets.items():
+                families[family_of(dataset)].append(score)
+            found[pooling] = mean(map(mean, families.values()))
+    return found
+
+
+def score_of(scores: dict[str, dict[str, float]], pooling: str) -> float:
+    """The mean over those kinds of vectors with which the pooling was run."""
+    return mean(of[pooling] for of in scores.values() if pooling in of)
+
+
+def best_of(scores: dict[str, dict[str, float]], poolings: list[str]) -> list[str]:
+    """Those `poolings` that were run, the best first."""
+    run = [pooling for pooling in poolings if any(pooling in of for of in scores.values())]
+    return sorted(run, key=lambda pooling: -score_of(scores, pooling))
+
+
+def scores_table(scores: dict[str, dict[str, float]]) -> str:
+    """One line a pooling, the best first; the single layers are left out."""
+    names = {pooling for of in scores.values() for pooling in of} - set(SINGLE_LAYERS[1:])
+    lines = []
+    for name in best_of(scores, sorted(names)):
+        cells = [f"{100 * scores[v][name]:.1f}" if name in scores[v] else "" for v in VECTORS]
+        lines.append([name, kind_of(name), *cells, f"{100 * score_of(scores, name):.1f}"])
+    return markdown(["pooling", "kind", "mean vectors", "CLS vectors", "mean"], lines, words=2)
+
+
+def kind_of(name: str) -> str:
+    if name in CANDIDATES:
+        return "variant"
+    return "control" if name in VARIANTS else "of the study"
+
+
+# ------------------------------------------------------------------------------------------------------- the test rows
+def less_table(tables: list[Table], chosen: str, sets: list[str] | None) -> str:
+    """`chosen` less each other pooling, by backbone and vectors, on `sets`, or on all."""
+    lines = []
+    for table in tables:
+        if sets is not None:
+            kept = {place: of for place, of in table.rows.items() if place[0] in sets}
+            table = replace(table, rows=kept)
+        others = [name for name in compared_with(table) if name != chosen]
+        for other, found in compared(table, chosen, others).items():
+            lines.append([table.backbone, table.token_pooling, other, *numbers(found)])
+    head = ["backbone", "vectors", f"{chosen} less", "sets", "mean difference, these sets", "95 %, sets like these"]
+    return markdown(head, lines, words=3)
+
+
+def compared_with(table: Table) -> list[str]:
+    """The poolings of the study, the variants and the controls that a table has."""
+    return [*table.poolings, *(name for name in VARIANTS if any(p == name for _, p in table.rows))]
+
+
+def ranks_table(tables: list[Table], chosen: str) -> str:
+    """Mean score and mean rank of each pooling; of the LSTM's variants only the chosen one takes part."""
+    columns, head = [], ["pooling"]
+    for table in tables:
+        poolings = [name for name in compared_with(table) if name not in UNRANKED]
+        poolings = [name for name in poolings if name == chosen or name not in (*CANDIDATES, "cross_attention")]
+        families, kept, scores = table.family_scores(poolings)
+        ranks = mean_ranks(scores)
+        cells = {n: (f"{100 * s:.1f}", f"{r:.1f}") for n, s, r in zip(kept, scores.mean(0), ranks, strict=True)}
+        columns.append(cells)
+        head += [f"{table.backbone}, {table.token_pooling}: mean of {len(families)}", "rank"]
+    names = list(dict.fromkeys(name for cells in columns for name in cells))
+    order = sorted(names, key=lambda name: np.mean([float(c[name][1]) for c in columns if name in c]))
+    lines = [[name, *(part for cells in columns for part in cells.get(name, ("", "")))] for name in order]
+    return markdown(head, lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
