@@ -28,7 +28,7 @@ from lstmpool.training.model.layer_cache import StatesCollator, cached_states
 from lstmpool.training.model.linear_start import summed_loss
 from lstmpool.training.model.target_scale import TargetScale
 from study.data import TextSet
-from study.poolings import put_pooling
+from study.poolings import POOLINGS, put_pooling
 from study.records import Setting
 from study.variants import HELD_OUT, Linear, Variant, standardise
 
@@ -75,6 +75,7 @@ class FrozenSet:
 
     def _states(self, token_poolings: tuple[str, ...]) -> list[Tensor]:
         """The states (N, L, S) of train, validation and test, with the vectors of `token_poolings` side by side."""
+        put_pooling(self.model, POOLINGS["last"], 0)  # the pooler of the last run may want wider vectors
         splits = []
         for split in (self.data.train, self.data.validation, self.data.test):
             each = []
