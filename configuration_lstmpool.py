@@ -86,7 +86,7 @@ _ACTIVATIONS = {
     REGRESSION: "torch.nn.modules.linear.Identity",
 }
 # Release 0.1.0 lacks these fields. They are saved where they say something else than what it did.
-_LATER = {"linear_skip": False, "pair_encoding": "joint", "pair_template": None}
+_LATER = {"linear_skip": False, "pair_encoding": "joint", "pair_template": None, "standardize_layers": False}
 _HOLES = {"CVE-2026-4372": (5, 3), "CVE-2026-5241": (5, 5)}  # of transformers, and the version that mends each
 
 

@@ -192,6 +192,11 @@ class LstmPoolFields:
         "command reads pairs apart on a backbone that says that it was made for sentence vectors.",
         choices=PAIR_ENCODINGS,
     )
+    standardize_layers: Annotated[bool, true_or_false] = _field(
+        False,
+        "Whether each feature of each layer's vector is centred and scaled first, by its mean and standard deviation "
+        "over the training rows, before layer_norm and the pooling.",
+    )
 
 
 DEFAULTS = {entry.name: entry.default for entry in fields(LstmPoolFields)}

@@ -31,7 +31,7 @@ from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, LstmPoolConfig, read_c
 from .families_lstmpool import QUANTISE_LATER, quantisation_of, stated_token_pooling
 from .fields_lstmpool import APART, MULTI, REGRESSION, SINGLE, no_model
 from .pairs_lstmpool import compare, load_template, padding_id, take_apart
-from .pooling_lstmpool import POOLING_CLASSES, LinearSkip, WeightedPooling
+from .pooling_lstmpool import POOLING_CLASSES, LayerStandardization, LinearSkip, WeightedPooling
 
 
 @dataclass
@@ -68,6 +68,9 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
                 nn.init.uniform_(parameter, -bound, bound)
         elif isinstance(module, WeightedPooling):
             nn.init.zeros_(module.layer_weights)
+        elif isinstance(module, LayerStandardization):
+            nn.init.zeros_(module.mean)
+            nn.init.ones_(module.scale)
         elif isinstance(module, LinearSkip):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.mean)

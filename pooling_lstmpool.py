@@ -8,11 +8,16 @@ read apart), D pooled size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_lstmpool import LstmPoolConfig
+
+
+LEAST_SPREAD = 0.01  # of a feature, as a share of its layer's root mean square
 
 
 def pool_tokens(hidden: Tensor, attention_mask: Tensor, how: str) -> Tensor:
@@ -34,16 +39,83 @@ def pool_tokens(hidden: Tensor, attention_mask: Tensor, how: str) -> Tensor:
     return vectors.masked_fill(~kept.any(1, keepdim=True), 0)
 
 
+def mean_and_scale(layer_states: Tensor) -> tuple[Tensor, Tensor]:
+    """What is taken from each feature of `layer_states` (N, L, S), and what divides it then, (L, S) each.
+
+    The scale is the standard deviation. One below `LEAST_SPREAD` of its layer's root mean square counts as that: half
+    precision could not tell it from rounding, and one step of training would move it by many times as much. In a layer
+    of zeros it is 1.
+    """
+    mean = layer_states.mean(0)
+    size = layer_states.square().mean((0, 2)).sqrt()  # (L,)
+    scale = torch.maximum(layer_states.std(0, correction=0), LEAST_SPREAD * size[:, None])
+    scale[scale == 0] = 1
+    return mean, scale
+
+
+class LayerStandardization(nn.Module):
+    """Centres and scales each feature of each layer by the buffers `mean` and `scale`, (L, S) each.
+
+    They are 0 and 1 until `fit` sets them. They stay in float32, whatever the model is cast to or loaded in: of a mean
+    that is large beside its scale, half precision would leave little.
+    """
+
+    def __init__(self, config: LstmPoolConfig):
+        super().__init__()
+        shape = (len(config.layers), config.state_size)
+        # with a dtype of its own, which the library keeps when it loads a model in another one
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones(shape, dtype=torch.float32))
+
+    @torch.no_grad()
+    def fit(self, layer_states: Tensor) -> None:
+        """Takes the mean and scale of `layer_states` (N, L, S), those of the training rows; see `mean_and_scale`.
+
+        Raises ValueError if they have another shape, or hold NaN or infinity.
+        """
+        expected = tuple(self.mean.shape)
+        if layer_states.shape[1:] != expected or not len(layer_states):
+            raise ValueError(
+                f"layer_states must be (rows, layers, width) = (1 or more, {expected[0]}, {expected[1]}), got "
+                f"{tuple(layer_states.shape)}. Take them from this model."
+            )
+        mean, scale = mean_and_scale(layer_states.float())
+        if not (mean.isfinite() & scale.isfinite()).all():
+            wrong = int((~layer_states.isfinite()).sum())
+            raise ValueError(
+                f"layer_states must be finite numbers whose squares are finite, too, found {wrong} of "
+                f"{layer_states.numel()} that are NaN or infinite. Compute them in float32, or leave these rows out."
+            )
+        device = self.mean.device
+        self.mean, self.scale = mean.to(device), scale.to(device)
+
+    def forward(self, layer_states: Tensor) -> Tensor:
+        """(B, L, S), in the dtype of `layer_states`."""
+        standardised = (layer_states - self.mean) / self.scale  # in float32 at least: autocast leaves both as they are
+        return standardised.to(layer_states.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LayerStandardization:
+        # `to`, `half` and the like end here
+        before = {"mean": self.mean, "scale": self.scale}
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32:
+                setattr(self, name, tensor.to(moved.device, torch.float32))
+        return self
+
+
 class LayerPooling(nn.Module):
     """Base of the poolings: layer states (B, L, S), lowest layer first, to (B, D), where D is `output_size`."""
 
     def __init__(self, config: LstmPoolConfig):
         super().__init__()
+        self.standardization = LayerStandardization(config) if config.standardize_layers else nn.Identity()
         self.layer_norm = nn.LayerNorm(config.state_size) if config.layer_norm else nn.Identity()
         self.output_size: int = config.state_size
 
     def forward(self, layer_states: Tensor) -> Tensor:
-        return self.pool(self.layer_norm(layer_states))
+        return self.pool(self.layer_norm(self.standardization(layer_states)))
 
 
 class TopLSTM(nn.LSTM):

@@ -79,6 +79,7 @@ def test_wrong_layers_are_refused_with_the_remedy(given, message):
         ({"lstm_readout": "first"}, "lstm_readout must be one of"),
         ({"layer_norm": "yes"}, "layer_norm must be True or False, got 'yes'"),
         ({"lstm_bidirectional": 1}, "lstm_bidirectional must be True or False"),
+        ({"standardize_layers": "yes"}, "standardize_layers must be True or False, got 'yes'"),
         ({"lstm_hidden_size": 0}, "positive integer"),
         ({"lstm_hidden_size": 2.5}, "positive integer"),
         ({"pooler_dropout": 1.0}, r"\[0, 1\)"),

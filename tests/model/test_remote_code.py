@@ -141,6 +141,26 @@ assert from_base(torch.tensor([[5, 6]])).logits.shape == (1, 3)
 
 
 @pytest.mark.slow
+def test_a_model_of_standardised_layers_is_complete_too(tmp_path, tokenizer):
+    model = tiny_model(standardize_layers=True, id2label={0: "late", 1: "broken", 2: "other"})
+    texts = tokenizer(["where is my order", "money back"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        model.lstmpool.pooler.standardization.fit(model(**texts).layer_states)
+        outputs = model(**texts)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    torch.save({"logits": outputs.logits, "layer_states": outputs.layer_states}, tmp_path / "wanted.pt")
+    code = LOAD.replace("FOLDER", repr(str(tmp_path / "model"))).replace("WANTED", repr(str(tmp_path / "wanted.pt")))
+    code += """
+half = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, dtype="bfloat16")
+statistics = half.lstmpool.pooler.standardization
+assert half.classifier.weight.dtype == torch.bfloat16 and statistics.mean.dtype == torch.float32
+assert torch.equal(statistics.mean, model.lstmpool.pooler.standardization.mean)
+"""
+    run_isolated(code, tmp_path / "empty", tmp_path)
+
+
+@pytest.mark.slow
 def test_a_model_of_pairs_apart_is_complete_too(tmp_path, tokenizer):
     from lstmpool.pairs_lstmpool import pair_template
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lstmpool.fields_lstmpool import MULTI, REGRESSION
+from lstmpool.pooling_lstmpool import mean_and_scale
 from lstmpool.training.model.trainable_parts import trained_head, trained_skip
 
 
@@ -30,7 +31,6 @@ ROWS_TO_CHOOSE = 2000  # on which its strength is chosen
 FOLDS = 5  # of the cross-validation, for up to `FEW` rows; else one split, with a fifth held out
 FEW = 1000
 STRENGTHS = np.logspace(-5, 1, 7)  # C of a logistic regression, or 1 / alpha of a ridge regression
-LEAST_SPREAD = 0.01  # of a feature, as a share of its layer's root mean square
 MOST_TURNED = 2500  # rows whose span is looked for: the time for that grows with their cube
 MOST_ITERATIONS = 100  # of the optimiser, for each strength
 ALL, TOP = "all", "top"
@@ -241,13 +241,10 @@ def _flat(states: np.ndarray, layers: str) -> Tensor:
 def _standardised(features: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """The features with mean 0 and spread 1 over the rows, and what was taken away and divided by, (F,) each.
 
-    A spread below `LEAST_SPREAD` of a layer's root mean square counts as that: half precision could not tell it from
-    rounding, and one step of training would move it by many times as much. `width`: features of a layer.
+    Tiny spreads stay small, see `mean_and_scale`. `width`: features of a layer.
     """
-    mean = features.mean(0)
-    size = features.view(len(features), -1, width).square().mean((0, 2)).sqrt()  # of each layer
-    scale = torch.maximum(features.std(0, correction=0), LEAST_SPREAD * size.repeat_interleave(width))
-    scale[scale == 0] = 1
+    mean, scale = mean_and_scale(features.view(len(features), -1, width))
+    mean, scale = mean.flatten(), scale.flatten()
     return (features - mean) / scale, mean, scale
 
 

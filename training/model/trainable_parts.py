@@ -84,7 +84,12 @@ def trained_skip(model: PreTrainedModel) -> nn.Linear | None:
     return None if skip is None else _trained(model, skip)
 
 
-def _trained(model: PreTrainedModel, module: nn.Module) -> nn.Linear:
+def trained_pooler(model: PreTrainedModel) -> nn.Module:
+    """The layer pooling that is trained and saved, as `trained_head`."""
+    return _trained(model, model.lstmpool.pooler)
+
+
+def _trained(model: PreTrainedModel, module: nn.Module) -> Any:
     copies = getattr(module, "modules_to_save", None)
     return module if copies is None else copies[model.active_adapter]
 

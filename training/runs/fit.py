@@ -43,6 +43,7 @@ from lstmpool.training.runs.contrast import compare_texts, contrastive_steps
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.runs.stages import start_head
+from lstmpool.training.runs.standardization import standardize_layers
 from lstmpool.training.runs.state import Extras, State
 from lstmpool.training.tasks.losses import MeanLoss
 from lstmpool.training.tasks.task import LossSettings
@@ -214,8 +215,7 @@ def _origin(computed: dict[str, bool]) -> str:
 def train(state: State) -> None:
     """Trains, if that is wanted, and ends with the best epoch's weights."""
     state.trainer = _trainer(state)
-    if state.begins_with_stage_1:
-        _stage_1(state)
+    _before_training(state)
     if state.frozen_vectors is None:
         state.frozen_vectors = frozen_vectors(state)
     if state.args.do_train:
@@ -229,12 +229,15 @@ def train(state: State) -> None:
     state.model = state.trainer.model
 
 
-def _stage_1(state: State) -> None:
+def _before_training(state: State) -> None:
     """What comes before everything is trained. The baseline reads the backbone as it was before."""
-    if state.contrastive_steps:
+    if state.begins_with_stage_1 and state.contrastive_steps:
         state.frozen_vectors = frozen_vectors(state)
         compare_texts(state)
-    start_head(state)
+    if state.standardizes_layers:
+        standardize_layers(state)
+    if state.begins_with_stage_1:
+        start_head(state)
 
 
 def _trainer(state: State) -> LstmPoolTrainer:

@@ -55,12 +55,13 @@ def start_head(state: State) -> None:
     if total < LEAST_ROWS:
         print(f"One stage: a linear model needs {LEAST_ROWS} rows or more, found {total}.", flush=True)
         return
-    strata = None if job.task.has_numbers or job.task.has_thresholds else targets
-    read = _read_states(state, strata, total)
-    if read is None:
+    try:
+        states, rows = read_states(state)
+    except InputError as error:
+        print(f"One stage: {as_line(str(error))}", flush=True)
         return
-    states, rows = read
     choices, strengths = _choices(state, states)
+    strata = _strata(state)
     of_rows = None if strata is None else strata[rows]
     start = fit_start(
         states, targets[rows], len(job.task.names), _loss(state), of_rows, state.args.seed, choices, strengths
@@ -96,27 +97,36 @@ def _loss(state: State) -> Loss:
     return job.task.loss(settings, job.splits["train"].labels) or summed_loss(job.task.problem_type)
 
 
-def _read_states(state: State, strata: np.ndarray | None, total: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _strata(state: State) -> np.ndarray | None:
+    """The class of each training row, (N,); None if it has not one class."""
+    task = state.job.task
+    return None if task.has_numbers or task.has_thresholds else np.asarray(state.targets("train"))
+
+
+def read_states(state: State) -> tuple[np.ndarray, np.ndarray]:
     """Layer states (M, L, S) of at most `ROWS` training rows, and the numbers of these rows, (M,), in order.
 
-    None in all processes, and a line that says why, if one of them cannot read or write the states' file.
+    They are those of the backbone as it is now.
+
+    Raises:
+        InputError: in all processes, if one of them cannot read or write the states' file.
     """
-    config = state.model.config
+    strata, config = _strata(state), state.model.config
     shape = (-1, len(config.layers), config.state_size)
     most = max(1, min(ROWS, MOST_BYTES // (4 * shape[1] * shape[2])))
     wrong = ""
     try:
         if state.caches_states:
+            total = len(state.inputs["train"])
             rows = draw_by_class(np.zeros(total, dtype=int) if strata is None else strata, most, state.args.seed)
             found = state.inputs["train"].select(rows)
         else:
             found, rows = _cached(state, most)
     except InputError as error:
-        wrong = as_line(str(error))
+        wrong = str(error)
     wrong = next((each for each in gather_object([wrong]) if each), "")
     if wrong:
-        print(f"One stage: {wrong}", flush=True)
-        return None
+        raise InputError(wrong)
     return np.asarray(found["layer_states"][:], dtype=np.float32).reshape(shape), rows
 
 

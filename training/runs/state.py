@@ -104,6 +104,15 @@ class State:
         return self.args.do_train and self.job.why_one_stage == ""
 
     @property
+    def standardizes_layers(self) -> bool:
+        """Whether the mean and scale of the layers are to be taken from the training rows now, see `standardization`.
+
+        A run that goes on has them in its checkpoint, and a finished model that is trained further keeps its own.
+        """
+        begins = self.args.do_train and not self.job.model_args.init_from and self.resumed is None
+        return begins and self.model.config.standardize_layers
+
+    @property
     def begins_with_stage_1(self) -> bool:
         """Whether stage 1 is to be done now. A run that goes on has its start in the checkpoint."""
         return self.has_two_stages and self.is_fresh and self.resumed is None

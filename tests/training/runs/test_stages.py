@@ -320,7 +320,8 @@ def test_the_original_defaults(work, capsys):
 
 
 # --------------------------------------------------------------------------------------------------- earlier releases
-NEW_SETTINGS = ("stages", "original_defaults", "linear_skip", "pair_encoding", *Limits()._asdict())
+NEW_FIELDS = ("linear_skip", "pair_encoding", "standardize_layers")
+NEW_SETTINGS = ("stages", "original_defaults", *NEW_FIELDS, *Limits()._asdict())
 
 
 def test_a_run_that_an_older_release_began_goes_on_as_it_would_have_there(work, capsys):
