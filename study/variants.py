@@ -15,7 +15,7 @@ from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.pooling_lstmpool import LayerPooling, RecurrentPooling, TopLSTM
+from lstmpool.pooling_lstmpool import LayerPooling, RecurrentPooling, TopLSTM, mean_and_scale
 from lstmpool.training.model.linear_start import ALL, LinearStart, Loss, fit_start
 from study.poolings import POOLINGS, Build, own
 from study.records import Setting
@@ -181,13 +181,6 @@ def logits_of(linear: LinearStart, states: Tensor) -> Tensor:
 
 
 def standardise(splits: list[Tensor]) -> list[Tensor]:
-    """The splits' states (N, L, S) with the features' mean and spread over the first split's rows taken away.
-
-    A spread below a hundredth of its layer's root mean square counts as that much.
-    """
-    train = splits[0]
-    size = train.square().mean((0, 2), keepdim=True).sqrt()  # (1, L, 1)
-    spread = torch.maximum(train.std(0, correction=0, keepdim=True), 0.01 * size)
-    spread[spread == 0] = 1
-    mean = train.mean(0, keepdim=True)
-    return [(split - mean) / spread for split in splits]
+    """The splits' states (N, L, S), standardised by the first one, the training rows', as the model itself does it."""
+    mean, scale = mean_and_scale(splits[0])
+    return [(split - mean) / scale for split in splits]
