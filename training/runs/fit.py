@@ -42,6 +42,7 @@ from lstmpool.training.runs.baseline import baselines_of, frozen_vectors
 from lstmpool.training.runs.contrast import compare_texts, contrastive_steps
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.runs.pooling_choice import NotesChoice, choose_pooling
 from lstmpool.training.runs.stages import start_head
 from lstmpool.training.runs.state import Extras, State
 from lstmpool.training.tasks.losses import MeanLoss
@@ -49,6 +50,7 @@ from lstmpool.training.tasks.task import LossSettings
 
 
 CHOSEN = ("token_pooling", "linear_skip", "pair_encoding", "pair_template")  # fields of a new model, for its backbone
+CHOSEN_BY_ROWS = ("layer_pooling", "layers")  # see `choose_pooling`
 
 
 def fit(
@@ -103,6 +105,8 @@ def read(state: State) -> None:
 # ---------------------------------------------------------------------------------------------------------------- load
 def load(state: State) -> None:
     """Loads the model, and prepares the output folder and what Trainer reads."""
+    if state.job.model_args.chooses_pooling and not state.resumed:
+        choose_pooling(state)
     job, args = state.job, state.args
     set_seed(args.seed)
     state.model, state.is_fresh = _load_model(state)  # before an earlier run is replaced: the model may be refused
@@ -153,7 +157,10 @@ def _fields(state: State) -> dict[str, Any]:
         begun = LstmPoolConfig.from_pretrained(state.resumed)
     except (OSError, ValueError):  # `check_resumed` will say so
         return job.fields
-    kept = {name: getattr(begun, name) for name in CHOSEN if not getattr(job.model_args, name, None)}
+    names = [name for name in CHOSEN if not getattr(job.model_args, name, None)]
+    if job.model_args.chooses_pooling:
+        names += CHOSEN_BY_ROWS
+    kept = {name: getattr(begun, name) for name in names}
     for name, value in kept.items():
         chosen_now = job.fields.get(name)  # None for pairs where there are none
         if name != "pair_template" and chosen_now not in (None, value):
@@ -241,6 +248,8 @@ def _trainer(state: State) -> LstmPoolTrainer:
     """The Trainer, with the loss and the metrics of the task."""
     job, args = state.job, state.args
     callbacks = list(state.extras.callbacks)
+    if state.pooling_choice:
+        callbacks.append(NotesChoice(state.pooling_choice))
     if args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     settings = LossSettings(args.class_weights, args.label_smoothing_factor, args.regression_loss)
