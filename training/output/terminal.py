@@ -67,10 +67,12 @@ def chosen_on(choice: dict[str, Any]) -> str:
 def describe_choice(choice: dict[str, Any], titles: dict[str, str], seconds: float) -> str:
     """Says which pooling was chosen, and by how much it won. `choice`: see `choose_pooling`."""
     (_, title), (best, score), *others = choice_rows(choice, titles)
+    taken = choice["head_learning_rate"]
+    rate = "" if taken is None else f" Its best rate, {taken:g}, is taken; --head_learning_rate sets another one."
     following = ", ".join(f"{name} {value}" for name, value in others[:2])
     return (
         f"Layer pooling: {best}, {score} {title} on {chosen_on(choice)}; next {following} ({1 + len(others)} tried on "
-        f"the frozen backbone, {seconds:.0f} s)."
+        f"the frozen backbone, {seconds:.0f} s).{rate}"
     )
 
 

@@ -22,7 +22,6 @@ from lstmpool.training.output.terminal import (
     text_table,
 )
 from lstmpool.training.output.wrong_rows import errors_of, shown_errors
-from lstmpool.training.runs.pooling_choice import noted_choice
 from lstmpool.training.runs.state import State
 
 
@@ -102,9 +101,8 @@ def _metrics(state: State) -> dict[str, Any]:
     metrics = {"problem_type": state.job.task.problem_type, "data": state.summary}
     metrics |= state.evaluation.record()
     metrics["baselines"] = state.baselines.scores
-    choice = noted_choice(state.trainer.state.log_history)
-    if choice:
-        metrics["layer_pooling"] = choice
+    if state.pooling_choice:
+        metrics["layer_pooling"] = state.pooling_choice
     starts = [entry["start"] for entry in state.trainer.state.log_history if entry.get("start")]
     if starts:
         metrics["stage_1_out_of_fold"] = dict(sorted(starts[0].items()))  # a checkpoint holds them in this order
@@ -160,7 +158,7 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str], war
         results=state.evaluation.results,
         caveats=_caveats(state, warnings),
         about_linear=" ".join(_about_linear(state)),
-        pooling_choice=noted_choice(state.trainer.state.log_history),
+        pooling_choice=state.pooling_choice,
         contrastive_steps=state.contrastive_steps,
         by_class=state.evaluation.by_class.get(state.evaluation.judged_on),
     )

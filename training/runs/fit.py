@@ -50,7 +50,6 @@ from lstmpool.training.tasks.task import LossSettings
 
 
 CHOSEN = ("token_pooling", "linear_skip", "pair_encoding", "pair_template")  # fields of a new model, for its backbone
-CHOSEN_BY_ROWS = ("layer_pooling", "layers")  # see `choose_pooling`
 
 
 def fit(
@@ -105,7 +104,7 @@ def read(state: State) -> None:
 # ---------------------------------------------------------------------------------------------------------------- load
 def load(state: State) -> None:
     """Loads the model, and prepares the output folder and what Trainer reads."""
-    if state.job.model_args.chooses_pooling and not state.resumed:
+    if state.job.model_args.chooses_pooling:
         choose_pooling(state)
     job, args = state.job, state.args
     set_seed(args.seed)
@@ -157,10 +156,7 @@ def _fields(state: State) -> dict[str, Any]:
         begun = LstmPoolConfig.from_pretrained(state.resumed)
     except (OSError, ValueError):  # `check_resumed` will say so
         return job.fields
-    names = [name for name in CHOSEN if not getattr(job.model_args, name, None)]
-    if job.model_args.chooses_pooling:
-        names += CHOSEN_BY_ROWS
-    kept = {name: getattr(begun, name) for name in names}
+    kept = {name: getattr(begun, name) for name in CHOSEN if not getattr(job.model_args, name, None)}
     for name, value in kept.items():
         chosen_now = job.fields.get(name)  # None for pairs where there are none
         if name != "pair_template" and chosen_now not in (None, value):
@@ -248,7 +244,7 @@ def _trainer(state: State) -> LstmPoolTrainer:
     """The Trainer, with the loss and the metrics of the task."""
     job, args = state.job, state.args
     callbacks = list(state.extras.callbacks)
-    if state.pooling_choice:
+    if state.pooling_choice and not state.resumed:
         callbacks.append(NotesChoice(state.pooling_choice))
     if args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))

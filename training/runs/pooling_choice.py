@@ -6,7 +6,11 @@ and `last` on each of the highest four: if one of these wins, the layers above i
 
 Validation rows choose, by the metric of the run. Without them, and in each fold of a cross-validation, whose rows
 must not choose the model that predicts them, training rows are held out in turn. The same seed gives the same choice.
-A run that goes on keeps it: the fields are in its checkpoint's config, and what was tried is in its log.
+A run that goes on keeps it, since it is in the log that lies in each checkpoint.
+
+The learning rate that was the best for the winner is the run's head learning rate, too, if the run is what was tried:
+a head on a frozen backbone, without a linear path, and no flag names the rate. A mixture of layers at an LSTM's rate
+would learn little.
 
 States (N, L, S): N rows, L layers read, S width of a layer's vector.
 """
@@ -16,6 +20,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +30,14 @@ from datasets import Dataset
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.pooling_lstmpool import POOLING_CLASSES
 from lstmpool.training.data.holdout import draw_by_class, units_of
 from lstmpool.training.errors import InputError, as_line
+from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.head_training import Head, predict_head, train_epochs
 from lstmpool.training.model.linear_start import Loss, label_tensor
@@ -135,10 +142,32 @@ class Judge:
 def choose_pooling(state: State) -> None:
     """Gives the model of `state.job` the fields of the best candidate, and notes in `state` what was tried.
 
+    A run that goes on takes up what was chosen when it began.
+
     Raises:
         InputError: if the layer states cannot be kept, or there are too few rows to choose by.
     """
     began = time.monotonic()
+    choice = _noted(state.resumed)
+    is_new = choice is None
+    if is_new:
+        choice = gather_object([_choose(state)])[0]  # on a GPU, the others may have found another one
+    state.pooling_choice = choice
+    fields = {"layer_pooling": choice["chosen"], "layers": choice["layers"]}
+    state.job = replace(state.job, fields=state.job.fields | fields)
+    if choice["head_learning_rate"] is not None:
+        state.args = changed(state.args, head_learning_rate=choice["head_learning_rate"])
+    if is_new:
+        print(describe_choice(choice, state.job.task.titles, time.monotonic() - began), flush=True)
+
+
+def _is_what_is_tried(state: State) -> bool:
+    """Whether the run trains a head on a frozen backbone, without a linear path, as a trial does."""
+    return state.job.model_args.freeze_backbone and not state.job.fields["linear_skip"]
+
+
+def _choose(state: State) -> dict[str, Any]:
+    """What was tried, the best first, for the log, metrics.json and the card."""
     job, args = state.job, state.args
     with quiet_loading():
         model, _ = job.backbone.load_model(job.fields | {"linear_skip": False})
@@ -152,11 +181,9 @@ def choose_pooling(state: State) -> None:
     judge = Judge(job.task, job.best, loss_of(state), units, balanced=args.class_weights is not None)
     candidates = candidates_for(model.config.layers, least=job.model_args.freeze_layers)
     quiet = args.disable_tqdm or not state.is_first_process
-    tried = try_all(candidates, model, rows, judge, args.seed, quiet)
-    choice = gather_object([_record(tried, rows, state)])[0]  # on a GPU, the others may have found another one
-    state.pooling_choice = choice
-    state.job = replace(job, fields=job.fields | {"layer_pooling": choice["chosen"], "layers": choice["layers"]})
-    print(describe_choice(choice, job.task.titles, time.monotonic() - began), flush=True)
+    named = args.head_learning_rate if _is_what_is_tried(state) and args.named_head_rate else None
+    tried = try_all(candidates, model, rows, judge, args.seed, quiet, named)
+    return _record(tried, rows, state)
 
 
 # ------------------------------------------------------------------------------------------------------------ choosing
@@ -168,12 +195,23 @@ def candidates_for(layers: list[int], least: int = 0) -> list[Candidate]:
 
 
 def try_all(
-    candidates: list[Candidate], model: PreTrainedModel, rows: Rows, judge: Judge, seed: int, quiet: bool
+    candidates: list[Candidate],
+    model: PreTrainedModel,
+    rows: Rows,
+    judge: Judge,
+    seed: int,
+    quiet: bool,
+    named_rate: float | None = None,
 ) -> list[tuple[Candidate, Result]]:
-    """The candidates with their results, the best first. Of equal ones, the first of `candidates` comes first."""
+    """The candidates with their results, the best first. Of equal ones, the first of `candidates` comes first.
+
+    Each is tried at several rates, or at the `named_rate` alone.
+    """
     tried = []
     for candidate in tqdm(candidates, desc="layer poolings", leave=False, disable=quiet):
         rates = RATES_OF_NETS if candidate.pooling in NETS else RATES
+        if named_rate is not None:
+            rates = (named_rate,)
         results = [try_one(candidate, model, rows, judge, seed, rate) for rate in rates]
         tried.append((candidate, max(results, key=judge.order)))
     return sorted(tried, key=lambda pair: judge.order(pair[1]), reverse=True)  # which keeps the order of equal ones
@@ -219,11 +257,12 @@ def _new_head(config: LstmPoolConfig, model: PreTrainedModel, seed: int) -> Head
 
 
 def _record(tried: list[tuple[Candidate, Result]], rows: Rows, state: State) -> dict[str, Any]:
-    """What was tried, the best first, for metrics.json and the card."""
-    best = tried[0][0]
+    best, found = tried[0]
+    takes_rate = _is_what_is_tried(state) and not state.args.named_head_rate
     return {
         "chosen": best.pooling,
         "layers": list(best.layers),
+        "head_learning_rate": found.rate if takes_rate else None,
         "metric": state.job.best.metric,
         "on": "validation" if _has_validation(state) else "train",
         "rows": len(rows.held),
@@ -245,8 +284,12 @@ class NotesChoice(TrainerCallback):
         state.log_history.append({"epoch": 0, "step": 0, NAME: self.choice})
 
 
-def noted_choice(log: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The choice that a run's log holds, if there was one."""
+def _noted(checkpoint: Path | None) -> dict[str, Any] | None:
+    """The choice that a checkpoint's log holds, if there is one. Others than ours may have no such file."""
+    try:
+        log = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history if checkpoint else []
+    except (OSError, ValueError, TypeError):
+        return None
     return next((entry[NAME] for entry in log if NAME in entry), None)
 
 
