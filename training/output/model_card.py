@@ -201,7 +201,11 @@ def _choice(run: CardContents) -> dict[str, str]:
     if not choice:
         return {}
     titles = run.task(list(run.config.id2label.values())).titles
-    return {"on": choice["on"], "rows": chosen_on(choice), "table": markdown.table(choice_rows(choice, titles))}
+    return {
+        "on": choice["on"],
+        "rows": chosen_on(choice),
+        "table": markdown.table(choice_rows(choice, titles), words=1),
+    }
 
 
 def _temperature(learned: dict[str, Any]) -> str:

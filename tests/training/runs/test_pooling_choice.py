@@ -169,6 +169,7 @@ def test_without_validation_rows_each_row_is_held_out_once_and_equal_texts_toget
         assert not set(units[train]) & set(units[held]) and set(strata[held]) == {0, 1, 2}
     assert len(folds_of(np.arange(1002), np.zeros(1002, dtype=int), seed=1)) == 1
     assert len(folds_of(np.arange(4), np.arange(4), seed=1)) == 3  # classes of one row each
+    assert len(folds_of(np.arange(9), np.array([-7, -7, 2**40] * 3), seed=1)) == 3  # strata of several labels
     with pytest.raises(InputError, match="it needs 3 different texts to train on, found 2"):
         folds_of(np.array([0, 1, 1]), np.zeros(3, dtype=int), seed=1)
 
