@@ -237,7 +237,9 @@ def read(folder):
     return choice, config, (folder / "model.safetensors").read_bytes()
 
 
-def test_the_run_then_goes_on_as_if_the_winner_had_been_typed(work, capsys):
+def test_the_run_then_goes_on_as_if_the_winner_had_been_typed(work, monkeypatch, capsys):
+    monkeypatch.setattr(pooling_choice, "RATES", (0.016,))  # not the default rate
+    monkeypatch.setattr(pooling_choice, "RATES_OF_NETS", (0.004,))
     assert train(AUTO, VALIDATION, *FROZEN, "--max_steps=4") == 0
     said = capsys.readouterr().out
     choice, config, weights = read(work / "out")
