@@ -1,39 +1,33 @@
 """The frozen regime: the backbone runs once over a set, and each run trains a pooling and a classifier on its states.
 
-The loop below does what `LstmPoolTrainer` does with the training command's settings; a test compares the two. It works
-on tensors in memory: most of the time of a short run would otherwise be Trainer's own work.
+The loop does what `LstmPoolTrainer` does with the training command's settings; a test compares the two. It works on
+tensors in memory: most of the time of a short run would otherwise be Trainer's own work.
 """
 
-import math
 import time
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    get_linear_schedule_with_warmup,
 )
 
 from lstmpool.training.data.rows import Split
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.model.backbone import Backbone, quiet_loading
+from lstmpool.training.model.head_training import Head, predict_head, train_epochs
 from lstmpool.training.model.layer_cache import StatesCollator, cached_states
+from lstmpool.training.model.linear_start import summed_loss
 from lstmpool.training.model.target_scale import TargetScale
 from study.data import TextSet
 from study.poolings import Build, put_pooling
 from study.records import Setting
-
-
-# As in the training command. Only the batch differs: steps are small here, so a batch holds twice as many rows.
-WARMUP = 0.1
-WEIGHT_DECAY = 0.01
-CLIP = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,34 +93,20 @@ def train_head(
 ) -> None:
     """Trains pooler and classifier on `states` (N, L, H) and `labels` (N,) or (N, C).
 
-    The optimizer is AdamW. Its rate rises over the first tenth of the steps and falls to zero over the others.
-    Gradients are clipped. `seed` draws the order of the batches.
+    As in the training command. Only the batch differs: steps are small here, so it may hold more rows.
     """
-    named = [(n, p) for part in (model.lstmpool.pooler, model.classifier) for n, p in part.named_parameters()]
-    # as in Trainer, biases and norms do not decay
-    plain = [p for n, p in named if "bias" in n or "norm" in n]
-    decayed = [p for n, p in named if not ("bias" in n or "norm" in n)]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=setting.learning_rate, fused=True)
-    steps = setting.epochs * math.ceil(len(states) / batch_size)
-    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARMUP * steps), steps)
-    generator = torch.Generator().manual_seed(seed)
-    trained = [*decayed, *plain]
-    model.train()
-    for _ in range(setting.epochs):
-        for rows in torch.randperm(len(states), generator=generator).split(batch_size):
-            model(layer_states=states[rows], labels=labels[rows]).loss.backward()
-            nn.utils.clip_grad_norm_(trained, CLIP)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+    loss = summed_loss(model.config.problem_type)
+    for _ in train_epochs(_head(model), states, labels, loss, setting.learning_rate, setting.epochs, batch_size, seed):
+        pass
 
 
-@torch.no_grad()
 def predict(model: PreTrainedModel, states: Tensor) -> np.ndarray:
     """Logits (N, C)."""
-    model.eval()
-    return torch.cat([model(layer_states=part).logits for part in states.split(256)]).double().numpy()
+    return predict_head(_head(model), states)
+
+
+def _head(model: PreTrainedModel) -> Head:
+    return Head(model.lstmpool.pooler, model.classifier, model.config.pooler_dropout)
 
 
 @torch.no_grad()

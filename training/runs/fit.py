@@ -42,6 +42,7 @@ from lstmpool.training.runs.baseline import baselines_of, frozen_vectors
 from lstmpool.training.runs.contrast import compare_texts, contrastive_steps
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.runs.pooling_choice import NotesChoice, choose_pooling
 from lstmpool.training.runs.stages import start_head
 from lstmpool.training.runs.standardization import standardize_layers
 from lstmpool.training.runs.state import Extras, State
@@ -104,6 +105,8 @@ def read(state: State) -> None:
 # ---------------------------------------------------------------------------------------------------------------- load
 def load(state: State) -> None:
     """Loads the model, and prepares the output folder and what Trainer reads."""
+    if state.job.model_args.chooses_pooling:
+        choose_pooling(state)
     job, args = state.job, state.args
     set_seed(args.seed)
     state.model, state.is_fresh = _load_model(state)  # before an earlier run is replaced: the model may be refused
@@ -244,6 +247,8 @@ def _trainer(state: State) -> LstmPoolTrainer:
     """The Trainer, with the loss and the metrics of the task."""
     job, args = state.job, state.args
     callbacks = list(state.extras.callbacks)
+    if state.pooling_choice and not state.resumed:
+        callbacks.append(NotesChoice(state.pooling_choice))
     if args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     settings = LossSettings(args.class_weights, args.label_smoothing_factor, args.regression_loss)
