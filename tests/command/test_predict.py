@@ -178,15 +178,16 @@ def test_each_command_has_a_console_script():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     scripts = dict(line.split(" = ") for line in parser["options.entry_points"]["console_scripts"].split("\n") if line)
-    assert set(scripts) == {"lstmpool-train", "lstmpool-predict", "lstmpool-publish"}
+    assert set(scripts) == {"lstmpool-train", "lstmpool-predict", "lstmpool-compare", "lstmpool-publish"}
     for place in scripts.values():
         module, _, name = place.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
 
 
-@pytest.mark.parametrize("name", ["train", "predict", "publish"])
+@pytest.mark.parametrize("name", ["train", "predict", "compare", "publish"])
 def test_help_costs_little(name, tmp_path):
-    module = {"train": "lstmpool.train_trainer", "publish": "lstmpool.training.publish"}.get(name, "lstmpool.predict")
+    places = {"train": "lstmpool.train_trainer", "publish": "lstmpool.training.publish"}
+    module = places.get(name, f"lstmpool.{name}")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run_python("-c", f"import sys; from {module} import main; sys.exit(main())", "--help", cwd=tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
