@@ -1,6 +1,8 @@
 """One run, from tokens to a finished folder. Five steps hand on one `State`: read, load, train, measure, write."""
 
+import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,7 @@ from lstmpool.training.output.folder import check_resumed, prepare_output, tidy
 from lstmpool.training.output.lock import locked
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
-from lstmpool.training.output.terminal import describe_length, describe_model
+from lstmpool.training.output.terminal import describe_best, describe_length, describe_model
 from lstmpool.training.runs.baseline import baselines_of, frozen_vectors
 from lstmpool.training.runs.contrast import compare_texts, contrastive_steps
 from lstmpool.training.runs.finish import write_files
@@ -308,5 +310,7 @@ def write(state: State) -> None:
         state.extras.publish()
         kept = state.trainer.kept
         kept.folder = state.final
-        state.record.finish(state.final, kept.left_over(state.trainer.state, state.args.keeps_checkpoints))
+        best = describe_best(state.trainer, state.job.task.titles)
+        record = replace(state.record, seconds=round(time.monotonic() - state.began, 1), kept=best)
+        record.finish(state.final, kept.left_over(state.trainer.state, state.args.keeps_checkpoints))
         tidy(state.final)
