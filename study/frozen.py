@@ -1,29 +1,30 @@
 """The frozen regime: the backbone runs once over a set, and each run trains a pooling and a classifier on its states.
 
-The loop below does what `LstmPoolTrainer` does with the training command's settings; a test compares the two. It works
-on tensors in memory: most of the time of a short run would otherwise be Trainer's own work.
+The loop does what `LstmPoolTrainer` does with the training command's settings; a test compares the two. It works on
+tensors in memory: most of the time of a short run would otherwise be Trainer's own work.
 """
 
-import math
 import time
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    get_linear_schedule_with_warmup,
 )
 
 from lstmpool.training.data.rows import Split
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.model.backbone import Backbone, quiet_loading
+from lstmpool.training.model.head_training import Head, predict_head, train_epochs
 from lstmpool.training.model.layer_cache import StatesCollator, cached_states
 from lstmpool.training.model.linear_start import summed_loss
 from lstmpool.training.model.target_scale import TargetScale
@@ -33,10 +34,6 @@ from study.records import Setting
 from study.variants import HELD_OUT, Linear, Variant, standardise
 
 
-# As in the training command. Only the batch differs: steps are small here, so a batch holds twice as many rows.
-WARMUP = 0.1
-WEIGHT_DECAY = 0.01
-CLIP = 1.0
 MEMBER = 1000  # between the seeds of an ensemble's members
 
 
@@ -150,52 +147,39 @@ def train_head(
 ) -> None:
     """Trains pooler and classifier on `states` (N, L, S) and `labels` (N,) or (N, C).
 
-    `beside` (N, C) is added to the logits. With `averaged`, the weights are at last the mean of those that the second
-    half of the steps gave. The optimizer is AdamW. Its rate rises over the first tenth of the steps and falls to zero
-    over the others. Gradients are clipped. `seed` draws the order of the batches.
+    As in the training command. Only the batch differs: steps are small here, so it may hold more rows. `beside` (N, C)
+    is added to the logits. With `averaged`, the weights are at last the mean of those that the second half of the
+    epochs' steps gave.
     """
-    named = [(n, p) for part in (model.lstmpool.pooler, model.classifier) for n, p in part.named_parameters()]
-    # as in Trainer, biases and norms do not decay
-    plain = [p for n, p in named if "bias" in n or "norm" in n]
-    decayed = [p for n, p in named if not ("bias" in n or "norm" in n)]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=setting.learning_rate, fused=True)
-    steps = setting.epochs * math.ceil(len(states) / batch_size)
-    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARMUP * steps), steps)
-    generator = torch.Generator().manual_seed(seed)
-    trained = [*decayed, *plain]
-    sums = [torch.zeros_like(p) for p in trained]
-    summed = 0
-    model.train()
-    for epoch in range(setting.epochs):
-        for rows in torch.randperm(len(states), generator=generator).split(batch_size):
-            logits = head_logits(model, states[rows])
-            if beside is not None:
-                logits = logits + beside[rows]
-            model._loss(logits, labels[rows]).backward()
-            nn.utils.clip_grad_norm_(trained, CLIP)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            if averaged and epoch >= setting.epochs / 2:
-                torch._foreach_add_(sums, [p.detach() for p in trained])
-                summed += 1
-    if averaged:
+    head, loss = _head(model), summed_loss(model.config.problem_type)
+    trained = list(head.parameters())
+    sums, summed, done = [torch.zeros_like(p) for p in trained], 0, 0
+
+    def add(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        nonlocal summed
+        if done >= setting.epochs / 2:
+            torch._foreach_add_(sums, [p.detach() for p in trained])
+            summed += 1
+
+    hook = register_optimizer_step_post_hook(add) if averaged else None
+    rate, epochs = setting.learning_rate, setting.epochs
+    for epoch in train_epochs(head, states, labels, loss, rate, epochs, batch_size, seed, beside):
+        done = epoch
+    if hook is not None:
+        hook.remove()
         with torch.no_grad():
             for parameter, total in zip(trained, sums, strict=True):
                 parameter.copy_(total / summed)
 
 
-@torch.no_grad()
 def predict(model: PreTrainedModel, states: Tensor) -> np.ndarray:
     """Logits (N, C)."""
-    model.eval()
-    return torch.cat([head_logits(model, part) for part in states.split(256)]).double().numpy()
+    return predict_head(_head(model), states)
 
 
-def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Logits (B, C) from states (B, L, S) of any width S, which the model itself would refuse."""
-    return model.classifier(model.dropout(model.lstmpool.pooler(states)))
+def _head(model: PreTrainedModel) -> Head:
+    """What is above the layers. It takes states (B, L, S) of any width S, which the model itself would refuse."""
+    return Head(model.lstmpool.pooler, model.classifier, model.config.pooler_dropout)
 
 
 @torch.no_grad()
@@ -209,5 +193,5 @@ def head_flops(model: PreTrainedModel, width: int | None = None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about GPUs of another maker
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-            head_logits(model.eval(), states)
+            _head(model).eval()(states)
     return counter.get_total_flops()

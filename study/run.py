@@ -120,7 +120,7 @@ def check(args: Arguments) -> None:
     """
     Backbone.find(ModelArguments(backbone=args.backbone))
     for regime in args.regimes:
-        known = [*([STOCK] if REGIMES[regime].trains_backbone else VARIANTS), *POOLINGS]
+        known = [STOCK, *POOLINGS] if REGIMES[regime].trains_backbone else [*POOLINGS, *VARIANTS]
         if unknown := [pooling for pooling in args.poolings or [] if pooling not in known]:
             raise InputError(f"--poolings of {regime} must be of {', '.join(known)}, got {', '.join(unknown)}.")
         for name in args.datasets or REGIMES[regime].sets:

@@ -48,6 +48,7 @@ def parse_arguments(
     args = build(values)
     args.limits = Limits() if model_args.original_defaults else Limits.of(given)
     args.keeps_checkpoints = "save_total_limit" in given
+    args.named_head_rate = "head_learning_rate" in given
     if not model_args.original_defaults:
         choose_precision(args, given, trains_backbone=not model_args.freeze_backbone)
     loggers = tuple(get_available_reporting_integrations())

@@ -24,12 +24,13 @@ def test_the_table_says_of_each_row_what_the_saved_model_says(work, monkeypatch)
     words = ["--stages=one", "--predictions_with_text", "--per_device_eval_batch_size=5"]
     folder, metrics = run(work, monkeypatch, "table", *words)
     table, rows = pandas.read_csv(folder / "test_predictions.csv"), pandas.read_csv(work / "test.csv")
-    assert list(table.columns) == ["id", "text", "score_animal", "score_other", "prediction"]
+    assert list(table.columns) == ["id", "text", "score_animal", "score_other", "prediction", "label"]
     assert table["id"].tolist() == rows["key"].tolist() and table["text"].tolist() == rows["text"].tolist()
     logits = loaded_logits(folder, rows["text"])
     scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert table["score_animal"].to_numpy() == pytest.approx(scores[:, 0], abs=1e-5)
     assert metrics["results"]["test"]["accuracy"] == pytest.approx((table["prediction"] == rows["label"]).mean())
+    assert table["label"].tolist() == rows["label"].tolist()
 
 
 def test_test_rows_without_labels_are_predicted_and_not_measured(work, monkeypatch):
@@ -39,7 +40,7 @@ def test_test_rows_without_labels_are_predicted_and_not_measured(work, monkeypat
     words = ["--predictions_format=parquet"]
     folder, metrics = run(work, monkeypatch, "unlabelled", *words, files=files)
     table = pandas.read_parquet(folder / "test_predictions.parquet")
-    assert table["id"].tolist() == rows["key"].tolist()
+    assert table["id"].tolist() == rows["key"].tolist() and "label" not in table
     assert set(metrics["results"]) == set(metrics["baselines"]["majority class"]) == {"validation"}
     assert metrics["data"]["test"]["labels"] is None
 

@@ -246,7 +246,9 @@ def test_the_help_is_that_of_the_arguments_that_a_run_parses():
 HEAVY = ("torch", "datasets", "pandas", "sklearn", "accelerate", "transformers.training_args", "transformers.trainer")
 
 
-@pytest.mark.parametrize("command", ["lstmpool.train_trainer", "lstmpool.predict", "lstmpool.training.publish"])
+@pytest.mark.parametrize(
+    "command", ["lstmpool.train_trainer", "lstmpool.predict", "lstmpool.compare", "lstmpool.training.publish"]
+)
 def test_help_imports_nothing_heavy(command, tmp_path):
     code = f"""
 import runpy, sys

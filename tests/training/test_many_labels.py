@@ -51,8 +51,8 @@ def test_one_label_of_many_takes_no_table_of_pairs(tmp_path):
         remarks({"train": rows, "validation": rows}, task, weighted=False)
     assert set(plots) == {"reliability.png"}
     head, first, *_ = (tmp_path / "table.csv").read_text().splitlines()
-    assert head == "id,score,prediction"
-    assert first.endswith(f",label {logits[0].argmax()}")
+    assert head == "id,score,prediction,label"
+    assert first.endswith(f",label {logits[0].argmax()},label 0")
     assert float(first.split(",")[1]) == pytest.approx(softmax(logits[0]).max())
 
 

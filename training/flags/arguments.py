@@ -7,7 +7,7 @@ This module imports neither torch nor transformers, so `--help` prints at once. 
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lstmpool.fields_lstmpool import PROBLEM_TYPES, LstmPoolFields
+from lstmpool.fields_lstmpool import DEFAULTS, LAYER_POOLINGS, PROBLEM_TYPES, LstmPoolFields
 
 
 SPLITS = ("train", "validation", "test")
@@ -23,7 +23,9 @@ OF_DATA_SETS = (
 OBJECTS = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 OBJECTS_OR_FILES = ("accelerator_config", "deepspeed", "fsdp_config", "hp_space")
 MAPS = (*OBJECTS, *OBJECTS_OR_FILES)  # flags whose value may be a mapping, on a command line as JSON
-AUTO = "auto"  # as metric_for_best_model it stands for the task's headline metric, until the task is known
+# As metric_for_best_model it stands for the task's headline metric, until the task is known; as layer_pooling, for the
+# one that is chosen before training.
+AUTO = "auto"
 
 
 @dataclass
@@ -123,9 +125,27 @@ class ModelArguments(TrainedParts, LstmPoolFields, ModelSource):  # the fields o
 
     _argument_group_name = "model"
 
+    layer_pooling: str = field(
+        default=DEFAULTS["layer_pooling"],
+        metadata={
+            "choices": (*LAYER_POOLINGS, AUTO),
+            "help": LstmPoolFields.__dataclass_fields__["layer_pooling"].metadata["help"]
+            + " auto: each of these is tried on the layer states of the frozen backbone, and last on each of the four "
+            "highest layers; validation rows choose, or cross-validation where there are none.",
+        },
+    )
+
+    @property
+    def chooses_pooling(self) -> bool:
+        """Whether the command is to choose the layer pooling."""
+        return self.layer_pooling == AUTO
+
     def config_fields(self) -> dict[str, Any]:
-        """The fields that `LstmPoolConfig` takes, with their values."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(LstmPoolFields)}
+        """The fields that `LstmPoolConfig` takes, with their values; for a pooling not yet chosen, the default."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(LstmPoolFields)}
+        if self.chooses_pooling:
+            values["layer_pooling"] = DEFAULTS["layer_pooling"]
+        return values
 
 
 @dataclass

@@ -99,6 +99,12 @@ UNFIT_FOR_FOLDS = {  # flag -> why it does not go with folds
     "resume_from_checkpoint": "each fold goes on by itself when you repeat the command. Leave it out.",
     "hp_search": "a search needs one validation split. Search without folds first.",
 }
+UNFIT_FOR_AUTO = {  # flag -> why it does not go with a layer pooling that is chosen
+    "hp_search": "each trial would choose again. Choose one first, and search with its name.",
+    "reinit_layers": "it replaces layers whose states would choose. Name a pooling.",
+    "fsdp": "the model is spread over processes. Name a pooling.",
+    "deepspeed": "the model is spread over processes. Name a pooling.",
+}
 OF_VALIDATION_ROWS = ("validation_file", "validation_split_name", "max_eval_samples")
 NOT_WITH_ADAPTERS = ("freeze_backbone", "freeze_embeddings", "freeze_layers", "reinit_layers")
 
@@ -234,6 +240,14 @@ def unfit_for_folds(flags: Flags) -> Broken:
     """A flag cannot work with folds."""
     for name, reason in UNFIT_FOR_FOLDS.items():
         if flags.data.cv_folds is not None and flags.given.get(name):
+            return {"name": name, "reason": reason}
+    return None
+
+
+def unfit_for_auto(flags: Flags) -> Broken:
+    """A flag cannot work with a layer pooling that is chosen."""
+    for name, reason in UNFIT_FOR_AUTO.items():
+        if flags.model.chooses_pooling and flags.given.get(name):
             return {"name": name, "reason": reason}
     return None
 

@@ -134,7 +134,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 def _placeholder(action: argparse.Action) -> str:
     """What stands for a flag's value in the help."""
-    if action.choices and len(action.choices) < 8:
+    if action.choices and len(action.choices) <= 8:
         return "{" + ",".join(action.choices) + "}"
     kind = getattr(action.type, "__name__", "")
     return {"int": "N", "float": "X"}.get(kind, "VALUE")

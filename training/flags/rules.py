@@ -40,6 +40,7 @@ from lstmpool.training.flags.conditions import (
     push_of_adapter,
     settled_by_init_from,
     split_without_rows,
+    unfit_for_auto,
     unfit_for_folds,
     unfit_value,
     unknown_metric,
@@ -209,6 +210,7 @@ AT_ONCE = (  # known from the command line and the recipe alone
     *SETTINGS,
     Rule(unfit_value, "--{name} cannot be {value} here: {reason}. Leave it out."),
     *FOLDS,
+    Rule(unfit_for_auto, "--{name} does not go with --layer_pooling auto: {reason}"),
     *ADAPTERS,
     *SEARCH,
 )

@@ -36,6 +36,7 @@ class TrainingArguments(TrainingFields, transformers.TrainingArguments):
     # no flags: these follow from those that were named
     limits: Limits = field(init=False, default=Limits())
     keeps_checkpoints: bool = field(init=False, default=True)  # once the run is finished
+    named_head_rate: bool = field(init=False, default=False)
 
 
 def build(values: Mapping[str, Any]) -> TrainingArguments:

@@ -120,7 +120,7 @@ def fit_start(
     lower = features.shape[1] - states.shape[2] if layers == TOP else 0  # features that it does not read
     axes = _Axes.of(features[:, lower:])
     start = torch.zeros(outputs, axes.inside.shape[1]), torch.zeros(outputs)
-    weight, bias = _fit(axes.inside, _tensor(labels), loss, choice.strength, start)
+    weight, bias = _fit(axes.inside, label_tensor(labels), loss, choice.strength, start)
     weight = torch.cat([torch.zeros(outputs, lower), axes.outside(weight)], dim=1)
     return LinearStart(weight, bias, mean, scale, layers, choice.strength, few[choice.held], choice.logits.numpy())
 
@@ -146,7 +146,7 @@ def _choose_strength(
     strengths: np.ndarray,
 ) -> _Choice:
     """Chooses the one of `strengths` with the least loss on rows that were held out."""
-    axes, targets = _Axes.of(features), _tensor(labels)
+    axes, targets = _Axes.of(features), label_tensor(labels)
     held, logits = [], []  # (M,) and (strengths, M, C) of each fold
     for inside, outside in _folds(len(features), strata, seed):
         fits = _path(axes.inside[inside], targets[inside], outputs, loss, strengths)
@@ -248,7 +248,8 @@ def _standardised(features: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]
     return (features - mean) / scale, mean, scale
 
 
-def _tensor(labels: np.ndarray) -> Tensor:
+def label_tensor(labels: np.ndarray) -> Tensor:
+    """Classes (N,) as whole numbers; zeros and ones, or numbers, (N,) or (N, C), as floats."""
     tensor = torch.from_numpy(np.ascontiguousarray(labels))
     is_class = tensor.ndim == 1 and not tensor.is_floating_point()
     return tensor.long() if is_class else tensor.float()

@@ -68,11 +68,16 @@ def _reliability(evaluation: Evaluation, logits: np.ndarray, labels: np.ndarray)
 
 
 def predictions_of(evaluation: Evaluation, splits: dict[str, Split], args: TrainingFields) -> Writers:
-    """The tables of predictions for validation and test rows, in the form that `args` say."""
+    """The tables of predictions for validation and test rows, in the form that `args` say.
+
+    The true labels come last, where the rows have any: `python -m lstmpool.compare` reads them.
+    """
     tables: Writers = {}
     for split in ("validation", "test"):
         if split in splits and split in evaluation.logits:
             logits, rows = evaluation.logits[split], splits[split]
             table = prediction_table(evaluation.task, logits, rows, args.predictions_with_text)
+            if split in evaluation.targets:
+                table = table.assign(**evaluation.task.label_columns(evaluation.targets[split]))
             tables[f"{split}_predictions.{args.predictions_format}"] = partial(write_table, table, raw=args.raw_csv)
     return tables

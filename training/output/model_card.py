@@ -26,7 +26,14 @@ from lstmpool.training.flags.arguments import LIMITS, DataArguments, ModelArgume
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output import markdown
-from lstmpool.training.output.terminal import about_classes, class_rows, class_title, confused_rows
+from lstmpool.training.output.terminal import (
+    about_classes,
+    choice_rows,
+    chosen_on,
+    class_rows,
+    class_title,
+    confused_rows,
+)
 from lstmpool.training.tasks.inference import TASKS
 from lstmpool.training.tasks.metrics import HUB_METRICS
 from lstmpool.training.tasks.single_label import SingleLabel
@@ -59,6 +66,7 @@ class CardContents:
     results: dict[str, dict[str, float]] = field(default_factory=dict)  # by split and metric
     caveats: list[str] = field(default_factory=list)  # warnings, in Markdown
     about_linear: str = ""  # what there is to say of the linear baseline beyond its numbers
+    pooling_choice: dict[str, Any] | None = None  # what was tried for --layer_pooling auto, see `choose_pooling`
     contrastive_steps: int = 0  # in which the backbone first learnt which texts share a label
     by_class: ByClass | None = None  # the numbers of `judged_on` class by class, unless outputs are numbers
 
@@ -106,6 +114,7 @@ def model_card(run: CardContents) -> str:
         confused=_confused(run),
         plots=run.plots,
         caveats=run.caveats,
+        choice=_choice(run),
         data=_data(run),
         trained=run.args.do_train,
         settings=_settings(run),
@@ -184,6 +193,19 @@ def _outputs(run: CardContents) -> str:
     names = ", ".join(markdown.code(name) for name in labels[:NAMED])
     more = f" and {len(labels) - NAMED} more, which config.json names" if len(labels) > NAMED else ""
     return f"{run.task.output_title}s ({run.config.num_labels}): {names}{more}"
+
+
+def _choice(run: CardContents) -> dict[str, str]:
+    """What chose the layer pooling, and a table of what was tried; nothing if a flag named it."""
+    choice = run.pooling_choice
+    if not choice:
+        return {}
+    titles = run.task(list(run.config.id2label.values())).titles
+    return {
+        "on": choice["on"],
+        "rows": chosen_on(choice),
+        "table": markdown.table(choice_rows(choice, titles), words=1),
+    }
 
 
 def _temperature(learned: dict[str, Any]) -> str:

@@ -56,6 +56,8 @@ class RunRecord:
         handover: of a run that is whole and takes the place of another one (see `handover`): the step that is being
             done, `REMOVES` or `MOVES`. Empty before.
         left_over: names of the checkpoints that a finished run is about to remove (see `tidy`). Empty afterwards.
+        seconds: how long the command took that finished the run. 0 in the records of older releases.
+        kept: which model was kept, as the command said (see `describe_best`). Empty in those records.
     """
 
     settings: dict[str, Any]
@@ -66,6 +68,8 @@ class RunRecord:
     digests: dict[str, str] = field(default_factory=dict)
     handover: str = ""
     left_over: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    kept: str = ""
 
     @classmethod
     def of(cls, settings: dict[str, Any], splits: dict[str, Split], resumed_from: str = "") -> "RunRecord":
@@ -94,8 +98,13 @@ class RunRecord:
         settings_and_rows = isinstance(self.settings, dict) and isinstance(self.rows, dict)
         if not settings_and_rows or not all(isinstance(digest, str) for digest in self.rows.values()):
             return False
-        texts = isinstance(self.resumed_from, str) and isinstance(self.handover, str)
-        return texts and isinstance(self.finished, bool) and isinstance(self.files, list | None)
+        texts = all(isinstance(text, str) for text in (self.resumed_from, self.handover, self.kept))
+        return (
+            texts
+            and isinstance(self.seconds, int | float)
+            and isinstance(self.finished, bool)
+            and isinstance(self.files, list | None)
+        )
 
     def write(self, folder: Path) -> None:
         """Writes the record into `folder`. Raises InputError if the disk is full."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from transformers import PreTrainedModel, Trainer
 
@@ -45,6 +46,34 @@ def describe_model(model: PreTrainedModel, title: str) -> str:
         return f"{line}."
     trained = f"{adapters + new:,} of {sum(sizes.values()):,} parameters"
     return f"{line}; adapters: {adapters:,} parameters. Trained: {trained}."
+
+
+def choice_rows(choice: dict[str, Any], titles: dict[str, str]) -> list[list[str]]:
+    """A table with a head: each pooling that was tried, the best first, and its score. See `choose_pooling`."""
+    rows = [["layer pooling", titles.get(choice["metric"], choice["metric"])]]
+    for of in choice["tried"]:
+        name = of["layer_pooling"]  # others than `last` read all layers that may be read
+        rows.append([f"last on layer {of['layers'][-1]}" if name == "last" else name, _number(of["score"])])
+    return rows
+
+
+def chosen_on(choice: dict[str, Any]) -> str:
+    """The rows that chose a pooling, see `choose_pooling`."""
+    if choice["on"] == "validation":
+        return counted(choice["rows"], "validation row")
+    return f"{counted(choice['rows'], 'training row')}, held out from it"
+
+
+def describe_choice(choice: dict[str, Any], titles: dict[str, str], seconds: float) -> str:
+    """Says which pooling was chosen, and by how much it won. `choice`: see `choose_pooling`."""
+    (_, title), (best, score), *others = choice_rows(choice, titles)
+    taken = choice["head_learning_rate"]
+    rate = "" if taken is None else f" Its best rate, {taken:g}, is taken; --head_learning_rate sets another one."
+    following = ", ".join(f"{name} {value}" for name, value in others[:2])
+    return (
+        f"Layer pooling: {best}, {score} {title} on {chosen_on(choice)}; next {following} ({1 + len(others)} tried on "
+        f"the frozen backbone, {seconds:.0f} s).{rate}"
+    )
 
 
 def describe_length(args: TrainingArguments, rows: int) -> str:

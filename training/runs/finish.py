@@ -101,6 +101,8 @@ def _metrics(state: State) -> dict[str, Any]:
     metrics = {"problem_type": state.job.task.problem_type, "data": state.summary}
     metrics |= state.evaluation.record()
     metrics["baselines"] = state.baselines.scores
+    if state.pooling_choice:
+        metrics["layer_pooling"] = state.pooling_choice
     starts = [entry["start"] for entry in state.trainer.state.log_history if entry.get("start")]
     if starts:
         metrics["stage_1_out_of_fold"] = dict(sorted(starts[0].items()))  # a checkpoint holds them in this order
@@ -156,6 +158,7 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str], war
         results=state.evaluation.results,
         caveats=_caveats(state, warnings),
         about_linear=" ".join(_about_linear(state)),
+        pooling_choice=state.pooling_choice,
         contrastive_steps=state.contrastive_steps,
         by_class=state.evaluation.by_class.get(state.evaluation.judged_on),
     )

@@ -1,6 +1,8 @@
 """One run, from tokens to a finished folder. Five steps hand on one `State`: read, load, train, measure, write."""
 
+import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,11 +39,12 @@ from lstmpool.training.output.folder import check_resumed, prepare_output, tidy
 from lstmpool.training.output.lock import locked
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
-from lstmpool.training.output.terminal import describe_length, describe_model
+from lstmpool.training.output.terminal import describe_best, describe_length, describe_model
 from lstmpool.training.runs.baseline import baselines_of, frozen_vectors
 from lstmpool.training.runs.contrast import compare_texts, contrastive_steps
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.runs.pooling_choice import NotesChoice, choose_pooling
 from lstmpool.training.runs.stages import start_head
 from lstmpool.training.runs.standardization import standardize_layers
 from lstmpool.training.runs.state import Extras, State
@@ -104,6 +107,8 @@ def read(state: State) -> None:
 # ---------------------------------------------------------------------------------------------------------------- load
 def load(state: State) -> None:
     """Loads the model, and prepares the output folder and what Trainer reads."""
+    if state.job.model_args.chooses_pooling:
+        choose_pooling(state)
     job, args = state.job, state.args
     set_seed(args.seed)
     state.model, state.is_fresh = _load_model(state)  # before an earlier run is replaced: the model may be refused
@@ -244,6 +249,8 @@ def _trainer(state: State) -> LstmPoolTrainer:
     """The Trainer, with the loss and the metrics of the task."""
     job, args = state.job, state.args
     callbacks = list(state.extras.callbacks)
+    if state.pooling_choice and not state.resumed:
+        callbacks.append(NotesChoice(state.pooling_choice))
     if args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     settings = LossSettings(args.class_weights, args.label_smoothing_factor, args.regression_loss)
@@ -303,5 +310,7 @@ def write(state: State) -> None:
         state.extras.publish()
         kept = state.trainer.kept
         kept.folder = state.final
-        state.record.finish(state.final, kept.left_over(state.trainer.state, state.args.keeps_checkpoints))
+        best = describe_best(state.trainer, state.job.task.titles)
+        record = replace(state.record, seconds=round(time.monotonic() - state.began, 1), kept=best)
+        record.finish(state.final, kept.left_over(state.trainer.state, state.args.keeps_checkpoints))
         tidy(state.final)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from lstmpool.training.data.holdout import draw_by_class
 from lstmpool.training.errors import InputError, as_line
@@ -64,7 +64,7 @@ def start_head(state: State) -> None:
     strata = _strata(state)
     of_rows = None if strata is None else strata[rows]
     start = fit_start(
-        states, targets[rows], len(job.task.names), _loss(state), of_rows, state.args.seed, choices, strengths
+        states, targets[rows], len(job.task.names), loss_of(state), of_rows, state.args.seed, choices, strengths
     )
     start.put(state.model)
     read_all = len(rows) == total
@@ -90,8 +90,8 @@ def _choices(state: State, states: np.ndarray) -> tuple[tuple[str, ...], np.ndar
     return (layers,), np.array([STRENGTH_OF_COMPARED / width])
 
 
-def _loss(state: State) -> Loss:
-    """The loss of stage 2, summed over rows."""
+def loss_of(state: State) -> Loss:
+    """The loss of the run, summed over rows."""
     job, args = state.job, state.args
     settings = LossSettings(args.class_weights, args.label_smoothing_factor, args.regression_loss)
     return job.task.loss(settings, job.splits["train"].labels) or summed_loss(job.task.problem_type)
@@ -113,7 +113,7 @@ def read_states(state: State) -> tuple[np.ndarray, np.ndarray]:
     """
     strata, config = _strata(state), state.model.config
     shape = (-1, len(config.layers), config.state_size)
-    most = max(1, min(ROWS, MOST_BYTES // (4 * shape[1] * shape[2])))
+    most = rows_in_memory(state.model, ROWS)
     wrong = ""
     try:
         if state.caches_states:
@@ -121,7 +121,8 @@ def read_states(state: State) -> tuple[np.ndarray, np.ndarray]:
             rows = draw_by_class(np.zeros(total, dtype=int) if strata is None else strata, most, state.args.seed)
             found = state.inputs["train"].select(rows)
         else:
-            found, rows = _cached(state, most)
+            model = state.model.get_base_model() if state.job.model_args.peft else state.model
+            found, rows = draw_states(state, model, most)
     except InputError as error:
         wrong = str(error)
     wrong = next((each for each in gather_object([wrong]) if each), "")
@@ -130,24 +131,41 @@ def read_states(state: State) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(found["layer_states"][:], dtype=np.float32).reshape(shape), rows
 
 
-def _cached(state: State, most: int) -> tuple[Dataset, np.ndarray]:
-    """The rows with their layer states, and their numbers. All folds draw from the same rows, and share one file."""
-    args, tokens = state.args, state.tokens["train"]
+def draw_states(state: State, model: PreTrainedModel, most: int) -> tuple[Dataset, np.ndarray]:
+    """At most `most` training rows with their layer states, drawn by class, and their numbers, in order.
+
+    All folds draw from the same rows, and share one file. Raises InputError as `cached_states` does.
+    """
+    tokens = state.tokens["train"]
     total = len(tokens.dataset)  # with the rows of the other folds
     own = _own_rows(tokens)
-    drawn = draw_by_class(_classes(state, total), most, args.seed)
-    with args.main_process_first():  # the others find the file
-        states = cached_states(
-            state.model.get_base_model() if state.job.model_args.peft else state.model,
-            tokens.dataset.select(drawn),
-            DataCollatorWithPadding(state.job.tokenizer),
-            batch_size=args.per_device_eval_batch_size,
-            folder=state.job.states_folder,
-            title="train",
-            quiet=args.disable_tqdm,
-        ).rows
+    drawn = draw_by_class(_classes(state, total), most, state.args.seed)
+    states = states_of_rows(state, model, tokens.dataset, drawn, "train")
     mine = np.flatnonzero(np.isin(drawn, own))
     return states.select(mine), np.searchsorted(own, drawn[mine])
+
+
+def states_of_rows(state: State, model: PreTrainedModel, tokens: Dataset, rows: np.ndarray, title: str) -> Dataset:
+    """The `rows` of `tokens` with the layer states that `model` gives. Raises InputError as `cached_states` does."""
+    args = state.args
+    place: dict[str, Any] = {"folder": state.job.states_folder}
+    if state.caches_states and len(rows) == len(tokens):  # the run itself will read such a file, which it keeps
+        place = {"dtype": args.layer_cache}
+    with args.main_process_first():  # the others find the file
+        return cached_states(
+            model,
+            tokens.select(rows),
+            DataCollatorWithPadding(state.job.tokenizer),
+            batch_size=args.per_device_eval_batch_size,
+            title=title,
+            quiet=args.disable_tqdm,
+            **place,
+        ).rows
+
+
+def rows_in_memory(model: PreTrainedModel, wanted: int) -> int:
+    """How many of the `wanted` rows may be read: their layer states should take `MOST_BYTES` at most."""
+    return max(1, min(wanted, MOST_BYTES // (4 * len(model.config.layers) * model.config.state_size)))
 
 
 def _classes(state: State, total: int) -> np.ndarray:

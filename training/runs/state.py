@@ -57,6 +57,7 @@ class State:
     contrastive_steps: int = 0  # in which the backbone learns first which texts share a label, see `contrast`
 
     # load
+    pooling_choice: dict[str, Any] | None = None  # what was tried for --layer_pooling auto, see `pooling_choice`
     model: PreTrainedModel = field(init=False)
     is_fresh: bool = field(init=False)  # whether the classifier is new
     record: RunRecord = field(init=False)

@@ -163,6 +163,7 @@ CASES = [
     (at_once(data=FOLDS, tune_thresholds=True), "very rows that a fold predicts"),
     (at_once(data=FOLDS, resume_from_checkpoint="last"), "each fold goes on by itself"),
     (at_once(data=FOLDS, hp_search=3), "Search without folds first"),
+    (at_once({"layer_pooling": "auto"}, hp_search=3), "--hp_search does not go with --layer_pooling auto: each trial"),
     # adapters
     (at_once({"lora_rank": 4}), "--lora_rank needs --peft lora"),
     (at_once({"merge": True}), "--merge needs --peft lora"),

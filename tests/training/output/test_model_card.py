@@ -37,6 +37,7 @@ def card(
     caveats=(),
     by_class=None,
     contrastive_steps=0,
+    pooling_choice=None,
     **options,
 ):
     """A card of a made-up run, and its header. `rows` are the arguments that say where its rows came from."""
@@ -64,6 +65,7 @@ def card(
             caveats=list(caveats),
             by_class=by_class,
             contrastive_steps=contrastive_steps,
+            pooling_choice=pooling_choice,
         )
     )
     return text, yaml.safe_load(text.split("\n---\n")[0])
@@ -227,6 +229,21 @@ def test_the_settings_are_those_of_the_run(tmp_path, options, row):
 def test_texts_that_were_compared_first_are_told(tmp_path):
     assert "| texts compared first | 100 steps |" in card(tmp_path, contrastive_steps=100)[0].splitlines()
     assert "texts compared" not in card(tmp_path)[0]
+
+
+def test_what_was_tried_for_the_layer_pooling_is_told(tmp_path):
+    tried = [("last", [3], 0.75), ("gru", [1, 2, 3, 4], float("nan"))]
+    tried = [{"layer_pooling": name, "layers": layers, "score": score} for name, layers, score in tried]
+    choice = {"metric": "f1_macro", "on": "validation", "rows": 300, "tried": tried}
+    text = card(tmp_path, pooling_choice=choice)[0]
+    assert "and took the best on 300 validation rows. So its number here is somewhat too good. These rows also" in text
+    table = ["| layer pooling | macro F1 |", "| --- | ---: |", "| last on layer 3 | 0.750 |", "| gru | undefined |"]
+    assert "\n\n## Layer pooling\n\n" in text and "\n\n" + "\n".join(table) + "\n\n## Data\n" in text
+    last_step = {"load_best_model_at_end": False}
+    assert "also chose the epoch" not in card(tmp_path, pooling_choice=choice, **last_step)[0]
+    folds = card(tmp_path, pooling_choice=choice | {"on": "train", "rows": 1})[0]
+    assert "took the best on 1 training row, held out from it. So" in folds and "also chose" not in folds
+    assert "## Layer pooling" not in card(tmp_path)[0]
 
 
 def test_where_nothing_was_measured_that_is_said_in_place_of_a_table(tmp_path):
