@@ -177,6 +177,8 @@ class LstmPoolConfig(PretrainedConfig):
             self.token_pooling = default_token_pooling(self.backbone_config)
         if self.pair_encoding is None:
             self.pair_encoding = "joint"
+        if self.standardize_layers is None:
+            self.standardize_layers = False
         if self.layer_norm is None:
             self.layer_norm = not is_post_norm(self.backbone_config)
         if self.problem_type is None:

@@ -192,10 +192,13 @@ class LstmPoolFields:
         "command reads pairs apart on a backbone that says that it was made for sentence vectors.",
         choices=PAIR_ENCODINGS,
     )
-    standardize_layers: Annotated[bool, true_or_false] = _field(
-        False,
+    standardize_layers: Annotated[bool | None, true_or_false] = _field(
+        None,
         "Whether each feature of each layer's vector is centred and scaled first, by its mean and standard deviation "
-        "over the training rows, before layer_norm and the pooling.",
+        "over the training rows, before layer_norm and the pooling. Unset: off; the training command standardises "
+        "the cls vectors of a frozen backbone.",
+        nargs="?",
+        const=True,
     )
 
 

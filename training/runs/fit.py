@@ -52,7 +52,8 @@ from lstmpool.training.tasks.losses import MeanLoss
 from lstmpool.training.tasks.task import LossSettings
 
 
-CHOSEN = ("token_pooling", "linear_skip", "pair_encoding", "pair_template")  # fields of a new model, for its backbone
+# fields of a new model that are chosen for its backbone
+CHOSEN = ("token_pooling", "linear_skip", "pair_encoding", "pair_template", "standardize_layers")
 
 
 def fit(

@@ -251,6 +251,8 @@ def choose_fields(
     stated = None if args.original_defaults else backbone.stated_pooling(config)
     pooling, reason = backbone.token_pooling(config, args.token_pooling, stated)
     fields: dict[str, Any] = {"token_pooling": pooling, "linear_skip": two_stages or bool(args.linear_skip)}
+    if args.standardize_layers is None and args.freeze_backbone and not args.original_defaults:
+        fields["standardize_layers"] = pooling == "cls"  # by the study; mean vectors lose by it
     said = [f"Token pooling: {pooling}, {reason}."]
     if not reads_pairs:
         return fields, said

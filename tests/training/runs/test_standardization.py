@@ -12,12 +12,15 @@ from transformers import AutoTokenizer
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.train_trainer import main
 from lstmpool.training.data.holdout import draw_by_class
+from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.model import layer_cache, linear_start
 from lstmpool.training.model.adapters import load_adapter
+from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.trainable_parts import trained_pooler
 from lstmpool.training.runs import finish, fit, stages
 from lstmpool.training.runs import search as hp_search
+from lstmpool.training.runs.job import choose_fields
 
 from ...training_fixtures import save_backbone, sentences, write_csv
 
@@ -224,3 +227,21 @@ def test_states_that_are_no_numbers_stop_the_run(work, monkeypatch, capsys):
     assert train("--max_steps=1", "--stages=one") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: --standardize_layers: layer_states must be finite numbers")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"token_pooling": "cls", "freeze_backbone": True}, True),
+        ({"token_pooling": "mean", "freeze_backbone": True}, False),
+        ({"token_pooling": "cls"}, None),  # which the config takes for off
+        ({"token_pooling": "cls", "freeze_backbone": True, "original_defaults": True}, None),
+        ({"token_pooling": "cls", "freeze_backbone": True, "standardize_layers": False}, False),
+        ({"token_pooling": "mean", "standardize_layers": True}, True),
+    ],
+)
+def test_the_cls_vectors_of_a_frozen_backbone_are_standardised_unless_a_flag_says_otherwise(work, words, expected):
+    args = ModelArguments(backbone="backbone", **words)
+    backbone = Backbone.find(args)
+    chosen, _ = choose_fields(backbone, backbone.load_config(), None, args, reads_pairs=False, two_stages=True)
+    assert (args.config_fields() | chosen)["standardize_layers"] is expected
