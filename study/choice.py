@@ -1,15 +1,16 @@
 """The tables of VARIANTS.md: which variant of the LSTM was chosen by its rule, and what the test rows say of it.
 
-    python -m study.choice --output study/results
+    python -m study.choice
 
-The command is given in the checkout, after `study.run`. It reads the CSV files and predictions alone, prints the
-tables, and fills the page beside the folder.
+The command is given in the checkout, after `study.run`. It reads the CSV files and predictions of the study and of the
+variants alone, prints the tables, and fills the page beside the folders.
 """
 
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from statistics import mean
 
@@ -18,9 +19,9 @@ import numpy as np
 from lstmpool.benchmarks.results import fill_page, markdown, parser_of
 from study.differences import compared
 from study.poolings import SINGLE_LAYERS, UNRANKED
-from study.records import FINAL, TUNE, Row, Setting, best
+from study.records import FINAL, TUNE, Row, Setting, best, key_of
 from study.statistics import Table, family_of, read_tables
-from study.store import Runs
+from study.store import Entries, Runs
 from study.tables import mean_ranks, numbers
 from study.variants import CONTROLS, VARIANTS
 
@@ -37,28 +38,43 @@ CANDIDATES = [name for name in VARIANTS if name not in (*CONTROLS, "cross_attent
 class Arguments:
     """What is shown."""
 
-    output: str = field(default="study/results", metadata={"help": "Folder of the study's results."})
+    study: str = field(default="study/results", metadata={"help": "Folder of the study's results."})
+    output: str = field(default="study/variants", metadata={"help": "Folder of the variants' results."})
 
 
 def main(argv: list[str] | None = None) -> int:
     """Makes the tables; returns the exit status."""
     parser = parser_of(Arguments, "python -m study.choice", __doc__)
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
-    output = Path(args.output)
-    runs = {}
-    for vectors in VECTORS:
-        runs[vectors] = Runs.of(output, "frozen", vectors)
-        runs[vectors].predictions.gather()
-    if not any(row["pooling"] in CANDIDATES for of in runs.values() for row in of.rows):
-        parser.error(f"expected runs of variants in {output}, found none. Make some with python -m study.run.")
-    rows = {vectors: of_small_backbone(of.rows) for vectors, of in runs.items()}
-    tables = [table for table in read_tables(output) if table.regime == "frozen"]
-    text = "\n\n".join(part.rstrip() for part in all_parts(rows, tables)) + "\n"
+    folders = [Path(args.study), Path(args.output)]
+    rows = {vectors: [] for vectors in VECTORS}
+    tables = {}
+    for folder, vectors in product(folders, VECTORS):
+        runs = Runs.of(folder, "frozen", vectors)
+        runs.predictions.gather()
+        rows[vectors] += runs.rows
+    if not any(row["pooling"] in CANDIDATES for of in rows.values() for row in of):
+        parser.error(f"expected runs of variants in {args.output}, found none. Make some with python -m study.run.")
+    for table in (table for folder in folders for table in read_tables(folder) if table.regime == "frozen"):
+        before = tables.get(table.title)
+        tables[table.title] = joined(before, table) if before else table
+    rows = {vectors: of_small_backbone(of) for vectors, of in rows.items()}
+    text = "\n\n".join(part.rstrip() for part in all_parts(rows, list(tables.values()))) + "\n"
     print(text)
-    page = output.parent / "VARIANTS.md"
+    page = folders[-1].parent / "VARIANTS.md"
     if page.is_file():
         fill_page(page, "tables", text)
     return 0
+
+
+def joined(one: Table, other: Table) -> Table:
+    """The runs of two tables of the same regime, backbone and vectors in one."""
+    of_other = {key_of(row) for runs in other.rows.values() for row in runs.values()}
+
+    def read(row: Row) -> dict[str, Entries]:
+        return (other if key_of(row) in of_other else one).read(row)
+
+    return replace(one, rows=one.rows | other.rows, read=read)
 
 
 def of_small_backbone(rows: list[Row]) -> list[Row]:
@@ -163,11 +179,18 @@ def less_table(tables: list[Table], chosen: str, sets: list[str] | None) -> str:
         if sets is not None:
             kept = {place: of for place, of in table.rows.items() if place[0] in sets}
             table = replace(table, rows=kept)
-        others = [name for name in compared_with(table) if name != chosen]
-        for other, found in compared(table, chosen, others).items():
-            lines.append([table.backbone, table.token_pooling, other, *numbers(found)])
-    head = ["backbone", "vectors", f"{chosen} less", "sets", "mean difference, these sets", "95 %, sets like these"]
-    return markdown(head, lines, words=3)
+        name = run_there(table, chosen)
+        others = [other for other in compared_with(table) if other != name and other not in UNRANKED]
+        for other, found in compared(table, name, others).items():
+            lines.append([table.backbone, table.token_pooling, name, other, *numbers(found)])
+    head = ["backbone", "vectors", "pooling", "less", "sets", "mean difference, these sets", "95 %, sets like these"]
+    return markdown(head, lines, words=4)
+
+
+def run_there(table: Table, chosen: str) -> str:
+    """The chosen variant, or the one of which it is an ensemble, where that alone was run."""
+    alone = VARIANTS[chosen].tuned_as
+    return alone if alone and not any(pooling == chosen for _, pooling in table.rows) else chosen
 
 
 def compared_with(table: Table) -> list[str]:
@@ -179,15 +202,16 @@ def ranks_table(tables: list[Table], chosen: str) -> str:
     """Mean score and mean rank of each pooling; of the LSTM's variants only the chosen one takes part."""
     columns, head = [], ["pooling"]
     for table in tables:
-        poolings = [name for name in compared_with(table) if name not in UNRANKED]
-        poolings = [name for name in poolings if name == chosen or name not in (*CANDIDATES, "cross_attention")]
-        families, kept, scores = table.family_scores(poolings)
+        name = run_there(table, chosen)
+        left_out = {*UNRANKED, *CANDIDATES, "cross_attention"} - {name}
+        families, kept, scores = table.family_scores([p for p in compared_with(table) if p not in left_out])
         ranks = mean_ranks(scores)
-        cells = {n: (f"{100 * s:.1f}", f"{r:.1f}") for n, s, r in zip(kept, scores.mean(0), ranks, strict=True)}
-        columns.append(cells)
+        columns.append(
+            {p: (f"{100 * s:.1f}", f"{r:.1f}") for p, s, r in zip(kept, scores.mean(0), ranks, strict=True)}
+        )
         head += [f"{table.backbone}, {table.token_pooling}: mean of {len(families)}", "rank"]
-    names = list(dict.fromkeys(name for cells in columns for name in cells))
-    order = sorted(names, key=lambda name: np.mean([float(c[name][1]) for c in columns if name in c]))
+    names = dict.fromkeys(name for cells in columns for name in cells)
+    order = sorted(names, key=lambda name: np.mean([float(cells[name][1]) for cells in columns if name in cells]))
     lines = [[name, *(part for cells in columns for part in cells.get(name, ("", "")))] for name in order]
     return markdown(head, lines)
 

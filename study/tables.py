@@ -5,7 +5,7 @@
 
 Both are given in the checkout. The command first gathers the predictions of runs that ended since the last time. It
 then prints the tables, fills TABLES.md and the short answer on EVIDENCE.md, both beside the folder, and draws a
-picture for each regime, backbone and token pooling: the LSTM's differences to the others. The variants of the LSTM
+picture for each backbone and token pooling of the frozen regime: the LSTM's differences to the others. The variants of the LSTM
 have a command and a page of their own, `study.choice` and VARIANTS.md.
 """
 
@@ -29,6 +29,7 @@ from study.variants import VARIANTS
 
 
 LSTM = "lstm"
+PICTURED = "frozen"
 PLAINEST = "last"  # every pooling is compared with this one, too
 
 
@@ -70,8 +71,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw(table: Table, pooling: str, output: Path) -> None:
-    """The picture of a table: the differences of `pooling`."""
-    if differences := compared(table, pooling):
+    """The picture of a table of the frozen regime: the differences of `pooling`. The others have few poolings."""
+    if table.regime == PICTURED and (differences := compared(table, pooling)):
         differences_plot(table, differences, pooling, output / picture(table, pooling))
 
 
@@ -160,8 +161,8 @@ def section(table: Table, pooling: str, output: Path) -> list[str]:
         parts += [
             f"**{pooling} less the other pooling**, in hundredths:",
             pairs(table, differences),
-            f"![differences]({output.name}/{picture(table, pooling)})",
-            "The same by set:",
+            *([f"![differences]({output.name}/{picture(table, pooling)})"] if table.regime == PICTURED else []),
+            "By set:",
             by_set(differences),
         ]
     if pooling != PLAINEST:

@@ -1,4 +1,4 @@
-"""The benchmarks of whole commands: what a round is, that they go on where they stopped, and what each takes."""
+"""The benchmarks: what a round is, that they go on where they stopped, and what their tables say."""
 
 import pkgutil
 import sys
@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lstmpool.benchmarks import cached_epochs, loading, many_rows, prediction
-from lstmpool.benchmarks.results import read_rows
+from lstmpool.benchmarks import cached_epochs, curves, flops, loading, many_rows, memory, prediction, speed, summary
+from lstmpool.benchmarks.cached_epochs import COMPARED as CACHED
+from lstmpool.benchmarks.loading import COMPARED as LOADING
+from lstmpool.benchmarks.prediction import COMPARED as PREDICTION
+from lstmpool.benchmarks.results import HERE, read_rows, write_rows
 from lstmpool.benchmarks.rounds import Arguments, Comparison
 
 from ..training_fixtures import save_backbone, sentences, write_csv
@@ -116,3 +119,133 @@ def test_many_rows_are_measured_up_to_the_first_step(data):
     seconds = [float(row["seconds"]) for row in rows]
     assert min(seconds) >= 0 and sum(seconds[:-1]) <= seconds[-1]
     assert all(float(row["megabytes"]) > 50 for row in rows)
+
+
+TABLES = {
+    "memory": memory.MEMORY.table,
+    "flops": flops.FLOPS.table,
+    "speed": speed.table,
+    "curves": curves.table,
+    "cached_epochs": CACHED.table,
+    "prediction": PREDICTION.table,
+    "loading": LOADING.table,
+    "many_rows": many_rows.table,
+}
+
+
+def test_the_verdict_on_a_bound():
+    fine, close, noisy, slow = (
+        (0.9, 0.8, 1.0, "a"),
+        (1.03, 1.01, 1.05, "b"),
+        (1.02, 1.0, 1.3, "c"),
+        (1.1, 1.04, 1.2, "d"),
+    )
+    assert summary.line("time", 1.02, [fine])[0][-2:] == ["0.900 [0.800, 1.000]", "met"]
+    assert summary.line("time", 1.02, [fine, close])[0][1:] == ["b", "1.02", "1.030 [1.010, 1.050]", "within noise"]
+    assert summary.line("time", 1.02, [noisy])[0][-1] == "met"
+    assert summary.line("time", 1.02, [close, slow, fine])[0][1:] == ["d", "1.02", "1.100 [1.040, 1.200]", "missed"]
+    above = (1.05, 1.01, 1.09, "f")  # a higher number, which noise explains
+    slower = (1.04, 1.03, 1.05, "g")
+    assert summary.line("time", 1.02, [above, slower])[0][1:] == ["g", "1.02", "1.040 [1.030, 1.050]", "missed"]
+    assert summary.line("bytes", 1.02, [(1.001, 1.001, 1.001, "e")])[0][-2:] == ["1.001", "met"]
+    assert summary.line("time", 1.02, []) == []
+
+
+def test_each_line_reads_the_cells_that_it_is_about(tmp_path):
+    place = {"shape": "12x768", "batch": "8", "tokens": "512", "mode": "inference"}
+    counts = [("backbone", 100), ("stock", 50), ("lstmpool", 101)]
+    short = [
+        {**place, "tokens": "32", "variant": v, "peak_bytes": str(n)} for v, n in (("backbone", 1), ("lstmpool", 9))
+    ]
+    rows = [{**place, "variant": variant, "peak_bytes": str(count)} for variant, count in counts]
+    trained = [
+        {**place, "mode": "training", "variant": v, "peak_bytes": n} for v, n in (("stock", "50"), ("lstmpool", "49"))
+    ]
+    write_rows(tmp_path / "memory.csv", [*rows, *short, *trained])
+    counted = [(6, "inference", 91), (6, "training", 103), (12, "inference", 102), (12, "training", 100)]
+    write_rows(
+        tmp_path / "flops.csv",
+        [
+            {**place, "shape": f"{layers}x8", "mode": mode, "variant": v, "flops": str(n)}
+            for layers, mode, count in counted
+            for v, n in (("stock", 100), ("lstmpool", count), ("backbone", 1), ("lstmpool, two thirds", 200))
+        ],
+    )
+    times = [("lstmpool", 1.5, "32", "inference"), ("lstmpool", 0.95, "128", "inference")]
+    times += [("lstmpool, two thirds", 0.8, "128", "inference"), ("lstmpool", 1.02, "128", "training")]
+    write_rows(
+        tmp_path / "speed.csv",
+        [
+            {**place, "variant": name, "tokens": tokens, "ratio": str(r), "low": str(r - 0.01), "high": str(r + 0.01)}
+            | {"mode": mode}
+            for name, r, tokens, mode in times
+        ],
+    )
+    runs = {
+        "cached_epochs": [("trec6", "cached", 1), ("trec6", "no cache", 4)],
+        "prediction": [
+            ("movie_reviews with cr", "predict", 1),
+            ("movie_reviews with cr", "pipeline, lstmpool", 2),
+        ],
+        "loading": [
+            ("load", "lstmpool", 3),
+            ("load", "stock", 2),
+            ("load again", "lstmpool", 1),
+            ("load again", "stock", 1),
+        ],
+    }
+    for name, found in runs.items():
+        write_rows(
+            tmp_path / f"{name}.csv",
+            [{"subject": subject, "variant": v, "round": "1", "seconds": str(s)} for subject, v, s in found],
+        )
+    assert summary.table(tmp_path).splitlines()[2:] == [
+        "| inference of 512 tokens, 12 layers, peak memory over the bare backbone | 12x768, 8 x 512 | 1.02 | 1.010 "
+        "| met |",
+        "| inference, FLOPs over the stock class, 6 layers | 6x8, 8 x 512 | 1.01 | 0.910 | met |",
+        "| inference, FLOPs over the stock class, 12 layers | 12x8, 8 x 512 | 1.01 | 1.020 | missed |",
+        "| training step, FLOPs over the stock class, 6 layers | 6x8, 8 x 512 | 1.01 | 1.030 | missed |",
+        "| training step, FLOPs over the stock class, 12 layers | 12x8, 8 x 512 | 1.01 | 1.000 | met |",
+        "| inference, time over the stock class | 12x768, 8 x 128 | 1.02 | 0.950 [0.940, 0.960] | met |",
+        "| training step, time over the stock class | 12x768, 8 x 128 | 1.03 | 1.020 [1.010, 1.030] | met |",
+        "| training step, peak memory over the stock class | 12x768, 8 x 512 | 1.03 | 0.980 | met |",
+        "| inference with two thirds of the layers, time over the whole stock class | 12x768, 8 x 128 | 0.70 | "
+        "0.800 [0.790, 0.810] | missed |",
+        "| cached epoch over one without the cache | trec6 | 0.12 | 0.250 | missed |",
+        "| prediction over `pipeline(batch_size=32)` | movie_reviews with cr | 0.50 | 0.500 | met |",
+        "| loading a folder over the stock class | load | 1.10 | 1.500 | missed |",
+        "| the same once more, in the same process | load again | 1.10 | 1.000 | met |",
+    ]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_page_shows_the_results_that_are_kept(name):
+    page, rows = (HERE / "SPEED.md").read_text(encoding="utf-8"), read_rows(HERE / f"{name}.csv")
+    assert f"python -m lstmpool.benchmarks.{name}" in page
+    if rows:
+        assert f"\n{TABLES[name](rows).strip()}\n" in page
+    else:
+        assert f"<!-- {name}: made by --table -->\n\nNot measured yet.\n" in page
+
+
+def test_the_page_shows_the_bounds():
+    assert f"\n{summary.table().strip()}\n" in (HERE / "SPEED.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_four_lines_of_them():
+    assert f"\n{summary.short_table().strip()}\n" in summary.README.read_text(encoding="utf-8")
+    assert len(summary.short_table().splitlines()) == 2 + 4
+
+
+def test_a_line_of_the_readme_is_the_worst_of_all_bounds_of_its_name(tmp_path):
+    times = [
+        ("trec6", "cached", 1),
+        ("trec6", "no cache", 4),
+        ("movie_reviews", "cached", 3),
+        ("movie_reviews", "no cache", 4),
+    ]
+    rows = [{"subject": subject, "variant": v, "round": "1", "seconds": str(s)} for subject, v, s in times]
+    write_rows(tmp_path / "cached_epochs.csv", rows)
+    assert summary.short_table(tmp_path).splitlines()[2:] == [
+        "| cached epoch over one without the cache | movie_reviews | 0.750 |"
+    ]

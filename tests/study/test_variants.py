@@ -202,5 +202,5 @@ def test_the_study_runs_variants_and_an_ensemble_takes_its_members_setting(tmp_p
     capsys.readouterr()
     assert main([*words, "--dry_run"]) == 0 and "0 runs remain" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        choice.main([f"--output={tmp_path / 'none'}"])
+        choice.main([f"--study={tmp_path / 'out'}", f"--output={tmp_path / 'none'}"])
     assert "expected runs of variants" in capsys.readouterr().err
