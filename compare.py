@@ -7,8 +7,8 @@ Each FOLDER is one that train_trainer.py has written, a cross-validation's too. 
 others are compared with, unless --against names another.
 
 Three tables are printed. The first has the settings that differ. The second has each run's metrics on the test rows,
-or on others if no run has test rows; the time of its training, and the size of its weights. The third has the
-difference of each metric on the same rows, this run's minus the other's, with a 95% interval over rows.
+or on others if no run has test rows; the time of the command that finished it, and the size of its weights. The third
+has the difference of each metric on the same rows, this run's minus the other's, with a 95% interval over rows.
 
 Rows are the same if all texts and labels are, or else if their ids and true labels are. Runs with other labels or
 another task, and runs with too few rows in common, are refused.

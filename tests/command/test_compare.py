@@ -11,13 +11,9 @@ import pytest
 
 from lstmpool.compare import main, parse, run
 from lstmpool.train_trainer import main as train
-from lstmpool.training.evaluation.differences import Answers, paired_differences
-from lstmpool.training.tasks.multi_label import MultiLabel
-from lstmpool.training.tasks.regression import Regression
-from lstmpool.training.tasks.single_label import SingleLabel
 
 from ..damage import full_disk
-from ..training_fixtures import count_outcomes, save_backbone, sentences, task_of, write_csv
+from ..training_fixtures import count_outcomes, save_backbone, sentences, write_csv
 
 
 SINGLE, REGRESSION = "single_label_classification", "regression"
@@ -100,6 +96,19 @@ def test_only_settings_that_differ_are_shown(pair, capsys):
     assert "train rows 9 (of tra) 9 (012345)" in compared(capsys, "a", "b")
 
 
+def test_what_was_chosen_for_the_layer_pooling_is_named(tmp_path, monkeypatch, capsys, few_draws):
+    monkeypatch.chdir(tmp_path)
+    choices = {"a": ("last", [3], 0.016), "b": ("lstm", [1, 2, 3], None)}
+    for name, (pooling, layers, rate) in choices.items():
+        folder = finished(tmp_path / name, settings={"layer_pooling": "auto"})
+        choice = {"chosen": pooling, "layers": layers, "head_learning_rate": rate}
+        _changed("metrics.json", layer_pooling=choice)(folder)
+    finished(tmp_path / "c", settings={"layer_pooling": "gru"})
+    finished(tmp_path / "d", settings={"layer_pooling": "auto"})
+    (line,) = [line for line in compared(capsys, *"abcd") if line.startswith("layer_pooling ")]
+    assert line == "layer_pooling auto: last of layers [3] at the rate 0.016 auto: lstm gru auto: not recorded"
+
+
 def test_each_run_is_compared_with_the_one_that_is_named(pair, capsys):
     shutil.copytree(pair / "b", pair / "c")
     lines = compared(capsys, "a", "b", "c", "--against", "b")
@@ -121,62 +130,6 @@ def test_what_speaks_in_every_row_is_clear_unless_rows_are_few(tmp_path, capsys,
     for name, error in (("far", 2), ("near", 1)):
         finished(tmp_path / name, [*range(6)], [number + error for number in range(6)], task=REGRESSION)
     assert "near MSE 4.000 1.000 -3.000 none near" in compared(capsys, str(tmp_path / "far"), str(tmp_path / "near"))
-
-
-def by_hand(task, labels, first, second):
-    return paired_differences(task, np.array(labels), [first, second], against=0)[1]
-
-
-def test_probabilities_by_hand(few_draws):
-    """Each row adds -ln 0.8 to the one's log-loss and 2 x 0.2^2 to its Brier score; -ln 0.5 and 0.5 to the other's."""
-    sure = Answers(np.array([0, 1]), np.array([[0.8, 0.2], [0.2, 0.8]]))
-    unsure = Answers(np.array([0, 1]), np.full((2, 2), 0.5))
-    found = by_hand(task_of(SingleLabel, 2), [0, 1], sure, unsure)
-    assert found["log_loss"].difference == pytest.approx(np.log(0.8) - np.log(0.5))
-    assert found["brier"][:2] == pytest.approx((0.08, 0.5)) and found["brier"].interval is None
-    several = by_hand(
-        task_of(MultiLabel, 2),
-        np.eye(2, dtype=np.uint8),
-        *(Answers(np.eye(2, dtype=np.uint8), of.scores) for of in (sure, unsure)),
-    )
-    assert several["log_loss"].this == pytest.approx(np.log(2))
-    assert several["brier"][:2] == pytest.approx((0.04, 0.25))  # of each decision
-    certain = Answers(np.array([0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]]))
-    assert np.isfinite(by_hand(task_of(SingleLabel, 2), [0, 1], sure, certain)["log_loss"].this)
-    assert "log_loss" not in by_hand(task_of(SingleLabel, 2), [0, 1], sure, Answers(np.array([0, 1])))
-
-
-def test_several_labels_by_hand():
-    """Of 3 true labels in 2 rows, the first run gives 2 and no other: 2 x 2 / (2 + 3). The second gives all 3."""
-    labels = np.array([[1, 1], [1, 0]], dtype=np.uint8)
-    found = by_hand(
-        task_of(MultiLabel, 2), labels, Answers(np.array([[1, 0], [1, 0]], dtype=np.uint8)), Answers(labels)
-    )
-    assert found["f1_micro"][:2] == (pytest.approx(0.8), 1.0)
-    assert found["f1_macro"][:2] == (0.5, 1.0) and found["subset_accuracy"][:2] == (0.5, 1.0)
-
-
-def test_numbers_by_hand(few_draws):
-    labels = np.array([[1.0, 10.0], [2.0, 40.0], [3.0, 20.0], [4.0, 30.0]])
-    found = by_hand(Regression(["a", "b"]), labels, Answers(labels + [1, 3]), Answers(-labels))
-    assert found["mcrmse"].other == pytest.approx(2)  # (1 + 3) / 2
-    assert found["mse"].other == pytest.approx(5)  # (1 + 9) / 2
-    assert found["pearson"][:2] == (pytest.approx(1), pytest.approx(-1))
-    assert found["spearman"][:2] == (pytest.approx(1), pytest.approx(-1))
-    constant = by_hand(Regression(["a"]), labels[:, 0], Answers(labels[:, :1]), Answers(np.ones((4, 1))))["pearson"]
-    assert np.isnan(constant.this) and constant.interval is None
-
-
-def test_the_interval_holds_the_true_difference_and_draws_are_the_same_for_all_runs():
-    generator, task, held = np.random.default_rng(1), task_of(SingleLabel, 2), 0
-    for _ in range(10):
-        wrong = generator.random((2, 60)) < [[0.3], [0.2]]
-        first, second = (Answers(of.astype(int)) for of in wrong)
-        found = paired_differences(task, np.zeros(60, dtype=int), [first, second, second], against=0)
-        assert found[0] == {} and found[1] == found[2]
-        low, high = found[1]["accuracy"].interval
-        held += low <= 0.1 <= high
-    assert held >= 8  # of 10 intervals at 95 %
 
 
 # ------------------------------------------------------------------------------------------------------ the same rows

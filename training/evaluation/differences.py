@@ -101,19 +101,24 @@ def same_rows(
     _check_labels(chosen, split)
     by = "numbers" if are_numbers else "ids"
     if len(common) < max(counts.values()):
-        note = (
-            f"Not all runs have the same rows of {split}: {_told(counts, named)}. Differences are on the "
-            f"{len(common):,} rows that all have by their {by}, with the same true labels. The numbers of each run "
-            "are on its own rows."
-        )
-    elif None in different:
-        note = f"No record says which texts {split} had. Rows were matched by their {by}; their true labels agree."
-    else:
-        note = (
-            f"The texts of {split}, or their order, are not the same in all runs. Rows were matched by their {by}; "
-            "their true labels agree."
-        )
-    return chosen, [note]
+        return chosen, [_about_some(split, _told(counts, named), len(common), by)]
+    return chosen, [_about_all(split, None not in different, by)]
+
+
+def _about_some(split: str, told: str, rows: int, by: str) -> str:
+    """What is said if not all runs have the same rows. `told`: how many each has; `rows`: those that all have."""
+    return (
+        f"Not all runs have the same rows of {split}: {told}. Differences are on the {rows:,} rows that all have by "
+        f"their {by}, with the same true labels. The numbers of each run are on its own rows."
+    )
+
+
+def _about_all(split: str, recorded: bool, by: str) -> str:
+    """What is said if rows are the same by their numbers or ids alone. `recorded`: whether all texts were recorded."""
+    why = f"No record says which texts {split} had."
+    if recorded:
+        why = f"The texts of {split}, or their order, are not the same in all runs."
+    return f"{why} Rows were matched by their {by}; their true labels agree."
 
 
 def _told(counts: dict[str, int], named: Callable[[str], str] = str) -> str:

@@ -7,12 +7,14 @@ L layers, S width of a layer's vector, C outputs.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
+
+from lstmpool.training.model.linear_start import Loss
 
 
 # As in the training command.
@@ -20,8 +22,6 @@ WARMUP = 0.1  # of the steps
 WEIGHT_DECAY = 0.01
 CLIP = 1.0
 ROWS_AT_ONCE = 256  # of a prediction
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # from logits (B, C) and labels to the sum of the rows' losses
 
 
 class Head(nn.Module):

@@ -18,7 +18,7 @@ from lstmpool.training.errors import InputError, counted, did_you_mean
 from lstmpool.training.evaluation.baselines import TELLING
 from lstmpool.training.evaluation.differences import DRAWS, Difference, is_lower_better, paired_differences, same_rows
 from lstmpool.training.output import markdown
-from lstmpool.training.output.finished import OUT_OF_FOLD, FinishedRun, common_split, common_task
+from lstmpool.training.output.finished import NOT_KNOWN, OUT_OF_FOLD, FinishedRun, common_split, common_task
 from lstmpool.training.output.folder import json_writer, text_writer
 from lstmpool.training.output.tables import write_table
 from lstmpool.training.output.terminal import aligned, text_table
@@ -37,7 +37,6 @@ TITLES = {
     "roc_auc": "ROC AUC",
     "mcrmse": "MCRMSE",
 }
-NOT_KNOWN = "not recorded"
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Comparison:
         records = [run.record for run in self.runs.values()]
         found = {}
         for name in sorted({name for record in records for name in record.settings}):
-            values = [record.settings.get(name, NOT_KNOWN) for record in records]
+            values = [run.setting(name) for run in self.runs.values()]
             if any(value != values[0] for value in values):
                 found[name] = values
         for split in ("train", "validation"):
@@ -145,7 +144,9 @@ class Comparison:
         """A table with a head: a row for each run that is compared, and each metric."""
         rows = [["run", "metric", named(self.against), "this run", "difference", f"{LEVEL:.0%} interval", "better"]]
         for name, of_run in self.differences.items():
-            for metric, found in of_run.items():
+            in_order = dict.fromkeys([*self.metrics, *of_run])  # that of the table above
+            for metric in (name for name in in_order if name in of_run):
+                found = of_run[metric]
                 interval = "none" if found.interval is None else "[{:+.3f}, {:+.3f}]".format(*found.interval)
                 better = {1: named(name), -1: named(self.against), 0: "not clear"}[self._sign(metric, found)]
                 numbers = [_number(found.other), _number(found.this), _number(found.difference, "+")]

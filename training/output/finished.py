@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from lstmpool.training.data.files import read_table
 from lstmpool.training.errors import InputError, did_you_mean, one_line
 from lstmpool.training.evaluation.differences import Answered, Answers
+from lstmpool.training.flags.arguments import AUTO
 from lstmpool.training.output.found import FOLD, WEIGHTS
 from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.output.run_record import RunRecord
@@ -29,6 +30,8 @@ OUT_OF_FOLD = "out of fold"
 TABLES = {"test": "test_predictions", "validation": "validation_predictions", OUT_OF_FOLD: "oof"}  # by split
 ENDINGS = ("csv", "parquet")
 ENDS = ("low", "high")  # of an interval
+CHOICE = "layer_pooling"  # the setting, and the entry in metrics.json
+NOT_KNOWN = "not recorded"
 AGAIN = "Give its command once more, or leave it out."
 
 
@@ -73,6 +76,14 @@ class FinishedRun:
         splits = data.items() if isinstance(data, dict) else ()
         data = {name: of_split for name, of_split in splits if isinstance(of_split, dict)}
         return cls(folder, record, metrics, data, _task_of(folder, metrics["problem_type"], data), folds)
+
+    def setting(self, name: str) -> Any:
+        """A setting of its record, or `NOT_KNOWN`. With `--layer_pooling auto`, what was chosen stands beside it."""
+        value = self.record.settings.get(name, NOT_KNOWN)
+        if name != CHOICE or value != AUTO:
+            return value
+        each = [_json_of(fold / METRICS) for fold in self.folds] if self.folds else [self.metrics]
+        return f"{AUTO}: {'; '.join(map(_chosen_in, each))}"
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
@@ -199,6 +210,16 @@ def _are_results(metrics: dict[str, Any]) -> bool:
         interval.get(end) if isinstance(interval, dict) else None for interval in intervals.values() for end in ENDS
     ]
     return all(isinstance(bound, float | int) for bound in bounds)
+
+
+def _chosen_in(metrics: dict[str, Any]) -> str:
+    """The layer pooling that was chosen, and its learning rate if that was taken, too."""
+    choice = metrics.get(CHOICE)
+    if not isinstance(choice, dict):
+        return NOT_KNOWN
+    pooling, rate = choice.get("chosen"), choice.get("head_learning_rate")
+    which = f"last of layers {choice.get('layers')}" if pooling == "last" else str(pooling)
+    return which if rate is None else f"{which} at the rate {rate}"
 
 
 def _task_of(folder: Path, problem_type: str, data: dict[str, dict[str, Any]]) -> Task:

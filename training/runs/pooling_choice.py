@@ -36,7 +36,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.pooling_lstmpool import POOLING_CLASSES
 from lstmpool.training.data.holdout import draw_by_class, units_of
-from lstmpool.training.errors import InputError, as_line
+from lstmpool.training.errors import InputError
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.model.head_training import Head, predict_head, train_epochs
@@ -45,7 +45,7 @@ from lstmpool.training.model.starts import set_prior
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.output.terminal import describe_choice
-from lstmpool.training.runs.stages import draw_states, loss_of, rows_in_memory, states_of_rows
+from lstmpool.training.runs.stages import draw_states, loss_of, raise_in_all, rows_in_memory, states_of_rows
 from lstmpool.training.runs.state import State
 from lstmpool.training.tasks.task import BestBy, Task
 
@@ -140,8 +140,9 @@ class Judge:
 
 
 def choose_pooling(state: State) -> None:
-    """Gives the model of `state.job` the fields of the best candidate, and notes in `state` what was tried.
+    """Gives `state.job` the fields of the best candidate, for its model, and notes in `state` what was tried.
 
+    The winner's rate, if the run is to take it, goes into `state.args`.
     A run that goes on takes up what was chosen when it began.
 
     Raises:
@@ -219,11 +220,8 @@ def try_all(
 
 def try_one(candidate: Candidate, model: PreTrainedModel, rows: Rows, judge: Judge, seed: int, rate: float) -> Result:
     """Trains the candidate once for each part of the rows, and returns its result after the best epoch."""
-    config = copy.deepcopy(model.config)
-    config.layer_pooling, config.layers = candidate.pooling, list(candidate.layers)
-    config.resolve()
-    places = [model.config.layers.index(layer) for layer in candidate.layers]
-    states = rows.states[:, places]
+    config = _config_of(candidate, model)
+    states = rows.states[:, [model.config.layers.index(layer) for layer in candidate.layers]]
     batches = min(math.ceil(len(train) / BATCH) for train, _ in rows.parts)
     epochs = math.ceil((STEPS if len(rows.parts) == 1 else STEPS_IN_FOLDS) / batches)
     heads, runs = [], []
@@ -236,7 +234,7 @@ def try_one(candidate: Candidate, model: PreTrainedModel, rows: Rows, judge: Jud
         runs.append(train_epochs(head, states[train], rows.targets[train], judge.loss, rate, epochs, BATCH, seed))
     every = math.ceil(epochs / EVALUATIONS)
     best, since = Result(math.nan, math.inf, rate), 0
-    for epoch, *_ in zip(*runs, strict=True):
+    for epoch, *_ in zip(*runs, strict=True):  # the heads are trained side by side, since they are judged together
         if epoch % every and epoch < epochs:
             continue
         parts = zip(heads, rows.parts, strict=True)
@@ -250,6 +248,14 @@ def try_one(candidate: Candidate, model: PreTrainedModel, rows: Rows, judge: Jud
     return best
 
 
+def _config_of(candidate: Candidate, model: PreTrainedModel) -> LstmPoolConfig:
+    """The config of `model`, but with the pooling and the layers of `candidate`."""
+    config = copy.deepcopy(model.config)
+    config.layer_pooling, config.layers = candidate.pooling, list(candidate.layers)
+    config.resolve()
+    return config
+
+
 def _new_head(config: LstmPoolConfig, model: PreTrainedModel, seed: int) -> Head:
     """A head for `config`, with the weights that `model` gives new layers."""
     torch.manual_seed(seed)
@@ -259,6 +265,7 @@ def _new_head(config: LstmPoolConfig, model: PreTrainedModel, seed: int) -> Head
 
 
 def _record(tried: list[tuple[Candidate, Result]], rows: Rows, state: State) -> dict[str, Any]:
+    """What `tried`, the best first, and the first one's fields and rate are called in the log and in metrics.json."""
     best, found = tried[0]
     takes_rate = _is_what_is_tried(state) and not state.args.named_head_rate
     return {
@@ -282,12 +289,12 @@ class NotesChoice(TrainerCallback):
         self.choice = choice
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Does it."""
+        """Adds an entry to the log."""
         state.log_history.append({"epoch": 0, "step": 0, NAME: self.choice})
 
 
 def _noted(checkpoint: Path | None) -> dict[str, Any] | None:
-    """The choice that a checkpoint's log holds, if there is one. Others than ours may have no such file."""
+    """The choice that a checkpoint's log holds, if there is one. A checkpoint of another program may lack a log."""
     try:
         log = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history if checkpoint else []
     except (OSError, ValueError, TypeError):
@@ -302,10 +309,8 @@ def _read(state: State, model: PreTrainedModel, scale: TargetScale | None) -> Ro
     try:
         rows = _read_here(state, model, scale)
     except InputError as error:
-        wrong = as_line(str(error))
-    wrong = next((each for each in gather_object([wrong]) if each), "")
-    if wrong:
-        raise InputError(f"--layer_pooling auto: {wrong} Or name a pooling, such as --layer_pooling lstm.")
+        wrong = f"--layer_pooling auto: {error} Or name a pooling, such as --layer_pooling lstm."
+    raise_in_all(wrong)
     return rows
 
 

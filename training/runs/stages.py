@@ -125,10 +125,15 @@ def read_states(state: State) -> tuple[np.ndarray, np.ndarray]:
             found, rows = draw_states(state, model, most)
     except InputError as error:
         wrong = str(error)
+    raise_in_all(wrong)
+    return np.asarray(found["layer_states"][:], dtype=np.float32).reshape(shape), rows
+
+
+def raise_in_all(wrong: str) -> None:
+    """Raises InputError in all processes if something is `wrong` in one of them. All must call this, or none."""
     wrong = next((each for each in gather_object([wrong]) if each), "")
     if wrong:
         raise InputError(wrong)
-    return np.asarray(found["layer_states"][:], dtype=np.float32).reshape(shape), rows
 
 
 def draw_states(state: State, model: PreTrainedModel, most: int) -> tuple[Dataset, np.ndarray]:

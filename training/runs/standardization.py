@@ -23,7 +23,7 @@ def standardize_layers(state: State) -> None:
         states, rows = read_states(state)
     except InputError as error:
         raise InputError(
-            f"--standardize_layers needs layer states: {error} Or leave out --standardize_layers."
+            f"--standardize_layers needs layer states: {error} Or train without: --standardize_layers False."
         ) from None
     try:
         standardization.fit(torch.from_numpy(states))

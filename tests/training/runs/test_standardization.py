@@ -217,7 +217,7 @@ def test_without_room_for_the_states_the_run_stops(work, monkeypatch, capsys, wo
     assert train("--max_steps=1", *words) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: --standardize_layers needs layer states: the layer states of train take 0.000 GB")
-    assert said.endswith(" Or leave out --standardize_layers.")
+    assert said.endswith(" Or train without: --standardize_layers False.")
     assert not list((work / "out").glob("**/*.safetensors"))
 
 
