@@ -87,7 +87,7 @@ def all_parts(rows: dict[str, list[Row]], tables: list[Table]) -> list[str]:
     if len(going) == GO_ON and all(name in of for name in going for of in second.values()):
         chosen = best_of(second, going)[0]
         shown = {vectors: {name: of[name] for name in of if name in going} for vectors, of in second.items()}
-        parts += ["**Second round**: validation, half A, the mean of five seeds:", scores_table(shown)]
+        parts += ["**Second round**: validation, half A, the mean over seeds:", scores_table(shown)]
         parts.append(f"Chosen: **{chosen}**.")
         for half, title in ((SECOND_HALF, "Confirmation: the test rows of half B"), (None, "All sets")):
             parts += [f"**{title}**: {chosen} less the others, in hundredths:", less_table(tables, chosen, half)]
