@@ -17,6 +17,7 @@ from statistics import mean
 import numpy as np
 
 from lstmpool.benchmarks.results import fill_page, markdown, parser_of
+from lstmpool.training.errors import InputError
 from study.differences import compared
 from study.poolings import SINGLE_LAYERS, UNRANKED
 from study.records import FINAL, TUNE, Row, Setting, best, key_of
@@ -47,7 +48,23 @@ def main(argv: list[str] | None = None) -> int:
     """Makes the tables; returns the exit status."""
     parser = parser_of(Arguments, "python -m study.choice", __doc__)
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
-    folders = [Path(args.study), Path(args.output)]
+    try:
+        text = tables_of([Path(args.study), Path(args.output)])
+    except InputError as error:
+        parser.error(str(error))
+    print(text)
+    page = Path(args.output).parent / "VARIANTS.md"
+    if page.is_file():
+        fill_page(page, "tables", text)
+    return 0
+
+
+def tables_of(folders: list[Path]) -> str:
+    """Markdown, from the runs of the study and of the variants.
+
+    Raises:
+        InputError: if there are no runs of variants, or the predictions of one are missing.
+    """
     rows = {vectors: [] for vectors in VECTORS}
     tables = {}
     for folder, vectors in product(folders, VECTORS):
@@ -55,17 +72,14 @@ def main(argv: list[str] | None = None) -> int:
         runs.predictions.gather()
         rows[vectors] += runs.rows
     if not any(row["pooling"] in CANDIDATES for of in rows.values() for row in of):
-        parser.error(f"expected runs of variants in {args.output}, found none. Make some with python -m study.run.")
+        raise InputError(
+            f"expected runs of variants in {folders[-1]}, found none. Make some with python -m study.run."
+        )
     for table in (table for folder in folders for table in read_tables(folder) if table.regime == "frozen"):
         before = tables.get(table.title)
         tables[table.title] = joined(before, table) if before else table
     rows = {vectors: [row for row in of if row["backbone"] == BACKBONE] for vectors, of in rows.items()}
-    text = "\n\n".join(part.rstrip() for part in all_parts(rows, list(tables.values()))) + "\n"
-    print(text)
-    page = folders[-1].parent / "VARIANTS.md"
-    if page.is_file():
-        fill_page(page, "tables", text)
-    return 0
+    return "\n\n".join(part.rstrip() for part in all_parts(rows, list(tables.values()))) + "\n"
 
 
 def joined(one: Table, other: Table) -> Table:

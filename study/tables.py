@@ -5,8 +5,8 @@
 
 Both are given in the checkout. The command first gathers the predictions of runs that ended since the last time. It
 then prints the tables, fills TABLES.md and the short answer on EVIDENCE.md, both beside the folder, and draws a
-picture for each backbone and token pooling of the frozen regime: the LSTM's differences to the others. The variants of the LSTM
-have a command and a page of their own, `study.choice` and VARIANTS.md.
+picture for each backbone and token pooling of the frozen regime: the LSTM's differences to the others. The variants of
+the LSTM have a command and a page of their own, `study.choice` and VARIANTS.md.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The rows that were predicted wrongly: which ones, in which order, and as a spreadsheet and a terminal get them."""
+"""Rows that were predicted wrongly, in errors.csv and in the terminal; and names and texts in Markdown."""
 
 import csv
 
@@ -8,7 +8,7 @@ import pytest
 from lstmpool.training.data.rows import Split
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.arguments import TrainingFields
-from lstmpool.training.output import wrong_rows
+from lstmpool.training.output import markdown, wrong_rows
 from lstmpool.training.output.wrong_rows import errors_of, shown_errors
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
@@ -133,3 +133,53 @@ def test_where_there_is_nothing_to_show_that_is_said():
     assert shown_errors(*of_splits(task, test=([1], ["x"], [[0.0, 1.0]], [1]))) == ["No row was predicted wrongly."]
     unlabelled = of_splits(task, test=(*ONE["test"][:3], None))
     assert shown_errors(*unlabelled) == ["No validation or test row has a label, so there are no errors to show."]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no", "no"),
+        ("very_good, indeed", "`very_good, indeed`"),
+        ("cancel_order", "cancel_order"),
+        ("it's 3 o'clock", "it's 3 o'clock"),
+        ("Größe 日本", "Größe 日本"),
+        ("_a_", "`_a_`"),
+        ("a|b", "`a|b`"),
+        ("www.b.c", "`www.b.c`"),
+        ("<b>", "`<b>`"),
+        ("a`b", "``a`b``"),
+        ("`a", "`` `a ``"),
+        (" a ", "`  a  `"),
+        ("a\nb\x1b\u202e", "`a\\nb\\x1b\\u202e`"),
+        ("\udcff", "`\\udcff`"),
+        ("", "` `"),
+        ("❤\u200d🔥", "`❤\u200d🔥`"),
+    ],
+)
+def test_a_name_is_plain_words_or_a_span_of_code(text, shown):
+    assert markdown.name(text) == shown
+
+
+@pytest.mark.parametrize(("text", "shown"), [("abc", "abc"), ("abcd", "ab…"), ("a\n", "a\\n"), ("a\nb", "a\\…")])
+def test_a_long_text_is_cut_and_escapes_count(text, shown):
+    assert markdown.short(text, 3) == shown
+
+
+def test_a_block_of_code_is_ended_by_its_own_fence_alone():
+    assert markdown.code_block("a\n```\nb", "python") == "````python\na\n```\nb\n````"
+    assert markdown.code_block("a") == "```\na\n```"
+
+
+def test_a_cell_stays_one_cell():
+    assert markdown.table([["a", "b", "c"], ["`x|y`", "1\n2", "\\|"]]).splitlines() == [
+        "| a | b | c |",
+        "| --- | --- | ---: |",
+        "| `x\\|y` | 1\\n2 | \\\\| |",
+    ]
+
+
+@pytest.mark.parametrize("text", ['a "b"\\', "a\nb\x1b\u202e", "日本😀", "\udcff", "{x} %s $"])
+def test_a_literal_of_python_is_the_text_in_one_printable_line(text):
+    literal = markdown.python_text(text)
+    assert eval(literal) == text
+    assert literal.startswith('"') and literal.isprintable()
