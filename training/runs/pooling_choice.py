@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -45,7 +44,7 @@ from lstmpool.training.model.starts import set_prior
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.output.terminal import describe_choice
-from lstmpool.training.runs.stages import draw_states, loss_of, rows_in_memory, states_of_rows
+from lstmpool.training.runs.stages import draw_states, loss_of, rows_in_memory, states_in, states_of_rows
 from lstmpool.training.runs.state import State
 from lstmpool.training.tasks.task import BestBy, Task
 
@@ -312,13 +311,13 @@ def _read(state: State, model: PreTrainedModel, scale: TargetScale | None) -> Ro
 def _read_here(state: State, model: PreTrainedModel, scale: TargetScale | None) -> Rows:
     train = state.job.splits["train"]
     found, drawn = draw_states(state, model, rows_in_memory(model, TRAIN_ROWS))
-    states, labels = [_states_in(found, model)], [np.asarray(train.labels)[drawn]]
+    states, labels = [torch.from_numpy(states_in(found, model))], [np.asarray(train.labels)[drawn]]
     if _has_validation(state):
         of_held = np.asarray(state.job.splits["validation"].labels)
         held = draw_by_class(of_held, rows_in_memory(model, HELD_ROWS), state.args.seed)
         tokens = state.tokens["validation"]
         found = states_of_rows(state, model, tokens.choose(tokens.dataset), held, "validation")
-        states.append(_states_in(found, model))
+        states.append(torch.from_numpy(states_in(found, model)))
         labels.append(of_held[held])
         parts = [(np.arange(len(drawn)), len(drawn) + np.arange(len(held)))]
     else:
@@ -358,9 +357,3 @@ def _has_validation(state: State) -> bool:
     """Whether there are validation rows that may choose: those of a fold are the ones that it predicts."""
     split = state.job.splits.get("validation")
     return split is not None and split.labels is not None and not state.job.data_args.cv_folds
-
-
-def _states_in(found: Dataset, model: PreTrainedModel) -> Tensor:
-    """The layer states (N, L, S) in `found`."""
-    states = np.asarray(found["layer_states"][:], dtype=np.float32)
-    return torch.from_numpy(states.reshape(-1, len(model.config.layers), model.config.state_size))
