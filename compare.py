@@ -154,6 +154,8 @@ def _check_output(request: Request) -> None:
         raise InputError(f"--output {path} is a device or a pipe. Name a file.")
     if path.exists() and not request.options.overwrite:
         raise InputError(f"--output {path} exists already. Choose another name, or add --overwrite.")
+    if any(path.resolve().is_relative_to(folder.resolve()) for folder in request.folders):
+        raise InputError(f"--output {path} lies in the folder of a run, which stays as it is. Name another place.")
     if not path.parent.is_dir():
         raise InputError(f"--output {path} cannot be written: there is no folder {path.parent}. Make it first.")
 

@@ -224,6 +224,9 @@ TABLE = "test_predictions.csv"
         (_write("run.json", "{"), "found in b a run.json that no run has written so"),
         (lambda folder: (folder / "metrics.json").unlink(), "expected b/metrics.json, found nothing there"),
         (_write("metrics.json", '{"results"'), "b/metrics.json cannot be read: Expecting"),
+        (_changed("run.json", settings={"cv_folds": 10**9}), "expected the folders of 1000000000 folds in b, found 0"),
+        (_changed("metrics.json", problem_type=[]), "it does not hold a problem_type"),
+        (_changed("metrics.json", results={"test": {"accuracy": 10**400}}), "it does not hold a problem_type"),
         (_write("metrics.json", "[]"), "it does not hold a problem_type and the results of splits"),
         (_changed("metrics.json", results={"test": {"accuracy": "high"}}), "it does not hold a problem_type"),
         (
@@ -269,6 +272,8 @@ def test_words_that_cannot_be_right_are_one_line(pair, capsys):
         (["a", "b", "--output", "x.txt"], "--output x.txt must end in .md, .csv, .json"),
         (["a", "b", "--output", "folder.md"], "is a folder. Name a file in it"),
         (["a", "b", "--output", "no/x.md"], "there is no folder no"),
+        (["a", "b", "--output", "a/run.json", "--overwrite"], "a/run.json lies in the folder of a run, which stays"),
+        (["a", "b", "--output", "a/new.md"], "a/new.md lies in the folder of a run, which stays as it is"),
         (["a", "b", "--output", "there.md"], "there.md exists already. Choose another name, or add --overwrite."),
         (["a", "b\n"], "expected words without control characters"),
     ):
@@ -291,9 +296,9 @@ def test_damaged_files_are_never_a_traceback(pair, few_draws):
         contents += [content.replace(b"yes", b"\xff"), content.replace(b"3", b"null"), content.replace(b":", b":[")]
         contents += [
             content.replace(b'"test": {', b'"test": [{'),
+            content.replace(b"e", b"\0"),
             b"null",
             b"[" * 100_000,
-            content.replace(b"e", b"\0"),
         ]
         cases += [(name, lambda name=name, each=each: damaged(name, each)) for each in contents]
     assert not [name for name in count_outcomes("compare", cases) if "Error" in name]

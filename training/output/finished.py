@@ -6,6 +6,7 @@ Nothing is written, and no weights are loaded: of their files only the headers a
 import json
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,8 +70,7 @@ class FinishedRun:
             record = _record_of(folder)
             _check_whole(folder, record)
             metrics = _json_of(folder / METRICS)
-            count = record.settings.get("cv_folds") or 0
-            folds = tuple(folder / f"{FOLD}{fold}" for fold in range(1, count + 1))
+            folds = _folds_of(folder, record)
             described = _json_of(folds[0] / METRICS) if folds else metrics
         data = described.get("data")
         splits = data.items() if isinstance(data, dict) else ()
@@ -154,7 +154,7 @@ class FinishedRun:
             raise InputError(f"{path} lacks the column {missing[0]!r}. {AGAIN}")
         labels = _encoded(table, "label", task, path)
         answers = Answers(_encoded(table, "prediction", task, path), _scores(table, task, path))
-        return Answered([str(each) for each in table["id"]], labels, answers)
+        return Answered([str(each) for each in table["id"][:]], labels, answers)
 
 
 def _record_of(folder: Path) -> RunRecord:
@@ -177,6 +177,18 @@ def _record_of(folder: Path) -> RunRecord:
     return record
 
 
+def _folds_of(folder: Path, record: RunRecord) -> tuple[Path, ...]:
+    """The folders of a cross-validation's folds; none for a single run. Raises InputError if one is missing."""
+    count = record.settings.get("cv_folds")
+    if count is None:
+        return ()
+    numbers = range(1, count + 1) if isinstance(count, int) else ()
+    found = tuple(takewhile(Path.is_dir, (folder / f"{FOLD}{number}" for number in numbers)))
+    if not found or len(found) != count:
+        raise InputError(f"expected the folders of {count!r} folds in {folder}, found {len(found)}. {AGAIN}")
+    return found
+
+
 def _check_whole(folder: Path, record: RunRecord) -> None:
     """Raises InputError if a file that is read here is not as the run has written it."""
     read = {METRICS} | {f"{name}.{ending}" for name in TABLES.values() for ending in ENDINGS}
@@ -191,7 +203,7 @@ def _json_of(path: Path) -> dict[str, Any]:
         raise InputError(f"expected {path}, found nothing there. {AGAIN}")
     with one_line(f"{path} cannot be read", ValueError, remedy=AGAIN):
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.get("problem_type") not in TASKS or not _are_results(found):
+        if not isinstance(found, dict) or found.get("problem_type") not in list(TASKS) or not _are_results(found):
             raise ValueError("it does not hold a problem_type and the results of splits")
     return found
 
@@ -202,14 +214,19 @@ def _are_results(metrics: dict[str, Any]) -> bool:
     if not isinstance(results, dict) or not isinstance(intervals, dict):
         return False
     for of_split in results.values():
-        if not isinstance(of_split, dict) or not all(
-            isinstance(value, float | int | None) for value in of_split.values()
-        ):
+        if not isinstance(of_split, dict):
+            return False
+        if not all(value is None or _is_number(value) for value in of_split.values()):
             return False
     bounds = [
         interval.get(end) if isinstance(interval, dict) else None for interval in intervals.values() for end in ENDS
     ]
-    return all(isinstance(bound, float | int) for bound in bounds)
+    return all(_is_number(bound) for bound in bounds)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a float, or a whole number that one can hold."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)
 
 
 def _chosen_in(metrics: dict[str, Any]) -> str:
@@ -244,7 +261,7 @@ def _encoded(table: Dataset, title: str, task: Task, path: Path) -> np.ndarray:
     if task.has_numbers:
         return np.column_stack([_numbers(table, name, path) for name in _columns(title, task)])
     places = {name: i for i, name in enumerate(task.names)}
-    cells = ["" if cell is None else str(cell) for cell in table[title]]
+    cells = ["" if cell is None else str(cell) for cell in table[title][:]]
     encoded = np.zeros((len(cells), len(places)), dtype=np.uint8)
     for row, cell in enumerate(cells):
         names = [name for name in cell.split("|") if name] if task.has_thresholds else [cell]
@@ -267,7 +284,7 @@ def _scores(table: Dataset, task: Task, path: Path) -> np.ndarray | None:
 def _numbers(table: Dataset, name: str, path: Path) -> np.ndarray:
     """A column of numbers, (N,)."""
     with one_line(f"{path}, column {name!r}: expected numbers", ValueError, TypeError, remedy=AGAIN):
-        numbers = np.array(list(table[name]), dtype=float)
+        numbers = np.array(table[name][:], dtype=float)
         if not np.isfinite(numbers).all():
             raise ValueError("found one that is missing or infinite")
     return numbers

@@ -4,9 +4,9 @@ The backbone runs once over some training rows, and over validation rows if ther
 and its classifier are trained in seconds, at several rates. Candidates are each pooling of all layers that are read,
 and `last` on each of the highest four: if one of these wins, the layers above it are not built.
 
-Validation rows choose, by the metric of the run. Without them, and in each fold of a cross-validation, whose rows
-must not choose the model that predicts them, training rows are held out in turn. The same seed gives the same choice.
-A run that goes on keeps it, since it is in the log that lies in each checkpoint.
+Validation rows choose, by the metric of the run. With fewer than `LEAST_HELD` of them, and in each fold of a
+cross-validation, whose rows must not choose the model that predicts them, training rows are held out in turn. The same
+seed gives the same choice. A run that goes on keeps it, since it is in the log that lies in each checkpoint.
 
 The learning rate that was the best for the winner is the run's head learning rate, too, if the run is what was tried:
 a head on a frozen backbone, without a linear path, and no flag names the rate. A mixture of layers at an LSTM's rate
@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -45,7 +44,14 @@ from lstmpool.training.model.starts import set_prior
 from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.output.terminal import describe_choice
-from lstmpool.training.runs.stages import draw_states, loss_of, raise_in_all, rows_in_memory, states_of_rows
+from lstmpool.training.runs.stages import (
+    draw_states,
+    loss_of,
+    raise_in_all,
+    rows_in_memory,
+    states_in,
+    states_of_rows,
+)
 from lstmpool.training.runs.state import State
 from lstmpool.training.tasks.task import BestBy, Task
 
@@ -62,6 +68,7 @@ STEPS_IN_FOLDS = 120  # where it is trained several times
 EVALUATIONS = 8  # of a trial; many short epochs are not all evaluated
 PATIENCE = 2  # evaluations without a better one, after which it stops
 TRAIN_ROWS, HELD_ROWS = 2000, 1000  # that are read, at most, to train on and to choose by
+LEAST_HELD = 200  # validation rows; with fewer, luck would choose
 FOLDS = 3  # without validation rows; of more than `FEW` rows, one of the folds is held out and no other
 FEW = 1000
 NAME = "layer_pooling"  # of the entry in the log and in metrics.json
@@ -317,13 +324,13 @@ def _read(state: State, model: PreTrainedModel, scale: TargetScale | None) -> Ro
 def _read_here(state: State, model: PreTrainedModel, scale: TargetScale | None) -> Rows:
     train = state.job.splits["train"]
     found, drawn = draw_states(state, model, rows_in_memory(model, TRAIN_ROWS))
-    states, labels = [_states_in(found, model)], [np.asarray(train.labels)[drawn]]
+    states, labels = [torch.from_numpy(states_in(found, model))], [np.asarray(train.labels)[drawn]]
     if _has_validation(state):
         of_held = np.asarray(state.job.splits["validation"].labels)
         held = draw_by_class(of_held, rows_in_memory(model, HELD_ROWS), state.args.seed)
         tokens = state.tokens["validation"]
         found = states_of_rows(state, model, tokens.choose(tokens.dataset), held, "validation")
-        states.append(_states_in(found, model))
+        states.append(torch.from_numpy(states_in(found, model)))
         labels.append(of_held[held])
         parts = [(np.arange(len(drawn)), len(drawn) + np.arange(len(held)))]
     else:
@@ -360,12 +367,8 @@ def folds_of(units: np.ndarray, strata: np.ndarray, seed: int) -> list[tuple[np.
 
 
 def _has_validation(state: State) -> bool:
-    """Whether there are validation rows that may choose: those of a fold are the ones that it predicts."""
+    """Whether there are validation rows enough to choose by. In a fold, they are the ones that it predicts."""
     split = state.job.splits.get("validation")
-    return split is not None and split.labels is not None and not state.job.data_args.cv_folds
-
-
-def _states_in(found: Dataset, model: PreTrainedModel) -> Tensor:
-    """The layer states (N, L, S) in `found`."""
-    states = np.asarray(found["layer_states"][:], dtype=np.float32)
-    return torch.from_numpy(states.reshape(-1, len(model.config.layers), model.config.state_size))
+    if split is None or split.labels is None or state.job.data_args.cv_folds:
+        return False
+    return len(split) >= LEAST_HELD

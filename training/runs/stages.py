@@ -39,6 +39,7 @@ LEAST_ROWS = 2  # of which one can be held out
 # of zero, steps would follow nothing but rounding.
 STRENGTH_OF_COMPARED = 0.25
 MOST_BYTES = 5 * 10**8  # that their file may take
+LARGEST_STATE = 1e15  # the squares of many such numbers still have a sum in float32
 
 
 def start_head(state: State) -> None:
@@ -109,10 +110,9 @@ def read_states(state: State) -> tuple[np.ndarray, np.ndarray]:
     They are those of the backbone as it is now.
 
     Raises:
-        InputError: in all processes, if one of them cannot read or write the states' file.
+        InputError: in all processes, if one of them cannot read or write the states' file, or they are no numbers.
     """
-    strata, config = _strata(state), state.model.config
-    shape = (-1, len(config.layers), config.state_size)
+    strata = _strata(state)
     most = rows_in_memory(state.model, ROWS)
     wrong = ""
     try:
@@ -123,10 +123,11 @@ def read_states(state: State) -> tuple[np.ndarray, np.ndarray]:
         else:
             model = state.model.get_base_model() if state.job.model_args.peft else state.model
             found, rows = draw_states(state, model, most)
+        states = states_in(found, state.model)
     except InputError as error:
         wrong = str(error)
     raise_in_all(wrong)
-    return np.asarray(found["layer_states"][:], dtype=np.float32).reshape(shape), rows
+    return states, rows
 
 
 def raise_in_all(wrong: str) -> None:
@@ -134,6 +135,20 @@ def raise_in_all(wrong: str) -> None:
     wrong = next((each for each in gather_object([wrong]) if each), "")
     if wrong:
         raise InputError(wrong)
+
+
+def states_in(found: Dataset, model: PreTrainedModel) -> np.ndarray:
+    """The layer states (N, L, S) that `found` holds. Raises InputError if one of them can be no input of a head."""
+    config = model.config
+    states = np.asarray(found["layer_states"][:], dtype=np.float32).reshape(-1, len(config.layers), config.state_size)
+    fit = np.isfinite(states) & (np.abs(states) < LARGEST_STATE)
+    rows = int((~fit.all((1, 2))).sum())
+    if rows:
+        raise InputError(
+            f"expected layer states that are numbers below {LARGEST_STATE:.0e}, found NaN, infinity or larger ones "
+            f"in {rows:,} of {len(states):,} rows. The backbone's weights are damaged, or have diverged. Name another."
+        )
+    return states
 
 
 def draw_states(state: State, model: PreTrainedModel, most: int) -> tuple[Dataset, np.ndarray]:

@@ -16,7 +16,7 @@ def standardize_layers(state: State) -> None:
     """Fits the model's `LayerStandardization` to the training rows, or to those that stage 1 reads, and says so.
 
     Raises:
-        InputError: if the layer states cannot be read, or are no finite numbers.
+        InputError: if the layer states cannot be read, or are no finite numbers; see `read_states`.
     """
     standardization = trained_pooler(state.model).standardization
     try:
@@ -25,10 +25,7 @@ def standardize_layers(state: State) -> None:
         raise InputError(
             f"--standardize_layers needs layer states: {error} Or train without: --standardize_layers False."
         ) from None
-    try:
-        standardization.fit(torch.from_numpy(states))
-    except ValueError as error:
-        raise InputError(f"--standardize_layers: {error}") from None
+    standardization.fit(torch.from_numpy(states))
     total = len(state.inputs["train"])
     of = f"{total:,} rows" if len(rows) == total else f"{len(rows):,} of {total:,} rows"
     print(f"Layers standardised: mean and scale of each feature from the layer states of {of}.", flush=True)

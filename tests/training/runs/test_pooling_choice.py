@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from lstmpool.fields_lstmpool import LAYER_POOLINGS, MULTI, REGRESSION, SINGLE
 from lstmpool.train_trainer import main
+from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.flags.conditions import UNFIT_FOR_AUTO, Flags
@@ -88,6 +89,7 @@ def test_where_one_layer_carries_the_label_it_wins_alone(monkeypatch):
         assert max(others) < 0.7
 
 
+@pytest.mark.slow
 def test_where_two_layers_say_it_only_together_a_net_wins(monkeypatch):
     monkeypatch.setattr(pooling_choice, "RATES", (4e-3,))
     monkeypatch.setattr(pooling_choice, "RATES_OF_NETS", (4e-3,))
@@ -104,6 +106,7 @@ def test_where_two_layers_say_it_only_together_a_net_wins(monkeypatch):
     ("kind", "problem_type", "best"),
     [(MultiLabel, MULTI, BestBy("f1_micro", True)), (Regression, REGRESSION, BestBy("mse", False))],
 )
+@pytest.mark.slow
 def test_other_tasks_choose_by_their_own_metric(monkeypatch, kind, problem_type, best):
     monkeypatch.setattr(pooling_choice, "SIMPLEST_FIRST", ("last", "weighted"))
     states = 4 * noise(160)
@@ -207,6 +210,7 @@ def work(data, tmp_path, monkeypatch):
     monkeypatch.setattr(layer_cache, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(pooling_choice, "STEPS", 6)
     monkeypatch.setattr(pooling_choice, "STEPS_IN_FOLDS", 4)
+    monkeypatch.setattr(pooling_choice, "LEAST_HELD", 12)
     monkeypatch.setattr(finish, "plots_of", lambda *args: {})
     return tmp_path
 
@@ -287,7 +291,7 @@ def first(monkeypatch, wanted):
     monkeypatch.setattr(pooling_choice, "try_all", tried)
 
 
-@pytest.mark.parametrize("how", [FROZEN, ["--stages=two"]])
+@pytest.mark.parametrize("how", [FROZEN, pytest.param(["--stages=two"], marks=pytest.mark.slow)])
 def test_a_run_that_goes_on_keeps_the_choice(work, monkeypatch, capsys, how):
     words = [AUTO, VALIDATION, *how, "--max_steps=4", "--eval_strategy=steps", "--eval_steps=2"]
     with monkeypatch.context() as patched:
@@ -316,6 +320,7 @@ def test_the_fields_of_the_winner_are_in_the_config_and_layers_above_are_not_bui
     assert any(".layer.0." in name for name in names) and not any(".layer.1." in name for name in names)
 
 
+@pytest.mark.slow
 def test_in_a_cross_validation_the_rows_that_a_fold_predicts_do_not_choose(work):
     assert train(AUTO, *FROZEN, "--cv_folds=2", "--max_steps=1") == 0
     for fold in ("fold-1", "fold-2"):
@@ -328,11 +333,11 @@ def test_in_a_cross_validation_the_rows_that_a_fold_predicts_do_not_choose(work)
 @pytest.mark.parametrize(
     "words",
     [
-        ["--label_column_name=price", VALIDATION],
+        pytest.param(["--label_column_name=price", VALIDATION], marks=pytest.mark.slow),
         ["--label_column_name=red,blue", "--problem_type=multi_label_classification"],
-        ["--text_column_names=text,other", "--pair_encoding=apart", VALIDATION],
+        pytest.param(["--text_column_names=text,other", "--pair_encoding=apart", VALIDATION], marks=pytest.mark.slow),
         pytest.param(["--label_smoothing_factor=0.1", "--class_weights=balanced"], marks=pytest.mark.slow),
-        pytest.param(["--peft=lora"], marks=pytest.mark.slow),
+        pytest.param(["--peft=lora", "--merge"], marks=pytest.mark.slow),
         pytest.param(["--freeze_backbone", "--layer_cache=no"], marks=pytest.mark.slow),
         pytest.param(["--metric_for_best_model=loss", VALIDATION], marks=pytest.mark.slow),
     ],
@@ -382,3 +387,15 @@ def test_the_line_says_by_how_much_it_won():
     )
     said = describe_choice(choice | {"head_learning_rate": 0.016}, {}, 1)
     assert said.endswith(" 1 s). Its best rate, 0.016, is taken; --head_learning_rate sets another one.")
+
+
+def test_few_validation_rows_do_not_choose():
+    def has(rows, **others):
+        split = Split("validation", ["a"] * rows, None, [0] * rows, list(range(rows)))
+        data = SimpleNamespace(cv_folds=others.get("cv_folds"))
+        return pooling_choice._has_validation(
+            SimpleNamespace(job=SimpleNamespace(splits={"validation": split}, data_args=data))
+        )
+
+    assert has(pooling_choice.LEAST_HELD) and not has(pooling_choice.LEAST_HELD - 1)
+    assert not has(pooling_choice.LEAST_HELD, cv_folds=2)

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.train_trainer import main
 from lstmpool.training.data.holdout import draw_by_class
+from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.model import layer_cache, linear_start
@@ -221,12 +222,29 @@ def test_without_room_for_the_states_the_run_stops(work, monkeypatch, capsys, wo
     assert not list((work / "out").glob("**/*.safetensors"))
 
 
-def test_states_that_are_no_numbers_stop_the_run(work, monkeypatch, capsys):
-    states = np.full((36, 2, 16), np.nan, dtype=np.float32)
-    monkeypatch.setattr("lstmpool.training.runs.standardization.read_states", lambda state: (states, np.arange(36)))
-    assert train("--max_steps=1", "--stages=one") == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: --standardize_layers: layer_states must be finite numbers")
+def test_states_that_are_no_numbers_stop_the_run(work, capsys):
+    weights = load_file("backbone/model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"][0, 0] = 1e30  # a number, which makes NaN of every text
+    save_file(weights, "backbone/model.safetensors", metadata={"format": "pt"})
+    wrong = "expected layer states that are numbers below 1e+15, found NaN, infinity or larger ones in 36 of 36 rows."
+    for words, start in (
+        (["--stages=one"], "--standardize_layers needs layer states"),
+        (["--layer_pooling=auto"], "--layer_pooling auto"),
+    ):
+        assert train("--max_steps=1", *words) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {start}: {wrong}")
+
+
+@pytest.mark.parametrize(("wrong", "rows"), [(np.nan, 1), (-np.inf, 1), (1e15, 1), (1e14, 0)])
+def test_of_states_too_large_to_be_squared_the_rows_are_counted(wrong, rows):
+    model = SimpleNamespace(config=SimpleNamespace(layers=[1, 2], state_size=2))
+    states = np.zeros((3, 4), dtype=np.float32)
+    states[1, 2] = wrong
+    if rows:
+        with pytest.raises(InputError, match=f"in {rows} of 3 rows"):
+            stages.states_in({"layer_states": states}, model)
+    else:
+        assert stages.states_in({"layer_states": states}, model).shape == (3, 2, 2)
 
 
 @pytest.mark.parametrize(
