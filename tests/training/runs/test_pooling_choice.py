@@ -390,12 +390,10 @@ def test_the_line_says_by_how_much_it_won():
 
 
 def test_few_validation_rows_do_not_choose():
-    def has(rows, **others):
+    def has(rows, cv_folds=None):
         split = Split("validation", ["a"] * rows, None, [0] * rows, list(range(rows)))
-        data = SimpleNamespace(cv_folds=others.get("cv_folds"))
-        return pooling_choice._has_validation(
-            SimpleNamespace(job=SimpleNamespace(splits={"validation": split}, data_args=data))
-        )
+        job = SimpleNamespace(splits={"validation": split}, data_args=SimpleNamespace(cv_folds=cv_folds))
+        return pooling_choice._has_validation(SimpleNamespace(job=job))
 
     assert has(pooling_choice.LEAST_HELD) and not has(pooling_choice.LEAST_HELD - 1)
     assert not has(pooling_choice.LEAST_HELD, cv_folds=2)
