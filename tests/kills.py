@@ -75,6 +75,9 @@ SETTINGS = {
     "one checkpoint besides the best": ["--save_total_limit=1", *EVALUATED],
     "a regression": ["--label_column_name=score", *EVALUATED],
     "frozen, from the cache": ["--freeze_backbone", *EVALUATED],
+    "a pooling that is chosen, standardised": [
+        *("--freeze_backbone", "--stages=one", "--layer_pooling=auto", "--standardize_layers", *EVALUATED),
+    ],
     "adapters, merged": ["--peft=lora", "--lora_dropout=0.1", "--merge", *EVALUATED],
     "one stage": ["--stages=one", *EVALUATED],
     "texts compared first": ["--contrastive_steps=5", *EVALUATED],

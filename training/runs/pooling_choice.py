@@ -275,15 +275,16 @@ def _record(tried: list[tuple[Candidate, Result]], rows: Rows, state: State) -> 
     """What `tried`, the best first, and the first one's fields and rate are called in the log and in metrics.json."""
     best, found = tried[0]
     takes_rate = _is_what_is_tried(state) and not state.args.named_head_rate
+    # names in alphabetical order, in which a checkpoint gives them back: metrics.json is the same to the last byte
     return {
         "chosen": best.pooling,
-        "layers": list(best.layers),
         "head_learning_rate": found.rate if takes_rate else None,
+        "layers": list(best.layers),
         "metric": state.job.best.metric,
         "on": "validation" if _has_validation(state) else "train",
         "rows": len(rows.held),
         "tried": [
-            {NAME: of.pooling, "layers": list(of.layers), "score": found.score, "learning_rate": found.rate}
+            {"layer_pooling": of.pooling, "layers": list(of.layers), "learning_rate": found.rate, "score": found.score}
             for of, found in tried
         ],
     }

@@ -249,6 +249,7 @@ def test_the_run_then_goes_on_as_if_the_winner_had_been_typed(work, monkeypatch,
     choice, config, weights = read(work / "out")
     (line,) = [line for line in said.splitlines() if line.startswith("Layer pooling: ")]
     assert " on 12 validation rows; next " in line and "(8 tried on the frozen backbone, " in line
+    assert list(choice) == sorted(choice) and all(list(of) == sorted(of) for of in choice["tried"])
     assert (choice["on"], choice["rows"], choice["metric"]) == ("validation", 12, "accuracy")
     assert len(choice["tried"]) == 8 and choice["tried"][0]["layer_pooling"] == choice["chosen"]
     assert choice["tried"][0]["layers"] == choice["layers"]
