@@ -61,7 +61,7 @@ def chosen_on(choice: dict[str, Any]) -> str:
     """The rows that chose a pooling, see `choose_pooling`."""
     if choice["on"] == "validation":
         return counted(choice["rows"], "validation row")
-    return f"{counted(choice['rows'], 'training row')}, held out from it"
+    return f"{counted(choice['rows'], 'training row')}, held out in turn"
 
 
 def describe_choice(choice: dict[str, Any], titles: dict[str, str], seconds: float) -> str:

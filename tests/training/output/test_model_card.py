@@ -242,7 +242,7 @@ def test_what_was_tried_for_the_layer_pooling_is_told(tmp_path):
     last_step = {"load_best_model_at_end": False}
     assert "also chose the epoch" not in card(tmp_path, pooling_choice=choice, **last_step)[0]
     folds = card(tmp_path, pooling_choice=choice | {"on": "train", "rows": 1})[0]
-    assert "took the best on 1 training row, held out from it. So" in folds and "also chose" not in folds
+    assert "took the best on 1 training row, held out in turn. So" in folds and "also chose" not in folds
     assert "## Layer pooling" not in card(tmp_path)[0]
 
 

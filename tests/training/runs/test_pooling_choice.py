@@ -328,7 +328,7 @@ def test_in_a_cross_validation_the_rows_that_a_fold_predicts_do_not_choose(work)
         choice = json.loads((work / "out" / fold / "metrics.json").read_text())["layer_pooling"]
         assert (choice["on"], choice["rows"]) == ("train", 18)
         card = (work / "out" / fold / "README.md").read_text()
-        assert "took the best on 18 training rows, held out from it." in card and "also chose the epoch" not in card
+        assert "took the best on 18 training rows, held out in turn." in card and "also chose the epoch" not in card
 
 
 @pytest.mark.parametrize(
