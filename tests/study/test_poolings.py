@@ -293,7 +293,7 @@ def of_all(pooling, value, **others):
 
 def test_a_variant_counts_with_its_best_setting_averaged_over_families():
     rows = of_all("lstm_std", 0.5) + of_all("lstm_std", 0.4, rate="0.004") + of_all("lstm_small", 0.6)[:-1]
-    rows += [row("lstm_std", "trec6", 0.9, rate="0.016"), row("lstm_std", "trec6", 1.0, seed="100")]
+    rows += [row("lstm_std", "trec6", of, seed=seed, rate="0.016") for of, seed in ((0.9, "0"), (1.0, "100"))]
     # trec6 counts 0.9 and trec50 0.5, so their family 0.7; three other families 0.5
     assert first_round(rows) == {"lstm_std": pytest.approx((0.7 + 3 * 0.5) / 4)}  # the other lacks a set
 

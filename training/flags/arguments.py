@@ -131,7 +131,7 @@ class ModelArguments(TrainedParts, LstmPoolFields, ModelSource):  # the fields o
             "choices": (*LAYER_POOLINGS, AUTO),
             "help": LstmPoolFields.__dataclass_fields__["layer_pooling"].metadata["help"]
             + " auto: each of these is tried on the layer states of the frozen backbone, and last on each of the four "
-            "highest layers; validation rows choose, or cross-validation where there are none.",
+            "highest layers; validation rows choose, or cross-validation where they are few.",
         },
     )
 

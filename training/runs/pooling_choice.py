@@ -356,7 +356,9 @@ def folds_of(units: np.ndarray, strata: np.ndarray, seed: int) -> list[tuple[np.
     """
     count = len(np.unique(units))
     if count < FOLDS:
-        raise InputError(f"without validation rows it needs {FOLDS} different texts to train on, found {count}.")
+        raise InputError(
+            f"without {LEAST_HELD} validation rows it needs {FOLDS} different texts to train on, found {count}."
+        )
     _, strata = np.unique(strata, return_inverse=True)
     if np.bincount(strata).max() < FOLDS:  # no stratum can be in each
         strata = np.zeros_like(strata)
