@@ -86,7 +86,14 @@ _ACTIVATIONS = {
     REGRESSION: "torch.nn.modules.linear.Identity",
 }
 # Release 0.1.0 lacks these fields. They are saved where they say something else than what it did.
-_LATER = {"linear_skip": False, "pair_encoding": "joint", "pair_template": None, "standardize_layers": False}
+_LATER = {
+    "linear_skip": False,
+    "pair_encoding": "joint",
+    "pair_template": None,
+    "standardize_layers": False,
+    "early_exit": False,
+    "exit_threshold": None,
+}
 _HOLES = {"CVE-2026-4372": (5, 3), "CVE-2026-5241": (5, 5)}  # of transformers, and the version that mends each
 
 
@@ -137,7 +144,7 @@ class LstmPoolConfig(PretrainedConfig):
 
     model_type = "lstmpool"
     sub_configs = {"backbone_config": AutoConfig}
-    keys_to_ignore_at_inference = ["layer_states", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference = ["layer_states", "hidden_states", "attentions", "exit_layers"]
 
     def __init__(self, backbone_config: PretrainedConfig | dict[str, Any] | None = None, *fields: Any, **kwargs: Any):
         kwargs |= zip(DEFAULTS, fields, strict=False)
@@ -189,6 +196,11 @@ class LstmPoolConfig(PretrainedConfig):
         check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if self.pair_template is not None or self.pair_encoding == APART:
             self.pair_template = check_template(self.pair_template, getattr(self, "vocab_size", None))
+        if self.early_exit and len(self.layers) < 2:
+            raise ValueError(
+                f"early_exit=True needs two layers or more that are read, got layers={self.layers}: below the highest "
+                "there must be one to leave at. Read more layers, or set early_exit=False."
+            )
         if causal and self.token_pooling == "cls":
             raise ValueError(
                 f"token_pooling='cls' cannot be used with {self.backbone_config.model_type}: it is causal, so its "

@@ -51,6 +51,15 @@ def probability(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a probability in [0, 1), got {shown(value)}.")
 
 
+def exit_bar(name: str, value: Any) -> None:
+    """Raises ValueError if `value` is not a number of 0 or more, nor None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
+        raise ValueError(
+            f"{name} must be a confidence from 0 to 1, a larger number with which no text leaves early, or None for "
+            f"no exits, got {shown(value)}."
+        )
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises ValueError, which names the nearest choice, if `value` is none of `choices`."""
     if value not in choices:
@@ -199,6 +208,18 @@ class LstmPoolFields:
         "the cls vectors of a frozen backbone.",
         nargs="?",
         const=True,
+    )
+    early_exit: Annotated[bool, true_or_false] = _field(
+        False,
+        "Whether each layer that is read, except for the highest, has a linear head of its own, by which a text may "
+        "leave once its answer is clear. The command trains these exits after the model, which they leave as it is, "
+        "and chooses exit_threshold on validation rows.",
+    )
+    exit_threshold: Annotated[float | None, exit_bar] = _field(
+        None,
+        "The confidence with which a text leaves at an exit of early_exit: the lower, the faster. 0: all leave at the "
+        "lowest layer; above 1: none leaves. Unset: every text is read to the end; the command chooses one with "
+        "early_exit.",
     )
 
 

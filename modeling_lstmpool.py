@@ -28,6 +28,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 
 from .capture_lstmpool import LayerCapture, counts_positions, prepare_backbone
 from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, LstmPoolConfig, read_config
+from .exits_lstmpool import LayerExits
 from .families_lstmpool import QUANTISE_LATER, quantisation_of, stated_token_pooling
 from .fields_lstmpool import APART, MULTI, REGRESSION, SINGLE, no_model
 from .pairs_lstmpool import compare, load_template, padding_id, take_apart
@@ -43,9 +44,11 @@ class LstmPoolModelOutput(BaseModelOutputWithPooling):
 
 @dataclass
 class LstmPoolClassifierOutput(SequenceClassifierOutput):
-    """The library's fields, and `layer_states` (B, L, S)."""
+    """The library's fields, `layer_states` (B, L, S), which are None where texts may leave early, and `exit_layers`
+    (B,), the layers to which the texts were then read."""
 
     layer_states: torch.FloatTensor | None = None
+    exit_layers: torch.LongTensor | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------- the models
@@ -293,7 +296,23 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         self.dropout = nn.Dropout(config.pooler_dropout)
         self.classifier = nn.Linear(self.lstmpool.pooler.output_size, config.num_labels)
         self.linear_skip = LinearSkip(config) if config.linear_skip else None
+        self.exits = LayerExits(config) if config.early_exit else None
         self.post_init()
+
+    def add_exits(self) -> LayerExits:
+        """Gives the model new exits, in place of any that it has, and switches them off: `exit_threshold` is None.
+
+        Raises ValueError if fewer than two layers are read.
+        """
+        self.config.early_exit, self.config.exit_threshold = True, None
+        self.config.resolve()
+        self.exits = LayerExits(self.config).to(self.classifier.weight.device, self.classifier.weight.dtype)
+        return self.exits
+
+    def remove_exits(self) -> None:
+        """Takes the exits away."""
+        self.config.early_exit, self.config.exit_threshold = False, None
+        self.exits = None
 
     def forward(
         self,

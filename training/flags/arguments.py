@@ -143,6 +143,8 @@ class ModelArguments(TrainedParts, LstmPoolFields, ModelSource):  # the fields o
     def config_fields(self) -> dict[str, Any]:
         """The fields that `LstmPoolConfig` takes, with their values; for a pooling not yet chosen, the default."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(LstmPoolFields)}
+        for name in ("early_exit", "exit_threshold"):  # the exits come after training
+            values.pop(name)
         if self.chooses_pooling:
             values["layer_pooling"] = DEFAULTS["layer_pooling"]
         return values
