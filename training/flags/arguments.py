@@ -304,6 +304,22 @@ class TrainingFields:
             "a text for each label's F1, with two classes for macro F1.",
         },
     )
+    early_exit_max_drop: float = field(
+        default=0.5,
+        metadata={
+            "help": "Points (hundredths) of the main metric on validation rows that the exits of early_exit may cost. "
+            "With the rule bounded: rows in a hundred that may be lost."
+        },
+    )
+    early_exit_rule: str = field(
+        default="point",
+        metadata={
+            "choices": ("point", "bounded"),
+            "help": "How exit_threshold is chosen. point: the lowest one that keeps the metric on the validation "
+            "rows. bounded: with 90% certainty, of new rows too, no more are lost that the whole model gets right; "
+            "that needs more rows, and saves less.",
+        },
+    )
     predictions_format: str = field(
         default="csv", metadata={"choices": ("csv", "parquet"), "help": "Format of the tables of predictions."}
     )

@@ -14,7 +14,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
 from lstmpool.training.flags.arguments import LIMITS, OBJECTS, OF_DATA_SETS, OF_FILES, DataArguments, ModelArguments
-from lstmpool.training.flags.defaults import DOING, splits_of
+from lstmpool.training.flags.defaults import DOING, adds_exits_only, splits_of
 
 
 class Bounds(NamedTuple):
@@ -57,6 +57,8 @@ BOUNDS = {
     "preprocessing_num_workers": Bounds(0, PROCESSES, above=True),
     "dataloader_num_workers": Bounds(0, PROCESSES),
     "contrastive_steps": Bounds(0, 10**6),
+    "early_exit_max_drop": Bounds(0, 100),
+    "exit_threshold": RATE,
     "learning_rate": RATE,
     "head_learning_rate": RATE,
     "weight_decay": RATE,
@@ -98,7 +100,14 @@ UNFIT_FOR_FOLDS = {  # flag -> why it does not go with folds
     "tune_thresholds": "the thresholds would be fitted on the very rows that a fold predicts. Leave it out.",
     "resume_from_checkpoint": "each fold goes on by itself when you repeat the command. Leave it out.",
     "hp_search": "a search needs one validation split. Search without folds first.",
+    "early_exit": "the threshold would be chosen on the very rows that a fold predicts. Leave it out.",
 }
+UNFIT_FOR_EXITS = {  # flag -> why it does not go with exits
+    "fsdp": "the model is spread over processes",
+    "deepspeed": "the model is spread over processes",
+    "peft": "an adapter that is not merged has no place for them; --merge saves a whole model",
+}
+OF_EXITS = ("early_exit_max_drop", "early_exit_rule", "exit_threshold")
 UNFIT_FOR_AUTO = {  # flag -> why it does not go with a layer pooling that is chosen
     "hp_search": "each trial would choose again. Choose one first, and search with its name.",
     "reinit_layers": "it replaces layers whose states would choose. Name a pooling.",
@@ -106,6 +115,13 @@ UNFIT_FOR_AUTO = {  # flag -> why it does not go with a layer pooling that is ch
     "deepspeed": "the model is spread over processes. Name a pooling.",
 }
 OF_VALIDATION_ROWS = ("validation_file", "validation_split_name", "max_eval_samples")
+# Flags that say how to train. With --init_from and --early_exit nothing is trained unless a flag of LENGTH says so.
+OF_TRAINING = (
+    *("do_train", "learning_rate", "head_learning_rate", "layerwise_lr_decay", "weight_decay", "warmup_steps"),
+    *("lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "early_stopping_patience"),
+    *("class_weights", "label_smoothing_factor", "freeze_backbone", "freeze_embeddings", "freeze_layers", "peft"),
+    *("hp_search", "resume_from_checkpoint", "load_best_model_at_end", "eval_strategy", "bf16", "fp16"),
+)
 NOT_WITH_ADAPTERS = ("freeze_backbone", "freeze_embeddings", "freeze_layers", "reinit_layers")
 
 
@@ -177,7 +193,8 @@ def without_its_switch(flags: Flags) -> Broken:
         switched_on = flags.given.get("activation_checkpointing") or flags.given.get("gradient_checkpointing")
         if f"{name}_kwargs" in flags.given and not switched_on:
             return {"name": f"{name}_kwargs", "switch": name}
-    return None
+    alone = [name for name in OF_EXITS if name in flags.given and not flags.model.early_exit]
+    return {"name": alone[0], "switch": "early_exit"} if alone else None
 
 
 def bf16_without_gpu(flags: Flags) -> Broken:
@@ -196,7 +213,7 @@ def limit_without_rows(flags: Flags) -> Broken:
 
 def settled_by_init_from(flags: Flags) -> Broken:
     """A flag sets what the model of --init_from already says."""
-    settled = flags.given.keys() & {*CONFIG_FIELDS, "reinit_layers", "problem_type"}
+    settled = flags.given.keys() & {*CONFIG_FIELDS, "reinit_layers", "problem_type"} - {"early_exit", "exit_threshold"}
     return _first(sorted(settled)) if flags.model.init_from else None
 
 
@@ -250,6 +267,22 @@ def unfit_for_auto(flags: Flags) -> Broken:
         if flags.model.chooses_pooling and flags.given.get(name):
             return {"name": name, "reason": reason}
     return None
+
+
+def unfit_for_exits(flags: Flags) -> Broken:
+    """A flag cannot work with --early_exit."""
+    for name, reason in UNFIT_FOR_EXITS.items():
+        is_merged = name == "peft" and flags.model.merge
+        if flags.model.early_exit and flags.given.get(name) and not is_merged:
+            return {"name": name, "reason": reason}
+    return None
+
+
+def training_or_exits(flags: Flags) -> Broken:
+    """A flag says how to train, where only exits are added to a finished model."""
+    if not adds_exits_only(flags.given):
+        return None
+    return _first([name for name in OF_TRAINING if flags.given.get(name)])
 
 
 def adapter_flag_alone(flags: Flags) -> Broken:

@@ -40,7 +40,9 @@ from lstmpool.training.flags.conditions import (
     push_of_adapter,
     settled_by_init_from,
     split_without_rows,
+    training_or_exits,
     unfit_for_auto,
+    unfit_for_exits,
     unfit_for_folds,
     unfit_value,
     unknown_metric,
@@ -160,6 +162,23 @@ SEARCH = (
         "--hp_search needs a metric of the task to judge by, got --metric_for_best_model loss.",
     ),
 )
+EXITS = (
+    Rule(unfit_for_exits, "--{name} does not go with --early_exit: {reason}. Leave one of them out."),
+    Rule(
+        training_or_exits,
+        "--{name} is about training, but --early_exit with --init_from adds exits to the model as it is. Leave it out; "
+        "or name --num_train_epochs or --max_steps, and the model is trained further first.",
+    ),
+    Rule(
+        lambda f: "exit_threshold" in f.given and "early_exit_rule" in f.given,
+        "--early_exit_rule chooses a threshold, but --exit_threshold names it. Leave one of them out.",
+    ),
+    Rule(
+        lambda f: f.given.get("early_exit_rule") == "bounded" and f.given.get("early_exit_max_drop") == 0,
+        "--early_exit_rule bounded needs an --early_exit_max_drop above 0: no number of rows shows that none is ever "
+        "lost. Raise it, or use the rule point.",
+    ),
+)
 VALUES = (  # of any flag
     Rule(
         unprintable_character,
@@ -213,6 +232,7 @@ AT_ONCE = (  # known from the command line and the recipe alone
     Rule(unfit_for_auto, "--{name} does not go with --layer_pooling auto: {reason}"),
     *ADAPTERS,
     *SEARCH,
+    *EXITS,
 )
 WITH_SPLITS = (  # known once the splits are found
     Rule(
@@ -266,6 +286,16 @@ WITH_SPLITS = (  # known once the splits are found
         "--hp_search needs training and validation rows, with --do_train and --do_eval on. Give it these, or leave "
         "it out.",
     ),
+    Rule(
+        lambda f: f.model.early_exit and "train" not in f.places,
+        "--early_exit needs training rows, to which its exits are fitted, found none. Name them with --train_file or "
+        "--dataset_name.",
+    ),
+    Rule(
+        lambda f: f.model.early_exit and not f.training.get("do_eval"),
+        "--early_exit needs validation rows, which say when a text may leave, found none. Name them with "
+        "--validation_file, or leave it out.",
+    ),
 )
 WITH_PROCESSES = (  # known once the library has read its arguments
     Rule(
@@ -298,6 +328,11 @@ WITH_TASK = (  # known once the labels are read
     Rule(
         lambda f: f.training["calibrate"] is not None and f.task == REGRESSION,
         f"--calibrate is for classification; {OTHER_TASK}",
+    ),
+    Rule(
+        lambda f: f.model.early_exit and f.task == REGRESSION,
+        "--early_exit is for classification: a text leaves when its answer is likely enough, and a number has no "
+        f"probability; {OTHER_TASK}",
     ),
     Rule(
         lambda f: f.training["tune_thresholds"] and f.task != MULTI and (f.task, f.outputs) != (SINGLE, 2),

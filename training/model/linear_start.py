@@ -120,7 +120,7 @@ def fit_start(
     lower = features.shape[1] - states.shape[2] if layers == TOP else 0  # features that it does not read
     axes = _Axes.of(features[:, lower:])
     start = torch.zeros(outputs, axes.inside.shape[1]), torch.zeros(outputs)
-    weight, bias = _fit(axes.inside, label_tensor(labels), loss, choice.strength, start)
+    weight, bias = fit_weights(axes.inside, label_tensor(labels), loss, choice.strength, start)
     weight = torch.cat([torch.zeros(outputs, lower), axes.outside(weight)], dim=1)
     return LinearStart(weight, bias, mean, scale, layers, choice.strength, few[choice.held], choice.logits.numpy())
 
@@ -180,12 +180,12 @@ def _path(features: Tensor, labels: Tensor, outputs: int, loss: Loss, strengths:
     weights = torch.zeros(outputs, features.shape[1]), torch.zeros(outputs)
     fits = []
     for strength in strengths:
-        weights = _fit(features, labels, loss, strength, weights)
+        weights = fit_weights(features, labels, loss, strength, weights)
         fits.append(weights)
     return fits
 
 
-def _fit(features: Tensor, labels: Tensor, loss: Loss, strength: float, start: Weights) -> Weights:
+def fit_weights(features: Tensor, labels: Tensor, loss: Loss, strength: float, start: Weights) -> Weights:
     """Minimises the summed loss plus |weight|² / (2 * strength), as scikit-learn's C does; the bias is free."""
     weight, bias = (each.clone().requires_grad_() for each in start)
     optimizer = torch.optim.LBFGS(

@@ -162,7 +162,7 @@ def read_job(
     """
     backbone = Backbone.find(model_args)
     config = backbone.load_config()
-    wanted = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
+    wanted = {"train": args.do_train or model_args.early_exit, "validation": args.do_eval, "test": args.do_predict}
     places = {name: place for name, place in places.items() if wanted[name]}
     finished = config if model_args.init_from else None
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
@@ -178,6 +178,7 @@ def read_job(
     _check_labels(splits, task, args)
     learnt = {"task": task.problem_type, "outputs": len(task.names)}
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), **learnt))
+    _check_exits(model_args, args, splits, task, finished)
     _check_contrastive(model_args, args, splits, task, why)
     best = task.best_by(args.metric_for_best_model)
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
@@ -192,6 +193,11 @@ def read_job(
         said += reasons
     config = backbone.check_fields(config, fields)
     check_layers(model_args, config)
+    if model_args.early_exit and len(config.layers) < 2:
+        raise InputError(
+            f"--early_exit needs two layers or more that are read, found layers {config.layers}: below the highest "
+            "there must be one to leave at. Read more layers, or leave it out."
+        )
     if finished is not None:
         _check_texts(splits, backbone.texts_a_row(finished), f"{backbone.flag} {backbone.title}")
     return Job(
@@ -325,6 +331,30 @@ def _check_contrastive(
         raise InputError(
             "--contrastive_steps trains the backbone in a run of two stages, on rows of one text and one label; found "
             f"{wrong}. Leave it out."
+        )
+
+
+def _check_exits(
+    model_args: ModelArguments,
+    args: TrainingArguments,
+    splits: dict[str, Split],
+    task: Task,
+    finished: PretrainedConfig | None,
+) -> None:
+    """Raises InputError if exits are wanted, and cannot be fitted or measured. `finished`: the config to start from."""
+    if not model_args.early_exit:
+        return
+    if len(task.names) > SCORED:
+        raise InputError(f"--early_exit is for up to {SCORED:,} outputs, found {len(task.names):,}. Leave it out.")
+    for name in ("train", "validation"):
+        if splits[name].labels is None:
+            raise InputError(f"{splits[name].source}: --early_exit needs rows with labels, found none. Add them.")
+    known = finished.id2label.values() if finished else task.names
+    if not args.do_train and list(known) != task.names:
+        raise InputError(
+            "--early_exit with --init_from adds exits to the model as it is, but these rows have other labels than "
+            f"its own: {', '.join(task.names[:8])}. Name rows with its labels; or --num_train_epochs, to train it on "
+            "these."
         )
 
 

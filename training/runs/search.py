@@ -208,6 +208,7 @@ class Search:
         """Runs the trial, unless its run is finished. Returns its number, or NaN and how it ended."""
         job, args = self._with(values)
         job = _without_test(job)
+        job = replace(job, model_args=replace(job.model_args, early_exit=False))
         args = changed(
             args,
             output_dir=str(folder),

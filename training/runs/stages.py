@@ -121,7 +121,7 @@ def read_states(state: State) -> tuple[np.ndarray, np.ndarray]:
             rows = draw_by_class(np.zeros(total, dtype=int) if strata is None else strata, most, state.args.seed)
             found = state.inputs["train"].select(rows)
         else:
-            model = state.model.get_base_model() if state.job.model_args.peft else state.model
+            model = state.model.get_base_model() if hasattr(state.model, "get_base_model") else state.model
             found, rows = draw_states(state, model, most)
         states = states_in(found, state.model)
     except InputError as error:
