@@ -15,7 +15,6 @@ B batch, T tokens, L layers read, H backbone hidden size.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,11 +23,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .configuration_lstmpool import LstmPoolConfig
+from .exits_lstmpool import AllLeft, Departures
 from .families_lstmpool import Families, is_post_norm, stack_config
 from .pooling_lstmpool import pool_tokens
 
 
-Pool = Callable[[Tensor], Tensor]  # (B, T, H) -> (B, H)
 _this_thread = threading.local()  # `taken`: the states of the run that goes on in this thread
 
 
@@ -114,23 +113,31 @@ class LayerCapture:
             for layer, module in enumerate(backbone.get_submodule(stack)):
                 module.register_forward_pre_hook(partial(_take_input, layer), with_kwargs=True)
 
-    def run(self, backbone: nn.Module, inputs: dict[str, Any], kept: Tensor) -> tuple[Any, Tensor]:
+    def run(
+        self, backbone: nn.Module, inputs: dict[str, Any], kept: Tensor, departures: Departures | None = None
+    ) -> tuple[Any, Tensor | None]:
         """The backbone's outputs for `inputs`, and the layer states (B, L, H).
 
-        `kept` (B, T) is 0 where a token is padding. Raises RuntimeError if the backbone did not call its layers.
+        `kept` (B, T) is 0 where a token is padding. By `departures` rows leave on the way: then both are those of the
+        rows that were read to the end, and None if no row was. Raises RuntimeError if the backbone did not call its
+        layers.
         """
-        pool = partial(pool_tokens, attention_mask=kept, how=self.config.token_readout)
         if self.streams:
-            outputs, states = self._run_hooked(backbone, inputs, pool)
+            try:
+                outputs, states = self._run_hooked(backbone, inputs, kept, departures)
+            except AllLeft:
+                return None, None
         else:
-            outputs, states = self._run_whole(backbone, inputs, pool)
+            outputs, states = self._run_whole(backbone, inputs, kept)
         device = states[-1].device  # with a device_map the layers may lie on several
         return outputs, torch.stack([state.to(device) for state in states], dim=1)  # (B, L, H)
 
-    def _run_hooked(self, backbone: nn.Module, inputs: dict[str, Any], pool: Pool) -> tuple[Any, list[Tensor]]:
+    def _run_hooked(
+        self, backbone: nn.Module, inputs: dict[str, Any], kept: Tensor, departures: Departures | None
+    ) -> tuple[Any, list[Tensor]]:
         """The states are taken by the hooks; only (B, H) of each layer stays."""
         layers = self.config.layers
-        taken = _Taken(layers, pool)
+        taken = _Taken(layers, self.config.token_readout, kept, departures)
         outer = getattr(_this_thread, "taken", None)  # of a model in one of whose layers this one runs
         _this_thread.taken = taken
         try:
@@ -142,19 +149,24 @@ class LayerCapture:
         taken.add(layers[-1], outputs.last_hidden_state)
         return outputs, taken.states
 
-    def _run_whole(self, backbone: nn.Module, inputs: dict[str, Any], pool: Pool) -> tuple[Any, list[Tensor]]:
+    def _run_whole(self, backbone: nn.Module, inputs: dict[str, Any], kept: Tensor) -> tuple[Any, list[Tensor]]:
         """The states are taken after the run; (B, T, H) of every layer stays until then."""
         inputs["output_hidden_states"] = True
         outputs = backbone(**inputs, return_dict=True)
-        return outputs, [pool(outputs.hidden_states[layer]) for layer in self.config.layers]
+        how = self.config.token_readout
+        return outputs, [pool_tokens(outputs.hidden_states[layer], kept, how) for layer in self.config.layers]
 
 
 class _Taken:
     """The states that have been taken in one run, the lowest layer's first."""
 
-    def __init__(self, layers: list[int], pool: Pool):
+    def __init__(self, layers: list[int], how: str, kept: Tensor, departures: Departures | None):
         self.layers = layers
-        self.pool = pool
+        self.how = how
+        self.kept = kept  # (B, T)
+        self.departures = departures
+        if departures is not None:
+            departures.start(kept)
         self.with_gradients = torch.is_grad_enabled()
         self.states: list[Tensor] = []  # (B, H) each
 
@@ -165,18 +177,26 @@ class _Taken:
 
     def _pool(self, hidden: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not self.with_gradients:
-            return self.pool(hidden)
+            return pool_tokens(hidden, self.kept, self.how)
         # Older versions run the hooks of a checkpointed layer inside the checkpoint. There gradients may be off, and
         # saved tensors are counted: the second run, in the backward pass, takes no states and must save as many.
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
-            return self.pool(hidden)
+            return pool_tokens(hidden, self.kept, self.how)
+
+    def enter(self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+        """`module`, the one above `layer`, is about to run. What it is called with instead, if rows have left."""
+        self.add(layer, args[0] if args else kwargs["hidden_states"])
+        if self.departures is None:
+            return None
+        instead = self.departures.enter(layer, self.states, module, args, kwargs)
+        self.kept = self.departures.kept
+        return instead
 
 
-def _take_input(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def _take_input(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
     """Pre-hook of the module above `layer`: what enters it is what left `layer`."""
     taken = getattr(_this_thread, "taken", None)
-    if taken is not None:  # or someone runs the bare backbone
-        taken.add(layer, args[0] if args else kwargs["hidden_states"])
+    return None if taken is None else taken.enter(layer, module, args, kwargs)  # None: someone runs the bare backbone
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

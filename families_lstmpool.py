@@ -49,6 +49,8 @@ class Families:
     NOT_A_STACK = frozenset({"albert", "canine", "funnel"})
     # Their layers are called in a way that skips hooks, or on hidden states of another shape.
     NOT_HOOKED = frozenset({"squeezebert", "xlnet"})
+    # Rows may leave a batch between their layers, with columns of padding, and nothing changes for the others.
+    EARLY_EXIT = frozenset("bert deberta-v2 distilbert electra modernbert mpnet roberta".split())
     # They number their tokens from 2, and an explicit `position_ids` would have to do the same.
     OFFSET_POSITIONS = frozenset({"mra", "nystromformer", "yoso"})
     # Names of the norm after the top layer of a pre-norm family, and the families that use another name.

@@ -28,9 +28,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 
 from .capture_lstmpool import LayerCapture, counts_positions, prepare_backbone
 from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, LstmPoolConfig, read_config
-from .exits_lstmpool import LayerExits
+from .exits_lstmpool import Departures, LayerExits, reason_to_read_all, say_once
 from .families_lstmpool import QUANTISE_LATER, quantisation_of, stated_token_pooling
-from .fields_lstmpool import APART, MULTI, REGRESSION, SINGLE, no_model
+from .fields_lstmpool import APART, exit_bar, no_model
+from .loss_lstmpool import loss_of
 from .pairs_lstmpool import compare, load_template, padding_id, take_apart
 from .pooling_lstmpool import POOLING_CLASSES, LayerStandardization, LinearSkip, WeightedPooling
 
@@ -112,8 +113,8 @@ class LstmPoolPreTrainedModel(PreTrainedModel):
             backbone, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
 
         model = cls(LstmPoolConfig(backbone_config=backbone.config, **fields), backbone=backbone).eval()
-        new = [model.base_model.pooler, getattr(model, "classifier", None), getattr(model, "linear_skip", None)]
-        for module in new:
+        new = [getattr(model, name, None) for name in ("classifier", "linear_skip", "exits")]
+        for module in (model.base_model.pooler, *new):
             if module is not None:
                 module.to(device=backbone.device, dtype=backbone.dtype)
         if not report:
@@ -162,6 +163,7 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         layer_states: torch.FloatTensor | None = None,
+        departures: Departures | None = None,
         **kwargs,
     ) -> LstmPoolModelOutput | tuple:
         """Runs the backbone on `input_ids` (B, T) or `inputs_embeds` (B, T, H), and pools its layers.
@@ -175,6 +177,9 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
         With `pair_encoding="apart"`, a row is a pair of texts as the tokenizer joins them, and the backbone reads each
         text by itself: `last_hidden_state`, `hidden_states` and `attentions` have 2 B rows, the first texts and then
         the second. Inputs that cannot be parted are then refused.
+
+        `departures` are the exits of a classifier on top: rows that leave by them are missing from the outputs, which
+        are all None if every row has left.
 
         Raises ValueError for inputs of the wrong shape, or none, and TypeError for one that the backbone lacks.
         """
@@ -197,8 +202,10 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
                 inputs["output_hidden_states"] = True
             if wants_attentions:
                 inputs["output_attentions"] = True
-            outputs, layer_states = self.capture.run(self.backbone, inputs, kept)  # (B, L, H), or (2 B, L, H)
-            if apart:
+            outputs, layer_states = self.capture.run(self.backbone, inputs, kept, departures)  # (B, L, H)
+            if outputs is None:
+                return LstmPoolModelOutput()
+            if apart:  # so far they were (2 B, L, H)
                 layer_states = compare(layer_states)
             fields["last_hidden_state"] = outputs.last_hidden_state  # (B, T, H)
             fields["hidden_states"] = _asked_for(outputs.get("hidden_states"), wants_states)
@@ -323,6 +330,7 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         layer_states: torch.FloatTensor | None = None,
         labels: Tensor | None = None,
+        exit_threshold: float | None = None,
         **kwargs,
     ) -> LstmPoolClassifierOutput | tuple:
         """Takes what [`LstmPoolModel`] takes, and `labels`; the loss is their mean over the batch, in float32.
@@ -330,8 +338,16 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         `config.problem_type` says what `labels` are: "single_label_classification" wants integers (B,), with -100 for
         a row that does not count; "multi_label_classification" wants zeros and ones (B, C); "regression" wants numbers
         (B, C), or (B,) if C is 1. Raises ValueError for others.
+
+        `exit_threshold` is the confidence with which a row leaves at one of `exits`; None: that of the config, and if
+        that is None, too, all rows are read to the end. `exit_layers` (B,) are then the layers that the rows left at.
+        Raises ValueError if it is set and there are no exits.
         """
         return_dict = self.config.pop_flag(kwargs, "return_dict")
+        threshold = self.config.exit_threshold if exit_threshold is None else exit_threshold
+        departures = None
+        if threshold is not None and layer_states is None:
+            departures = self._departures(threshold, input_ids if inputs_embeds is None else inputs_embeds, kwargs)
         outputs = self.lstmpool(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -339,63 +355,48 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             layer_states=layer_states,
+            departures=departures,
             return_dict=True,
             **kwargs,
         )
-        logits = self.classifier(self.dropout(outputs.pooler_output))  # (B, C)
-        if self.linear_skip is not None:
-            logits = logits + self.linear_skip(outputs.layer_states).to(logits.device)
-        loss = None if labels is None else self._loss(logits, labels.to(logits.device))
+        logits = None if outputs.pooler_output is None else self._head(outputs)  # (B, C), or (B', C) of those left
+        exit_layers = None
+        if departures is not None:
+            logits, exit_layers = departures.merged(logits)
+        elif threshold is not None:
+            exit_layers = torch.full((len(logits),), self.config.layers[-1], device=logits.device)
         result = LstmPoolClassifierOutput(
-            loss=loss,
+            loss=None if labels is None else loss_of(logits, labels.to(logits.device), self.config),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            layer_states=outputs.layer_states,
+            layer_states=outputs.layer_states if departures is None else None,
+            exit_layers=exit_layers,
         )
         return result if return_dict else result.to_tuple()
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if not self._labels_fit(labels, batch_size=len(logits)):
-            raise ValueError(self._wrong_labels(labels, batch_size=len(logits)))
-        if self.config.problem_type == SINGLE:
-            return F.cross_entropy(logits.float(), labels.long())
-        labels = labels.view_as(logits).float()
-        if self.config.problem_type == REGRESSION:
-            return F.mse_loss(logits.float(), labels)
-        return F.binary_cross_entropy_with_logits(logits.float(), labels)
+    def _head(self, outputs: LstmPoolModelOutput) -> Tensor:
+        """The logits (B, C) of rows that were read to the end."""
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        if self.linear_skip is None:
+            return logits
+        return logits + self.linear_skip(outputs.layer_states).to(logits.device)
 
-    def _labels_fit(self, labels: Tensor, batch_size: int) -> bool:
-        """Whether `labels` have the shape and the values that the loss for `problem_type` needs."""
-        classes, problem_type = self.config.num_labels, self.config.problem_type
-        if problem_type == SINGLE:
-            fit = labels.shape == (batch_size,) and not labels.is_floating_point()
-        else:
-            fit = labels.shape == (batch_size, classes) or (classes == 1 and labels.shape == (batch_size,))
-        if not fit or torch.compiler.is_compiling():  # in a graph, values cannot be looked at
-            return fit
-        if problem_type == SINGLE:
-            allowed = (labels >= 0) & (labels < classes) | (labels == -100)
-        elif problem_type == MULTI:
-            allowed = (labels >= 0) & (labels <= 1)
-        else:
-            allowed = ~labels.isnan()  # NaN is a missing number
-        return bool(allowed.all())
-
-    def _wrong_labels(self, labels: Tensor, batch_size: int) -> str:
-        """What is told of labels that do not fit."""
-        classes, problem_type = self.config.num_labels, self.config.problem_type
-        if problem_type == SINGLE:
-            expected = f"integers of shape {(batch_size,)} in 0..{classes - 1}"
-        elif problem_type == MULTI:
-            expected = f"zeros and ones of shape {(batch_size, classes)}"
-        else:
-            expected = f"numbers of shape {(batch_size, classes)}"
-        return (
-            f"labels for problem_type={problem_type!r} must be {expected}, got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}: {labels.flatten()[:8].tolist()} ... Set problem_type to what the labels are, "
-            f"and num_labels ({classes}) to how many there are."
-        )
+    def _departures(self, threshold: float, tokens: Tensor | None, kwargs: dict[str, Any]) -> Departures | None:
+        """What has rows leave with a confidence of `threshold`. None if all must be read to the end, and says why."""
+        exit_bar("exit_threshold", threshold)
+        if self.exits is None:
+            raise ValueError(
+                f"exit_threshold={threshold} needs a model with exits, and this one has none. Train them with "
+                "early_exit=True, or leave exit_threshold at None."
+            )
+        flags = ("output_hidden_states", "output_attentions")
+        asked = any(self.config.pop_flag(dict(kwargs), name) for name in flags)
+        reason = reason_to_read_all(self.lstmpool, tokens, asked)
+        if reason is None:
+            return Departures(self.exits, self.config, threshold)
+        say_once(reason)
+        return None
 
 
 AutoModel.register(LstmPoolConfig, LstmPoolModel, exist_ok=True)
