@@ -347,7 +347,7 @@ def _check_exits(
     task: Task,
     finished: PretrainedConfig | None,
 ) -> None:
-    """Raises InputError if exits are wanted, and cannot be fitted. `finished`: the config of the model to start from."""
+    """Raises InputError if exits are wanted and cannot be fitted. `finished`: config of the model to start from."""
     if not model_args.early_exit:
         return
     if len(task.names) > SCORED:
