@@ -114,7 +114,9 @@ REFUSED = {*UNFIT, "greater_is_better", "hub_token"}
 CHOOSE_THE_WEIGHTS = {
     *("load_best_model_at_end", "early_stopping_patience", "resume_from_checkpoint", "hp_search", "hp_space"),
 }
-AFTER_TRAINING = {"calibrate", "tune_thresholds"}  # folded into the head, see `learned_head`
+AFTER_TRAINING = {  # folded into the head, see `learned_head`, or about the exits beside it
+    *("calibrate", "tune_thresholds", "early_exit_max_drop", "early_exit_rule"),
+}
 TRAINING = {
     *("do_train", "per_device_train_batch_size", "num_train_epochs", "max_steps", "gradient_accumulation_steps"),
     *("learning_rate", "head_learning_rate", "layerwise_lr_decay", "lr_scheduler_type", "lr_scheduler_kwargs"),

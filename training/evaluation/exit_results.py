@@ -50,7 +50,7 @@ class ExitResults:
     temperatures: list[float]  # of the exits
     threshold: float | None  # None: off
     places: dict[str, np.ndarray]  # of the rows of each split, (N,)
-    alone: dict[str, list[float]]  # by labelled split, the headline metric of each layer by itself, the whole model's last
+    alone: dict[str, list[float]]  # by labelled split: the headline metric of each exit by itself, then of the model
     curve: dict[str, list[Tried]]  # by labelled split
     answers: Evaluation  # of the model with its exits
     validation_rows: int
@@ -138,7 +138,12 @@ def scores_alone(task: Task, exit_logits: np.ndarray, logits: np.ndarray, labels
 
 
 def curve_of(
-    task: Task, confidences: np.ndarray, exit_logits: np.ndarray, logits: np.ndarray, labels: np.ndarray, layers: list[int]
+    task: Task,
+    confidences: np.ndarray,
+    exit_logits: np.ndarray,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    layers: list[int],
 ) -> list[Tried]:
     """What `POINTS` thresholds would give, from the surest down."""
     tried = candidates(confidences)

@@ -4,7 +4,7 @@
 alone does not explain how few rows are lost: learn-then-test (Angelopoulos et al. 2021, arXiv 2110.01052) with a fixed
 sequence of thresholds, so that the risk on new rows stays below the limit but for a chance of `DELTA`.
 
-N rows, E exits, C outputs. A row's place is the number of the exit where it leaves, the lowest's being 0, or E where it
+N rows, E exits, C outputs. A row's place is the number of the exit where it leaves, the lowest's being 0, or E if it
 is read to the end.
 """
 

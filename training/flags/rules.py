@@ -166,8 +166,8 @@ EXITS = (
     Rule(unfit_for_exits, "--{name} does not go with --early_exit: {reason}. Leave one of them out."),
     Rule(
         training_or_exits,
-        "--{name} is about training, but --early_exit with --init_from adds exits to the model as it is. Leave it out; "
-        "or name --num_train_epochs or --max_steps, and the model is trained further first.",
+        "--{name} is about training, but --early_exit with --init_from adds exits to the model as it is. Leave it "
+        "out; or name --num_train_epochs or --max_steps, and the model is trained further first.",
     ),
     Rule(
         lambda f: "exit_threshold" in f.given and "early_exit_rule" in f.given,

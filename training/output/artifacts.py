@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 
 from lstmpool.training.data.rows import Split
+from lstmpool.training.evaluation.exit_results import ExitResults
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.arguments import TrainingFields
-from lstmpool.training.output.plots import DRAWN, confusion_matrix, learning_curve, predicted_against_true, reliability
+from lstmpool.training.output.plots import (
+    DRAWN,
+    confusion_matrix,
+    exits_drawn,
+    learning_curve,
+    predicted_against_true,
+    reliability,
+)
 from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.tasks.task import Task
 from lstmpool.training.writing import Writer
@@ -35,8 +43,11 @@ PICTURES = {  # by the names in `Task.pictures`
 }
 
 
-def plots_of(evaluation: Evaluation, log_history: list[dict[str, Any]]) -> Writers:
-    """The plots of the test rows, or of validation if those have no labels; and the learning curve, if it trained."""
+def plots_of(evaluation: Evaluation, log_history: list[dict[str, Any]], exits: ExitResults | None = None) -> Writers:
+    """The plots of the test rows, or of validation if those have no labels; and the learning curve, if it trained.
+
+    They show the whole model, and one of them its `exits`, if it has any.
+    """
     task = evaluation.task
     plots: Writers = {}
     if log_history:
@@ -51,6 +62,8 @@ def plots_of(evaluation: Evaluation, log_history: list[dict[str, Any]]) -> Write
             plots[f"{name}.png"] = PICTURES[name](task, logits, labels)
     if "temperature" in evaluation.learned:
         plots["reliability.png"] = _reliability(evaluation, logits, labels)
+    if exits is not None:
+        plots["exits.png"] = partial(exits_drawn, exits, split, title=task.titles[task.headline])
     return plots
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from lstmpool.training.data.files import read_table
 from lstmpool.training.errors import InputError, did_you_mean, one_line
 from lstmpool.training.evaluation.differences import Answered, Answers
+from lstmpool.training.evaluation.exit_results import results_of
 from lstmpool.training.flags.arguments import AUTO
 from lstmpool.training.output.found import FOLD, WEIGHTS
 from lstmpool.training.output.run_record import NAME as RECORD
@@ -87,9 +88,12 @@ class FinishedRun:
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
-        """The metrics of each split that was measured. What was undefined is NaN."""
+        """The metrics of each split that was measured. What was undefined is NaN.
+
+        They are those of the answers in the tables: with exits, where these are on.
+        """
         found = {}
-        for split, of_split in self.metrics["results"].items():
+        for split, of_split in results_of(self.metrics, "results").items():
             found[split] = {name: math.nan if value is None else value for name, value in of_split.items()}
         return found
 
@@ -107,7 +111,7 @@ class FinishedRun:
 
     def interval(self, split: str) -> tuple[float, float] | None:
         """The interval of the headline metric; None if there is none."""
-        found = self.metrics.get("intervals", {}).get(split)
+        found = results_of(self.metrics, "intervals").get(split)
         return None if found is None else (found["low"], found["high"])
 
     @property

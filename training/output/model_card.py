@@ -21,11 +21,13 @@ from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
 from lstmpool.training.data.summary import balance_words
 from lstmpool.training.errors import counted
 from lstmpool.training.evaluation.by_class import ByClass
+from lstmpool.training.evaluation.exit_results import ExitResults
 from lstmpool.training.evaluation.results import judged_split
 from lstmpool.training.flags.arguments import LIMITS, DataArguments, ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output import markdown
+from lstmpool.training.output.exits import depth_rows, saving_words, threshold_words
 from lstmpool.training.output.terminal import (
     about_classes,
     choice_rows,
@@ -41,6 +43,7 @@ from lstmpool.training.tasks.task import Task
 
 
 FOLDERS = re.compile(r"""(?<=['"])(~|\.\.)?/([^'"/]*/)*""")  # of a path in quotes, such as one in a flag's JSON
+EXITS = "exits.png"
 NAMED = 200  # outputs that the card lists
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
@@ -69,6 +72,7 @@ class CardContents:
     pooling_choice: dict[str, Any] | None = None  # what was tried for --layer_pooling auto, see `choose_pooling`
     contrastive_steps: int = 0  # in which the backbone first learnt which texts share a label
     by_class: ByClass | None = None  # the numbers of `judged_on` class by class, unless outputs are numbers
+    exits: ExitResults | None = None  # of --early_exit
 
     @property
     def task(self) -> type[Task]:
@@ -112,7 +116,8 @@ def model_card(run: CardContents) -> str:
         tuned_for=_tuned_for(run),
         by_class=_by_class(run),
         confused=_confused(run),
-        plots=run.plots,
+        plots=[plot for plot in run.plots if plot != EXITS],
+        exits=_exits(run),
         caveats=run.caveats,
         choice=_choice(run),
         data=_data(run),
@@ -245,6 +250,21 @@ def _by_class(run: CardContents) -> str:
     about = about_classes(run.by_class, run.judged_on, run.results[run.judged_on])
     parts = [f"### {title}", markdown.table(class_rows(run.by_class, markdown.name), words=1), about]
     return "\n\n".join(part for part in parts if part)
+
+
+def _exits(run: CardContents) -> dict[str, str]:
+    """What there is to say of the exits; nothing if there are none."""
+    exits = run.exits
+    if exits is None:
+        return {}
+    off = "" if exits.is_on else f"They are off: {exits.why_off}."
+    return {
+        "layers": ", ".join(map(str, exits.layers[:-1])),
+        "said": off or f"{threshold_words(exits)} {saving_words(exits)}",
+        "off": off,
+        "table": markdown.table(depth_rows(exits, exits.answers.task.titles[exits.answers.task.headline]), words=1),
+        "picture": EXITS if EXITS in run.plots else "",
+    }
 
 
 def _confused(run: CardContents) -> str:

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lstmpool.training.evaluation.by_class import FEW
 from lstmpool.training.evaluation.calibration import BINS
+from lstmpool.training.evaluation.exit_results import ExitResults, Tried
 from lstmpool.training.output.markdown import short
 
 
@@ -25,6 +26,7 @@ NARROW = 40  # classes: with more, the cells are narrow
 LONGEST = 24  # characters of a name
 AS_IT_IS = {"parse_math": False, "usetex": False}  # a name with $ or \\ is not a formula
 DRAWN = 1000  # classes: with more, a confusion matrix takes all the memory and has less than a pixel for each
+GAP = 0.1  # between the thresholds that are named on a curve, as a share of its width
 PANELS = 30  # targets that are drawn; with more, the picture would be larger than can be drawn
 
 
@@ -137,6 +139,46 @@ def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) ->
     lower.set(xlabel="probability given", ylabel="share of claims", xlim=(0, 1))
     lower.grid(alpha=0.3)
     _save(figure, path)
+
+
+def exits_drawn(exits: ExitResults, split: str, path: Path, title: str) -> None:
+    """Draws, for the rows of `split`, what the metric `title` is beside the layers that run, as the threshold moves.
+
+    Beside it stands how many rows are answered at each layer. `split` has labels.
+    """
+    figure = Figure(figsize=(9.6, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    curve = sorted(exits.curve[split], key=lambda tried: tried.mean_layers)
+    *alone, whole = exits.alone[split]
+    left.axhline(whole, color=GREY, linewidth=1, label="the whole model")
+    left.plot(exits.layers[:-1], alone, "s", color=ORANGE, markersize=5, label="one layer for all texts")
+    left.plot([of.mean_layers for of in curve], [of.score for of in curve], color=BLUE, label="with exits")
+    for tried in _spread(curve):
+        left.plot(tried.mean_layers, tried.score, ".", color=BLUE)
+        place = (tried.mean_layers, tried.score)
+        left.annotate(f"{tried.threshold:.3g}", place, (3, -10), textcoords="offset points", fontsize=7)
+    if exits.is_on:
+        score = exits.answers.results[split][exits.answers.task.headline]
+        label = f"threshold {exits.threshold:.4f}"
+        left.plot(exits.mean_layers(split), score, "*", color=BLUE, markersize=14, label=label)
+    left.set(title=f"On {split}", xlabel="layers that run, mean over texts", ylabel=title)
+    left.legend(loc="lower right", fontsize=8)
+    left.grid(alpha=0.3)
+    right.bar([str(layer) for layer in exits.layers], exits.shares(split), color=BLUE)
+    off = "" if exits.is_on else " (exits are off)"
+    right.set(title=f"Where texts are answered{off}", xlabel="layer", ylabel="share of texts", axisbelow=True)
+    right.grid(alpha=0.3, axis="y")
+    _save(figure, path)
+
+
+def _spread(curve: list[Tried]) -> list[Tried]:
+    """Of a curve, lowest first, some points that lie at least a `GAP` of its width apart."""
+    width = curve[-1].mean_layers - curve[0].mean_layers
+    kept = curve[:1]
+    for tried in curve[1:]:
+        if tried.mean_layers - kept[-1].mean_layers > GAP * width:
+            kept.append(tried)
+    return kept
 
 
 def _save(figure: Figure, path: Path) -> None:

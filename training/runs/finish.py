@@ -11,6 +11,7 @@ from lstmpool.training.evaluation.results import no_label_given, nothing_learnt
 from lstmpool.training.model.starts import loss_of_prior
 from lstmpool.training.output import markdown
 from lstmpool.training.output.artifacts import Writers, plots_of, predictions_of
+from lstmpool.training.output.exits import ROW, exit_lines
 from lstmpool.training.output.folder import handover, json_writer, text_writer, write_output
 from lstmpool.training.output.model_card import CardContents, model_card
 from lstmpool.training.output.terminal import (
@@ -31,7 +32,7 @@ def write_files(state: State) -> None:
     best = describe_best(state.trainer, state.job.task.titles)
     saves_model = _has_new_weights(state)
     warnings = _warnings(state)
-    plots = plots_of(state.evaluation, state.trainer.state.log_history)
+    plots = plots_of(state.evaluation, state.trainer.state.log_history, state.exits)
     files = _files(state, plots)
     if saves_model:
         files["README.md"] = text_writer(_card(state, table, best, list(plots), warnings))
@@ -40,8 +41,8 @@ def write_files(state: State) -> None:
         handover(state.final)
     print("\n".join(["", *_numbers(state, table), best]))
     if state.args.show_errors:
-        print("\n".join(shown_errors(state.evaluation, state.job.splits)))
-    for line in _about_linear(state):
+        print("\n".join(shown_errors(state.answers, state.job.splits)))
+    for line in [*_about_exits(state), *_about_linear(state)]:
         print(line)
     for warning in warnings:
         print(f"Warning: {warning}")
@@ -54,9 +55,9 @@ def write_files(state: State) -> None:
 
 
 def _has_new_weights(state: State) -> bool:
-    """Whether the run has trained the model, or folded something that it learnt into it."""
+    """Whether the run has trained the model, folded something that it learnt into it, or given it exits."""
     folded = {"temperature", "folded_thresholds"} & state.evaluation.learned.keys()
-    return state.args.do_train or bool(folded)
+    return state.args.do_train or bool(folded) or state.exits is not None
 
 
 def _files(state: State, plots: Writers) -> Writers:
@@ -65,8 +66,8 @@ def _files(state: State, plots: Writers) -> Writers:
     splits = state.job.splits
     files = {"metrics.json": json_writer(_metrics(state))}
     files |= plots
-    files |= predictions_of(evaluation, splits, args)
-    files |= errors_of(evaluation, splits, args)
+    files |= predictions_of(state.answers, splits, args)
+    files |= errors_of(state.answers, splits, args)
     files |= state.extras.files(evaluation)
     return files
 
@@ -88,10 +89,19 @@ def _about_linear(state: State) -> list[str]:
     return about_linear(state.baselines, task.titles[task.headline])
 
 
+def _about_exits(state: State) -> list[str]:
+    return exit_lines(state.exits) if state.exits is not None else []
+
+
 def _table(state: State) -> list[list[str]]:
     """The table of results, with a head."""
     task, config = state.job.task, state.model.config
-    results = {f"{config.layer_pooling} over {len(config.layers)} layers": state.evaluation.results}
+    name = f"{config.layer_pooling} over {len(config.layers)} layers"
+    if state.exits is None and state.answers_early:  # a model of --init_from, which is only measured
+        name = f"{name}, {ROW}"
+    results = {name: state.evaluation.results}
+    if state.exits is not None and state.exits.is_on:
+        results[ROW] = state.answers.results
     results |= state.baselines.scores
     return rows_of(results, task.titles, task.headline, state.evaluation.intervals)
 
@@ -101,6 +111,8 @@ def _metrics(state: State) -> dict[str, Any]:
     metrics = {"problem_type": state.job.task.problem_type, "data": state.summary}
     metrics |= state.evaluation.record()
     metrics["baselines"] = state.baselines.scores
+    if state.exits is not None:
+        metrics["early_exit"] = state.exits.record()
     if state.pooling_choice:
         metrics["layer_pooling"] = state.pooling_choice
     starts = [entry["start"] for entry in state.trainer.state.log_history if entry.get("start")]
@@ -155,12 +167,13 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str], war
         snippet=_loading_lines(state, name, revision="main"),
         command=job.command,
         data_args=job.data_args,
-        results=state.evaluation.results,
+        results=state.answers.results,
         caveats=_caveats(state, warnings),
         about_linear=" ".join(_about_linear(state)),
         pooling_choice=state.pooling_choice,
         contrastive_steps=state.contrastive_steps,
         by_class=state.evaluation.by_class.get(state.evaluation.judged_on),
+        exits=state.exits,
     )
     return model_card(run)
 

@@ -42,6 +42,7 @@ from lstmpool.training.output.start import Resume, Start
 from lstmpool.training.output.terminal import describe_best, describe_length, describe_model
 from lstmpool.training.runs.baseline import baselines_of, frozen_vectors
 from lstmpool.training.runs.contrast import compare_texts, contrastive_steps
+from lstmpool.training.runs.exits import check_backbone, drop_exits, fit_exits
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.runs.pooling_choice import NotesChoice, choose_pooling
@@ -135,6 +136,9 @@ def _load_model(state: State) -> tuple[PreTrainedModel, bool]:
     job = state.job
     with quiet_loading():
         model, is_fresh = job.backbone.load_model(_fields(state))
+    state.model = model
+    drop_exits(state)
+    check_backbone(state)
     job.check_tokens(state.tokens, TokenLimits.of(model))
     prepare_layers(model, job.model_args)
     if is_fresh and state.has_two_stages and len(job.splits["train"]) <= ROWS:
@@ -281,6 +285,16 @@ def measure(state: State) -> None:
     logits, learned = _learn_from_validation(state, logits, targets)
     state.evaluation = Evaluation.of(job.task, logits, targets, learned)
     state.baselines = baselines_of(state, targets)
+    if job.model_args.early_exit:
+        _fit_exits(state)
+
+
+def _fit_exits(state: State) -> None:
+    """Fits exits to the model as it is now, if it reads more than one layer, and says what they give."""
+    if len(state.model.config.layers) < 2:  # --layer_pooling auto may have chosen one
+        print("No exits: the model reads a single layer.", flush=True)
+        return
+    state.exits = fit_exits(state)
 
 
 def _learn_from_validation(state: State, logits: Arrays, targets: Arrays) -> Learned:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
+from lstmpool.families_lstmpool import Families
 from lstmpool.fields_lstmpool import APART, SINGLE
 from lstmpool.training.data.holdout import hold_out
 from lstmpool.training.data.order import lengths_of
@@ -198,6 +199,11 @@ def read_job(
             f"--early_exit needs two layers or more that are read, found layers {config.layers}: below the highest "
             "there must be one to leave at. Read more layers, or leave it out."
         )
+    if model_args.early_exit and config.backbone_config.model_type not in Families.EARLY_EXIT:
+        raise InputError(
+            f"--early_exit: texts cannot leave a backbone of the family {config.backbone_config.model_type} early; "
+            f"they can in {', '.join(sorted(Families.EARLY_EXIT))}. Leave it out."
+        )
     if finished is not None:
         _check_texts(splits, backbone.texts_a_row(finished), f"{backbone.flag} {backbone.title}")
     return Job(
@@ -341,7 +347,7 @@ def _check_exits(
     task: Task,
     finished: PretrainedConfig | None,
 ) -> None:
-    """Raises InputError if exits are wanted, and cannot be fitted or measured. `finished`: the config to start from."""
+    """Raises InputError if exits are wanted and cannot be fitted. `finished`: config of the model to start from."""
     if not model_args.early_exit:
         return
     if len(task.names) > SCORED:

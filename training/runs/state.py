@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.data.data_collator import DataCollator
 
 from lstmpool.training.evaluation.baselines import Baselines, Vectors
+from lstmpool.training.evaluation.exit_results import ExitResults
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
@@ -73,6 +74,7 @@ class State:
     # measure
     evaluation: Evaluation = field(init=False)
     baselines: Baselines = field(init=False)
+    exits: ExitResults | None = None  # of a run with --early_exit, see `fit_exits`
 
     @property
     def folder(self) -> Path:
@@ -95,9 +97,19 @@ class State:
         return self.start.checkpoint if isinstance(self.start, Resume) else None
 
     @property
+    def answers_early(self) -> bool:
+        """Whether the model has exits that are on: its own, if it is only measured, or those that were fitted."""
+        return self.model.config.exit_threshold is not None
+
+    @property
+    def answers(self) -> Evaluation:
+        """What the saved model answers: with its exits where they are on."""
+        return self.exits.answers if self.exits is not None and self.exits.is_on else self.evaluation
+
+    @property
     def caches_states(self) -> bool:
         """Whether Trainer reads the frozen backbone's layer states in place of tokens."""
-        return self.job.model_args.freeze_backbone and self.args.layer_cache != "no"
+        return self.job.model_args.freeze_backbone and self.args.layer_cache != "no" and not self.answers_early
 
     @property
     def has_two_stages(self) -> bool:

@@ -1,0 +1,177 @@
+"""The last step of a run with --early_exit: exits below the highest layer, fitted to the finished model.
+
+They read the layer states of training rows, at most as many as stage 1 does. Validation rows then give each exit its
+temperature, and all of them one threshold. What the head has folded in from validation is folded into the exits, too.
+The model itself stays as it is, bit for bit. A run that is killed here repeats the step, with the same result.
+
+N rows, E exits, L layers read, S width of a layer's vector, C outputs.
+"""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from datasets import Dataset
+from transformers import DataCollatorWithPadding
+
+from lstmpool.exits_lstmpool import LayerExits
+from lstmpool.training.errors import InputError
+from lstmpool.training.evaluation.calibration import fit_temperature, fold_temperature, fold_thresholds
+from lstmpool.training.evaluation.exit_results import (
+    ExitResults,
+    ExitSettings,
+    are_right,
+    curve_of,
+    headline_of,
+    scores_alone,
+)
+from lstmpool.training.evaluation.exit_rules import BOUNDED, choose_bounded, choose_point, mixed, places_of
+from lstmpool.training.evaluation.learned_head import Arrays
+from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.loop.time_gain import time_gains
+from lstmpool.training.model.exit_training import ROWS, confidences_of, fit_heads, logits_of_exits
+from lstmpool.training.runs.stages import read_states, states_in, states_of_rows
+from lstmpool.training.runs.state import State
+from lstmpool.training.tasks.metrics import LOWER_IS_BETTER
+
+
+def check_backbone(state: State) -> None:
+    """Raises InputError if exits are wanted and texts cannot leave this backbone early. Call it before training."""
+    if state.job.model_args.early_exit and not state.model.base_model.capture.streams:
+        raise InputError(
+            "--early_exit: the layers of this backbone cannot be told from its other parts with certainty, so that no "
+            "text can leave between them. Leave it out."
+        )
+
+
+def drop_exits(state: State) -> None:
+    """Takes away exits that the model of --init_from has and that would not fit it in the end, and says so.
+
+    Whatever changes the model or its head makes them stale. A model that is only measured answers with them.
+    """
+    args, config = state.args, state.model.config
+    if not config.early_exit:
+        return
+    if state.job.model_args.early_exit:
+        print("Exits: those of the model make way for new ones.", flush=True)
+    elif args.do_train or args.calibrate or args.tune_thresholds:
+        print("Exits: those of the model are removed, since it changes; --early_exit fits new ones.", flush=True)
+    else:
+        if config.exit_threshold is not None:
+            print(f"Exits: texts leave early, with a confidence of {config.exit_threshold:.3f} or more.", flush=True)
+        return
+    state.model.remove_exits()
+
+
+def fit_exits(state: State) -> ExitResults:
+    """Gives the model exits, measures them, and switches them on where a threshold was found.
+
+    Raises:
+        InputError: if the layer states cannot be read or written; see `read_states`.
+    """
+    began = time.monotonic()
+    task, evaluation = state.job.task, state.evaluation
+    states, rows = read_states(state)
+    exits = state.model.add_exits()
+    fit_heads(exits, states, np.asarray(state.targets("train"))[rows], task.problem_type)
+    of_exits = {name: _exit_logits(state, exits, name) for name in evaluation.logits}  # (N, E, C) each
+    temperatures = _fold(state, exits, of_exits)
+    fitted = time.monotonic() - began
+    confidences = {name: confidences_of(logits, task.problem_type) for name, logits in of_exits.items()}  # (N, E)
+    settings = _settings(state)
+    threshold = _threshold(state, settings, confidences["validation"], of_exits["validation"])
+    places = {name: places_of(of_split, threshold) for name, of_split in confidences.items()}
+    answers = {name: mixed(of_exits[name], logits, places[name]) for name, logits in evaluation.logits.items()}
+    alone, curve = {}, {}
+    layers = list(state.model.config.layers)
+    for name, labels in evaluation.targets.items():
+        shown = of_exits[name], evaluation.logits[name], labels
+        alone[name] = scores_alone(task, *shown)
+        curve[name] = curve_of(task, confidences[name], *shown, layers)
+    state.model.config.exit_threshold = threshold
+    return ExitResults(
+        settings,
+        layers,
+        rows=len(rows),
+        seconds=fitted,
+        temperatures=temperatures,
+        threshold=threshold,
+        places=places,
+        alone=alone,
+        curve=curve,
+        answers=Evaluation.of(task, answers, evaluation.targets, evaluation.learned),
+        validation_rows=len(evaluation.targets["validation"]),
+        gains=_gains(state) if threshold is not None else {},
+    )
+
+
+def _exit_logits(state: State, exits: LayerExits, split: str) -> np.ndarray:
+    """What the exits give for the rows of a split, (N, E, C)."""
+    tokens = state.tokens[split].dataset
+    found = states_of_rows(state, state.model, tokens, np.arange(len(tokens)), split)
+    return logits_of_exits(exits, _blocks(state, found))
+
+
+def _blocks(state: State, found: Dataset) -> Iterator[np.ndarray]:
+    """The layer states of some rows at a time, (M, L, S)."""
+    for start in range(0, len(found), ROWS):
+        yield states_in(found.select(range(start, min(start + ROWS, len(found)))), state.model)
+
+
+def _fold(state: State, exits: LayerExits, of_exits: Arrays) -> list[float]:
+    """Folds a temperature into each exit, and the thresholds that the head has. Returns the temperatures.
+
+    `of_exits` (N, E, C), by split, become what the exits give then.
+    """
+    labels = state.evaluation.targets["validation"]
+    thresholds = np.array(state.evaluation.learned.get("folded_thresholds", 0.0))
+    temperatures = []
+    for place, head in enumerate(exits.heads):
+        temperature = fit_temperature(state.job.task, of_exits["validation"][:, place].astype(float), labels)
+        fold_temperature(head, temperature)
+        if thresholds.ndim:
+            fold_thresholds(head, thresholds)
+        temperatures.append(temperature)
+    for logits in of_exits.values():
+        logits /= np.array(temperatures, dtype=logits.dtype)[:, None]
+        logits -= thresholds.astype(logits.dtype)
+    return temperatures
+
+
+def _settings(state: State) -> ExitSettings:
+    named = state.job.model_args.exit_threshold is not None
+    return ExitSettings(None if named else state.args.early_exit_rule, state.args.early_exit_max_drop)
+
+
+def _threshold(state: State, settings: ExitSettings, confidences: np.ndarray, of_exits: np.ndarray) -> float | None:
+    """The threshold that is named, or chosen on validation rows; None if no row leaves early by it.
+
+    `confidences` (N, E) and logits `of_exits` (N, E, C) are those of validation rows.
+    """
+    if settings.rule is None:
+        return state.job.model_args.exit_threshold
+    task = state.job.task
+    logits, labels = state.evaluation.logits["validation"], state.evaluation.targets["validation"]
+    if settings.rule == BOUNDED:
+        right = [are_right(task, of_exits[:, place], labels) for place in range(of_exits.shape[1])]
+        lost = are_right(task, logits, labels)[:, None] & ~np.column_stack(right)
+        found = choose_bounded(confidences, lost, settings.drop)
+    else:
+        sign = -1 if task.headline in LOWER_IS_BETTER else 1
+        least = sign * headline_of(task, logits, labels) - settings.drop
+
+        def score(places: np.ndarray) -> float:
+            return sign * headline_of(task, mixed(of_exits, logits, places), labels)
+
+        found = choose_point(confidences, score, least)
+    leaves = found is not None and bool((confidences >= found).any())
+    return found if leaves else None
+
+
+def _gains(state: State) -> dict[int, float]:
+    """How many times as fast the exits make test rows, or validation rows; empty in several processes."""
+    if state.args.world_size > 1:
+        return {}
+    split = "test" if "test" in state.tokens else "validation"
+    collator = DataCollatorWithPadding(state.job.tokenizer)
+    return time_gains(state.model, state.tokens[split].dataset, collator)
