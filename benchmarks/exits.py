@@ -117,8 +117,12 @@ def make_page(output: Path, code: str | None) -> None:
     rows = [row for row in rows if row["code"] == code]
     if not rows:
         raise InputError(f"expected results in {output}, found none. Make some with --data and --runs.")
-    parts = {"tables": tables(rows), "cost": cost_table(read_rows(cost_file(output)))}
-    picture(rows, output.with_suffix(".png"))
+    drawn = output.with_suffix(".png")
+    picture(rows, drawn)
+    parts = {
+        "tables": f"{tables(rows)}\n![Points over the full model against time]({drawn.name})\n",
+        "cost": cost_table(read_rows(cost_file(output))),
+    }
     page = output.with_name("EXITS.md")
     for name, text in parts.items():
         print(text)

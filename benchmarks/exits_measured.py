@@ -201,7 +201,7 @@ def never_taken(folder: str, batch: int, tokens: int) -> tuple[dict[str, Callabl
     with quiet_loading():
         model = LstmPoolForSequenceClassification.from_backbone(folder, num_labels=2)
     model.add_exits()  # switched off
-    ids = torch.randint(1000, model.config.backbone_config.vocab_size, (batch, tokens))
+    ids = torch.randint(5, model.config.backbone_config.vocab_size, (batch, tokens))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return {"without": model, "never taken": partial(model, exit_threshold=NEVER)}, inputs
 
