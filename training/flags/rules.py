@@ -255,6 +255,16 @@ WITH_SPLITS = (  # known once the splits are found
         "--push_to_hub publishes what this run trains. For any other model, use python -m lstmpool.training.publish.",
     ),
     Rule(
+        lambda f: f.model.early_exit and "train" not in f.places,
+        "--early_exit needs training rows, to which its exits are fitted, found none. Name them with --train_file or "
+        "--dataset_name.",
+    ),
+    Rule(
+        lambda f: f.model.early_exit and not f.training.get("do_eval"),
+        "--early_exit needs validation rows, which say when a text may leave, found none. Name them with "
+        "--validation_file, or leave it out.",
+    ),
+    Rule(
         lambda f: not any(f.training.get(flag) for flag in DOING),
         "expected rows, found none. Name them with --train_file, --validation_file or --test_file.",
     ),
@@ -285,16 +295,6 @@ WITH_SPLITS = (  # known once the splits are found
         lambda f: "hp_search" in f.given and not (f.training.get("do_train") and f.training.get("do_eval")),
         "--hp_search needs training and validation rows, with --do_train and --do_eval on. Give it these, or leave "
         "it out.",
-    ),
-    Rule(
-        lambda f: f.model.early_exit and "train" not in f.places,
-        "--early_exit needs training rows, to which its exits are fitted, found none. Name them with --train_file or "
-        "--dataset_name.",
-    ),
-    Rule(
-        lambda f: f.model.early_exit and not f.training.get("do_eval"),
-        "--early_exit needs validation rows, which say when a text may leave, found none. Name them with "
-        "--validation_file, or leave it out.",
     ),
 )
 WITH_PROCESSES = (  # known once the library has read its arguments

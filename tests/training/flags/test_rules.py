@@ -6,7 +6,7 @@ from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags import rules as tables_of_rules
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
-from lstmpool.training.flags.defaults import FINE_TUNING, Budget, Limits, budget, steps_for, worked_out
+from lstmpool.training.flags.defaults import FINE_TUNING, worked_out
 from lstmpool.training.flags.rules import (
     AT_ONCE,
     DATA_SOURCE,
@@ -57,8 +57,8 @@ def with_processes(data=None, processes=1, loggers=(), device="cpu", **training)
     return WITH_PROCESSES, Flags(data=DataArguments(**(data or {})), training=PLAIN | training, **known)
 
 
-def with_task(task, outputs=1, **training):
-    return WITH_TASK, Flags(training=PLAIN | training, task=task, outputs=outputs)
+def with_task(task, outputs=1, model=None, **training):
+    return WITH_TASK, Flags(ModelArguments(**(model or {})), training=PLAIN | training, task=task, outputs=outputs)
 
 
 def with_layers(**model):
@@ -67,6 +67,7 @@ def with_layers(**model):
 
 FOLDS = {"cv_folds": 2}
 LORA = {"peft": "lora"}
+EXITS = {"early_exit": True}
 STEPS = {"eval_strategy": "steps", "save_strategy": "steps"}
 CASES = [
     # from the start
@@ -176,6 +177,32 @@ CASES = [
     (at_once(hp_space="{}"), "--hp_space belongs to --hp_search, which is not given"),
     (at_once(hp_search=1, resume_from_checkpoint="last"), "--hp_search, whose command goes on by itself"),
     (at_once(hp_search=1, metric_for_best_model="eval_loss"), "needs a metric of the task to judge by"),
+    # exits
+    (at_once(early_exit_max_drop=0.2), "--early_exit_max_drop belongs to --early_exit, which is not given. Add it"),
+    (at_once(early_exit_rule="point"), "--early_exit_rule belongs to --early_exit, which is not given"),
+    (at_once({"exit_threshold": 0.9}), "--exit_threshold belongs to --early_exit, which is not given"),
+    (at_once(EXITS, early_exit_max_drop=100.0), "--early_exit_max_drop must be below 100, got 100.0."),
+    (at_once(EXITS | {"exit_threshold": -0.1}), "--exit_threshold must be 0 or more, got -0.1."),
+    (at_once(EXITS | LORA), "--peft does not go with --early_exit: an adapter that is not merged has no place for"),
+    (at_once(EXITS, fsdp="full_shard"), "--fsdp does not go with --early_exit: the model is spread over processes."),
+    (
+        at_once(EXITS, data=FOLDS),
+        "--early_exit does not go with --cv_folds: the threshold would be chosen on",
+    ),
+    (at_once(EXITS | {"exit_threshold": 0.9}, early_exit_rule="point"), "but --exit_threshold names it. Leave one"),
+    (
+        at_once(EXITS, early_exit_rule="bounded", early_exit_max_drop=0.0),
+        "bounded needs an --early_exit_max_drop",
+    ),
+    (
+        at_once(EXITS | {"init_from": "m"}, learning_rate=1e-4),
+        "--learning_rate is about training, but --early",
+    ),
+    (at_once(EXITS | {"init_from": "m"}, do_train=True), "--do_train is about training, but --early_exit with --init"),
+    (
+        at_once(EXITS | {"init_from": "m", "layers": [1]}),
+        "--layers is settled by the model of --init_from.",
+    ),
     # with the splits
     (with_splits({"test": "t.csv"}, data=FOLDS), "--cv_folds needs training rows"),
     (with_splits(NO_VALIDATION, data=FOLDS, do_predict=True), "found that do_train is off. Add --do_train."),
@@ -196,6 +223,13 @@ CASES = [
     (with_splits(TRAIN, data={"validation_size": 0.0}, early_stopping_patience=2), "needs a best checkpoint to go"),
     (with_splits({"test": "t.csv"}, LORA | {"init_from": "m"}), "--peft lora is for training, found no training rows"),
     (with_splits(ALL, hp_search=1, do_eval=False), "--hp_search needs training and validation rows"),
+    (with_splits({"validation": "v.csv"}, EXITS | {"init_from": "m"}), "--early_exit needs training rows, to which"),
+    (
+        with_splits(NO_VALIDATION, EXITS, {"validation_size": 0.0}),
+        "--early_exit needs validation rows, which",
+    ),
+    (with_splits(ALL, EXITS, do_eval=False), "--early_exit needs validation rows, which"),
+    (with_splits(TRAIN, EXITS | {"init_from": "m"}, do_train=False), "--early_exit needs validation rows, which say"),
     # with the processes
     (
         with_processes(report_to=["none_such"], loggers=("tensorboard",)),
@@ -208,6 +242,10 @@ CASES = [
     (with_task(REGRESSION, label_smoothing_factor=0.1), "is for one label a text; this task is regression. Leave"),
     (with_task(MULTI, class_weights="balanced"), "for several, see --tune_thresholds; this task is multi_label"),
     (with_task(REGRESSION, calibrate="temperature"), "--calibrate is for classification"),
+    (
+        with_task(REGRESSION, model=EXITS),
+        "--early_exit is for classification: a text leaves when its",
+    ),
     (with_task(SINGLE, 3, tune_thresholds=True), "or for two classes; this task is single_label_classification (outp"),
     (with_task(REGRESSION, 2, tune_thresholds=True), "--tune_thresholds is for several labels a text"),
     (with_task(SINGLE, regression_loss="smooth_l1"), "--regression_loss is for a regression"),
@@ -249,6 +287,13 @@ KEPT = [
     with_task(SINGLE, 2, tune_thresholds=True),
     with_task(REGRESSION, regression_loss="smooth_l1"),
     with_layers(freeze_layers=3, reinit_layers=1),
+    at_once(EXITS, early_exit_rule="bounded", early_exit_max_drop=2.0),
+    at_once(EXITS | LORA | {"merge": True, "exit_threshold": 1.5}, early_exit_max_drop=0.0),
+    at_once(EXITS | {"init_from": "m"}, calibrate="temperature", per_device_eval_batch_size=8, do_train=False),
+    at_once(EXITS | {"init_from": "m"}, learning_rate=1e-4, num_train_epochs=1.0),
+    with_splits(ALL, EXITS | {"init_from": "m"}, do_train=False),
+    with_splits(TRAIN, EXITS),  # a tenth is held out
+    with_task(MULTI, model=EXITS),
 ]
 PACKAGES = ("peft", "optuna")
 
@@ -286,115 +331,3 @@ def test_each_rule_has_a_case():
     met = {next(rule.message for rule in table if rule.broken(flags)) for (table, flags), _ in CASES}
     left = sorted(rules.keys() - met)
     assert len(left) == len(PACKAGES) and all("which is not installed" in message for message in left)
-
-
-# ------------------------------------------------------------------------------------------------- what is worked out
-DONE = ("do_train", "do_eval", "do_predict")
-
-
-@pytest.mark.parametrize(
-    ("places", "data", "given", "wanted"),
-    [
-        (TRAIN, {}, {}, (True, True, False)),  # a tenth is held out
-        (TRAIN, {"validation_size": 0.0}, {}, (True, False, False)),
-        (TRAIN, {"validation_size": 0.0, "cv_folds": 2}, {}, (True, True, False)),  # on each fold in turn
-        (ALL, {}, {}, (True, True, True)),
-        (ALL, {}, {"do_eval": False}, (True, False, True)),
-        (ALL, {}, {"do_predict": True}, (None, None, True)),
-        (NO_VALIDATION, {}, {"do_train": False}, (False, False, True)),  # nothing is held out
-        ({"test": "t.csv"}, {}, {}, (False, False, True)),
-    ],
-)
-def test_what_is_done_follows_from_the_rows(places, data, given, wanted):
-    values = worked_out(given, FINE_TUNING, DataArguments(**data), places)
-    assert tuple(values.get(flag) for flag in DONE) == wanted
-
-
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [
-        ({}, ("epoch", "epoch", None, None, True)),
-        ({"eval_steps": 50}, ("epoch", "epoch", 50, None, True)),
-        ({"eval_strategy": "steps"}, ("steps", "steps", 500, 500, True)),
-        ({"eval_strategy": "steps", "logging_steps": 5}, ("steps", "steps", 5, 5, True)),
-        ({"save_strategy": "steps", "save_steps": 7}, ("steps", "steps", 7, 7, True)),
-        ({"save_strategy": "steps", "eval_steps": 0.1, "logging_steps": 5}, ("steps", "steps", 0.1, 0.1, True)),
-        ({"save_strategy": "epoch", "eval_strategy": "steps"}, ("steps", "epoch", None, None, False)),
-        ({"save_strategy": "no"}, ("epoch", "no", None, None, False)),
-        ({"save_strategy": "no", "eval_strategy": "no"}, ("no", "no", None, None, False)),
-    ],
-)
-def test_when_is_evaluated_and_saved(given, wanted):
-    values = worked_out(given, FINE_TUNING, DataArguments(), TRAIN)
-    names = ("eval_strategy", "save_strategy", "eval_steps", "save_steps", "load_best_model_at_end")
-    assert tuple(values.get(name) for name in names) == wanted
-
-
-def test_working_out_changes_nothing_that_it_is_given():
-    given, defaults, places = {"eval_strategy": "steps"}, dict(FINE_TUNING), dict(ALL)
-    worked_out(given, defaults, DataArguments(), places)
-    assert (given, defaults, places) == ({"eval_strategy": "steps"}, FINE_TUNING, ALL)
-
-
-# --------------------------------------------------------------------------------------------- how long a run is
-@pytest.mark.parametrize(
-    ("rows", "batch", "epochs", "wanted"),
-    [
-        (300, 16, 3, Budget(16, 304)),  # 19 steps an epoch, of which 15 give 285
-        (100, 16, 3, Budget(43, 301)),
-        (4, 16, 3, Budget(300, 300)),
-        (1600, 16, 3, Budget(3, 300)),
-        (1599, 16, 3, Budget(3, 300)),
-        (1584, 16, 3, Budget(4, 396)),  # 99 an epoch
-        (10**6, 16, 3, Budget(3, 187_500)),
-        (300, 16, 20.5, Budget(20.5, 390)),
-        (300, 64, 3, Budget(60, 300)),
-    ],
-)
-def test_few_rows_get_more_epochs(rows, batch, epochs, wanted):
-    assert budget(rows, batch, epochs, least_steps=300) == wanted
-
-
-def test_a_budget_without_a_least_number_of_steps_is_what_the_epochs_say():
-    assert budget(300, 16, 3, least_steps=0) == Budget(3, 57)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "steps"),
-    [(4, 200), (31.25, 200), (62.5, 100), (500, 13), (10**7, 1), (0, 200)],  # 100,000 tokens are read, 16 rows a step
-)
-def test_long_texts_get_fewer_steps(tokens, steps):
-    assert steps_for(tokens, 16, least_steps=200) == steps
-
-
-@pytest.mark.parametrize(
-    ("length", "most", "every"),
-    [
-        (Budget(16, 304), 10, 31),
-        (Budget(300, 300), 10, 30),
-        (Budget(11, 11), 10, 2),
-        (Budget(10, 300), 10, 0),
-        (Budget(16, 304), 0, 0),
-    ],
-)
-def test_many_short_epochs_are_evaluated_a_few_times(length, most, every):
-    assert length.every(most) == every
-
-
-@pytest.mark.parametrize(
-    ("given", "limits"),
-    [
-        ({}, (200, 10, 10, 500)),
-        ({"learning_rate": 1e-4}, (200, 10, 10, 500)),
-        ({"num_train_epochs": 3}, (0, 0, 0, 500)),
-        ({"max_steps": 9}, (0, 0, 0, 500)),
-        ({"eval_strategy": "epoch"}, (200, 0, 10, 0)),  # who speaks of validation gets validation rows
-        ({"eval_delay": 2}, (200, 0, 10, 500)),
-        ({"validation_size": 0.1}, (200, 10, 10, 0)),
-        ({"early_stopping_patience": 2, "num_train_epochs": 9}, (0, 0, 0, 0)),
-        ({"save_strategy": "epoch"}, (200, 0, 10, 500)),
-        ({"logging_steps": 5}, (200, 10, 0, 500)),
-    ],
-)
-def test_what_the_user_has_named_is_not_limited(given, limits):
-    assert Limits.of(given) == limits
