@@ -42,6 +42,8 @@ _AXES = {
     "position_ids": ["BT"],
     "cache_position": ["T"],
     "position_embeddings": ["BT."],
+    "position_embeddings_global": ["BT."],
+    "position_embeddings_local": ["BT."],
     "position_bias": ["B.TT"],
     "relative_pos": ["BTT"],
     "rel_embeddings": [".."],
