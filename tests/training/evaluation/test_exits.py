@@ -188,9 +188,7 @@ def test_the_numbers_of_exits_by_hand():
 
 def test_what_is_told_of_exits():
     first, second, hint = exit_lines(results(gains={1: 2.0, 32: 1.5}))
-    assert first.startswith(
-        "Exits: a linear head on layers 2, 4 each, fitted to 8 training rows in 1 s. A text leaves wi"
-    )
+    assert first.startswith("Exits: linear heads on layers 2, 4, fitted to 8 training rows in 1 s. A text leaves wi")
     assert "0.9000 or more, chosen on 4 validation rows by the rule point, for a drop of 0.5 points at most." in first
     assert second.startswith("On test, 3.50 of 6 layers run for a text on average; times as fast as without exits")
     assert second.endswith(": 2.00 with batches of 1 and 1.50 with batches of 32.")
