@@ -7,6 +7,8 @@
     python train_trainer.py --backbone distilbert-base-uncased --dataset_name nyu-mll/glue \\
         --dataset_config_name mrpc --output_dir outputs/mrpc
     python train_trainer.py --init_from outputs/mine --test_file new.csv --output_dir outputs/new_predictions
+    python train_trainer.py --init_from outputs/mine --early_exit --train_file train.csv --validation_file dev.csv \\
+        --output_dir outputs/early
     python train_trainer.py --backbone distilbert-base-uncased --train_file train.csv --cv_folds 5 \\
         --output_dir outputs/folds
     python train_trainer.py recipes/demo.yaml --hp_search 20 --output_dir outputs/searched

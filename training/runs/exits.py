@@ -72,6 +72,7 @@ def fit_exits(state: State) -> ExitResults:
     began = time.monotonic()
     task, evaluation = state.job.task, state.evaluation
     states, rows = read_states(state)
+    state.model.config.dtype = state.model.dtype  # a checkpoint's save leaves its name there, which is no type
     exits = state.model.add_exits()
     fit_heads(exits, states, np.asarray(state.targets("train"))[rows], task.problem_type)
     of_exits = {name: _exit_logits(state, exits, name) for name in evaluation.logits}  # (N, E, C) each

@@ -1,0 +1,220 @@
+"""Runs with --early_exit: the finished folder answers with its exits, and its model is what it would be without."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lstmpool.train_trainer import main
+from lstmpool.training.output.finished import FinishedRun
+from lstmpool.training.runs import fit as steps
+
+from ..conftest import tiny_model
+from ..training_fixtures import write_csv
+from .conftest import FILES, loaded_logits, run
+
+
+WORDS = ["--use_cpu", "--disable_tqdm=True", "--report_to=none", "--baselines=False"]
+SURE = "--exit_threshold=0.97"  # at which some texts leave
+ONE = ["--stages=one", "--baselines=False", "--save_total_limit=1"]
+LATER = ["--early_exit", *WORDS, *FILES]  # on a finished model
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same(found, wanted):
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.fixture(scope="module")
+def finished(work):
+    """A run with exits, with a threshold at which some texts leave, and the same run without."""
+    with pytest.MonkeyPatch.context() as patch:
+        run(work, patch, "plain", *ONE)
+        run(work, patch, "early", *ONE, "--early_exit", SURE)
+    return work
+
+
+def test_the_model_is_what_it_would_be_without_exits(finished):
+    early = weights(finished / "early")
+    whole = {name: tensor for name, tensor in early.items() if not name.startswith("exits.")}
+    assert same(whole, weights(finished / "plain"))
+    assert early["exits.heads.0.weight"].shape == (2, 16) and "exits.heads.1.weight" not in early
+    config = json.loads((finished / "early" / "config.json").read_text())
+    assert config["early_exit"] is True and config["exit_threshold"] == 0.97
+    assert "early_exit" not in json.loads((finished / "plain" / "config.json").read_text())
+
+
+def test_the_tables_say_what_the_folder_answers(finished):
+    folder, rows = finished / "early", pandas.read_csv(finished / "test.csv")
+    table = pandas.read_csv(folder / "test_predictions.csv")
+    logits = loaded_logits(folder, rows["text"])
+    scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert table["score_animal"].to_numpy() == pytest.approx(scores[:, 0], abs=1e-5)
+    without = pandas.read_csv(finished / "plain" / "test_predictions.csv")
+    left = np.abs(table["score_animal"] - without["score_animal"]) > 1e-9
+    exits = json.loads((folder / "metrics.json").read_text())["early_exit"]
+    share = exits["splits"]["test"]["share_at_layer"]
+    assert 0 < left.mean() < 1 and share == pytest.approx([left.mean(), 1 - left.mean()])
+    assert exits["splits"]["test"]["mean_layers"] == pytest.approx(share[0] * 1 + share[1] * 2)
+    assert exits["results"]["test"]["accuracy"] == pytest.approx((table["prediction"] == rows["label"]).mean())
+    assert exits["rule"] is None and exits["threshold"] == 0.97
+
+
+def test_numbers_of_the_whole_model_stand_beside_those_with_exits(finished):
+    folder = finished / "early"
+    metrics, plain = [json.loads((finished / name / "metrics.json").read_text()) for name in ("early", "plain")]
+    assert metrics["results"] == plain["results"]
+    assert FinishedRun.read(folder).results["test"] == metrics["early_exit"]["results"]["test"]
+    assert FinishedRun.read(finished / "plain").results["test"] == plain["results"]["test"]
+    card = (folder / "README.md").read_text()
+    assert "## Exits" in card and "![exits](exits.png)" in card and "model.config.exit_threshold" in card
+    assert "| test | with exits | " in card
+    assert (folder / "exits.png").stat().st_size > 5000
+    assert "1" in metrics["early_exit"]["times_as_fast"]
+
+
+def test_exits_can_be_added_to_a_finished_model(finished, monkeypatch, capsys):
+    """The same ones, and nothing else changes."""
+    monkeypatch.chdir(finished)
+    assert main(["--init_from=plain", SURE, "--output_dir=later", *LATER]) == 0
+    assert same(weights(finished / "later"), weights(finished / "early"))
+    said = capsys.readouterr().out
+    assert "Training:" not in said and "Exits: linear heads on layers 1, fitted to 96 training rows" in said
+    tables = [pandas.read_csv(finished / name / "test_predictions.csv") for name in ("later", "early")]
+    assert (tables[0]["prediction"] == tables[1]["prediction"]).all()
+
+
+def test_a_rule_chooses_on_validation_rows(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    assert main(["--init_from=plain", "--output_dir=point", "--early_exit_max_drop=60", *LATER]) == 0
+    exits = json.loads((finished / "point" / "metrics.json").read_text())["early_exit"]
+    assert exits["rule"] == "point" and exits["splits"]["validation"]["mean_layers"] == 1.0  # anything may be lost
+    config = json.loads((finished / "point" / "config.json").read_text())
+    assert config["exit_threshold"] == exits["threshold"] < 0.97
+    assert "by the rule point, for a drop of 60 points at most." in capsys.readouterr().out
+    assert main(["--init_from=plain", "--output_dir=bounded", "--early_exit_rule=bounded", *LATER]) == 0
+    said = capsys.readouterr().out
+    assert "They are off: the rule bounded needs 460 validation rows" in said and "with exits  " not in said
+    config = json.loads((finished / "bounded" / "config.json").read_text())
+    assert config["early_exit"] is True and "exit_threshold" not in config
+    assert "They are off: the rule bounded needs 460" in (finished / "bounded" / "README.md").read_text()
+
+
+def test_a_model_with_exits_is_measured_with_them(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    files = ["--test_file=test.csv", "--id_column_name=key", "--freeze_backbone"]
+    assert main(["--init_from=early", "--output_dir=measured", *WORDS, *files]) == 0
+    said = capsys.readouterr().out
+    assert "Exits: texts leave early, with a confidence of 0.970 or more." in said
+    assert "lstm over 2 layers, with exits" in said
+    tables = [pandas.read_csv(finished / name / "test_predictions.csv") for name in ("measured", "early")]
+    assert tables[0]["score_animal"].to_numpy() == pytest.approx(tables[1]["score_animal"].to_numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("words", [["--max_steps=1"], ["--calibrate=temperature", "--do_eval"]])
+def test_exits_of_a_model_that_changes_are_removed(finished, monkeypatch, capsys, words):
+    monkeypatch.chdir(finished)
+    output = f"changed_{words[0].strip('-').partition('=')[0]}"
+    assert main(["--init_from=early", f"--output_dir={output}", *WORDS, *FILES, *words]) == 0
+    assert "Exits: those of the model are removed, since it changes; --early_exit fits new ones." in (
+        capsys.readouterr().out
+    )
+    assert not any(name.startswith("exits.") for name in weights(finished / output))
+    assert "early_exit" not in json.loads((finished / output / "config.json").read_text())
+
+
+def test_a_run_that_is_killed_in_this_step_repeats_it(finished, monkeypatch):
+    """It ends with the weights that it would have had."""
+    before = {}
+
+    def killed(state, fit_exits=steps.fit_exits):
+        fit_exits(state)
+        before.update({name: tensor.clone() for name, tensor in state.model.state_dict().items()})
+        raise KeyboardInterrupt
+
+    words = [*ONE, "--early_exit", SURE]
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "fit_exits", killed)
+        with pytest.raises(AssertionError):
+            run(finished, patch, "killed", *words)
+    assert not (finished / "killed" / "model.safetensors").exists()
+    folder, _ = run(finished, monkeypatch, "killed", *words)
+    assert same(weights(folder), before)
+
+
+def test_thresholds_of_the_head_are_in_the_exits_too(work, monkeypatch):
+    words = [*ONE, "--label_column_name=labels", "--early_exit", "--exit_threshold=0.5"]
+    plain, _ = run(work, monkeypatch, "several", *words)
+    tuned, metrics = run(work, monkeypatch, "several_tuned", *words, "--tune_thresholds")
+    before, after = weights(plain), weights(tuned)
+    thresholds = metrics["learned_on_validation"]["folded_thresholds"]
+    assert np.abs(thresholds).max() > 0.01
+    assert torch.equal(before["exits.heads.0.weight"], after["exits.heads.0.weight"])
+    moved = before["exits.heads.0.bias"] - after["exits.heads.0.bias"]
+    assert moved.numpy() == pytest.approx(thresholds, abs=1e-5)
+
+
+def test_the_temperature_of_each_exit_is_in_its_weights(finished, monkeypatch):
+    """Without it, the exit's logits would be those of the metrics times the temperature."""
+    monkeypatch.chdir(finished)
+    with monkeypatch.context() as patch:
+        patch.setattr("lstmpool.training.runs.exits.fit_temperature", lambda *_: 1.0)
+        assert main(["--init_from=plain", SURE, "--output_dir=hot", *LATER]) == 0
+    (temperature,) = json.loads((finished / "early" / "metrics.json").read_text())["early_exit"]["temperatures"]
+    hot, early = weights(finished / "hot"), weights(finished / "early")
+    assert temperature != pytest.approx(1, abs=0.01)
+    for name in ("exits.heads.0.weight", "exits.heads.0.bias"):
+        torch.testing.assert_close(hot[name] / temperature, early[name])
+
+
+@pytest.mark.slow
+def test_trials_of_a_search_fit_no_exits(work, monkeypatch, tmp_path):
+    monkeypatch.setattr("lstmpool.training.runs.search.STUDIES", tmp_path)
+    fitted = []
+
+    def noted(state, fit_exits=steps.fit_exits):
+        fitted.append(state.args.output_dir)
+        return fit_exits(state)
+
+    monkeypatch.setattr(steps, "fit_exits", noted)
+    words = ["--early_exit", SURE, "--hp_search=1", "--max_steps=2"]
+    space = '--hp_space={"learning_rate": [1e-5, 1e-4]}'
+    run(work, monkeypatch, "searched", *ONE, *words, space)
+    assert fitted == ["searched"]
+
+
+def test_a_model_of_a_single_layer_gets_none(capsys):
+    """--layer_pooling auto may choose one."""
+    state = SimpleNamespace(model=tiny_model(layers=[2]), exits=None)
+    steps._fit_exits(state)
+    assert state.exits is None and capsys.readouterr().out == "No exits: the model reads a single layer.\n"
+
+
+def refused(capsys, *words):
+    assert main([*WORDS, "--early_exit", "--output_dir=refused", *words]) == 2
+    return capsys.readouterr().err
+
+
+def test_what_can_have_no_exits_is_refused_before_the_work(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    new = ["--backbone=backbone", *FILES]
+    assert "needs two layers or more that are read, found layers [2]" in refused(capsys, *new, "--layers=2")
+    assert "--early_exit is for classification" in refused(capsys, *new, "--label_column_name=price")
+    later = ["--init_from=plain", "--train_file=train.csv"]
+    for split in ("train", "validation"):
+        write_csv(finished / f"{split}_others.csv", {"text": ["alpha cat", "beta"] * 4, "label": ["a", "b"] * 4})
+    others = ["--train_file=train_others.csv", "--validation_file=validation_others.csv"]
+    assert "these rows have other labels than its own: a, b." in refused(capsys, "--init_from=plain", *others)
+    assert "--early_exit needs validation rows" in refused(capsys, *later)
+    monkeypatch.setattr("lstmpool.families_lstmpool.Families.EARLY_EXIT", frozenset({"roberta"}))
+    assert "cannot leave a backbone of the family bert early; they can in roberta." in refused(capsys, *new)
+    assert not (finished / "refused").exists() or not list((finished / "refused").glob("checkpoint-*"))
+    shutil.rmtree(finished / "refused", ignore_errors=True)
