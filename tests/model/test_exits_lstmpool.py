@@ -10,10 +10,10 @@ from transformers import AutoModel, BertModel, Trainer, TrainingArguments, pipel
 
 from lstmpool import capture_lstmpool, exits_lstmpool
 from lstmpool.exits_lstmpool import Departures, confidence
-from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
+from lstmpool.fields_lstmpool import MULTI, SINGLE
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 
-from ..conftest import random_inputs, tiny_config
+from ..conftest import random_inputs
 from .families import EXITS_EVERYWHERE, tiny_backbone_config
 from .family_runs import leave_at, rows_per_layer, run, tiny_model
 from .test_trainer import Rows
@@ -341,33 +341,7 @@ def test_an_input_of_the_layers_that_is_not_known_has_all_read_to_the_end():
     assert run(model, inputs, exit_threshold=0.9).exit_layers.tolist() == LEAVE
 
 
-def test_a_compiled_model_is_one_graph_that_reads_to_the_end():
-    torch._dynamo.reset()
-    model, inputs = with_exits(layer_pooling="max")
-    wanted = run(model, inputs).logits
-    with torch.no_grad():
-        found = torch.compile(model, backend="eager", fullgraph=True)(**inputs, exit_threshold=0)
-    assert torch.allclose(found.logits, wanted, atol=1e-5) and found.exit_layers.tolist() == [4] * 5
-    torch._dynamo.reset()
-
-
 # --------------------------------------------------------------------------------------------- config, weights, dtypes
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"early_exit": True, "problem_type": REGRESSION}, "early_exit=True needs classes"),
-        ({"early_exit": True, "num_labels": 1}, "early_exit=True needs classes"),
-        ({"early_exit": True, "layers": [3]}, r"two layers or more that are read, got layers=\[3\]"),
-        ({"exit_threshold": 0.9}, "exit_threshold=0.9 needs early_exit=True"),
-        ({"early_exit": True, "exit_threshold": -0.1}, "a confidence from 0 to 1"),
-        ({"early_exit": True, "exit_threshold": float("nan")}, "a confidence from 0 to 1"),
-    ],
-)
-def test_a_config_that_no_exits_go_with_is_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_config(**fields)
-
-
 def test_a_threshold_that_cannot_be_is_refused():
     model, inputs = with_exits()
     for wrong in (True, "0.9", -1, float("nan")):
