@@ -134,10 +134,9 @@ class Departures:
     def start(self, kept: Tensor) -> None:
         """The run begins: `kept` (rows of the backbone, T) is 0 where a token is padding."""
         self.kept = kept
-        rows = kept.size(0) // 2 if self.apart else kept.size(0)
-        self.rows = torch.arange(rows, device=kept.device)  # (B',), those that are still read
-        self._whole = _Part.all_of(kept)  # what stays of what the run began with
-        self._step = self._whole  # what stays of what left the layer below
+        self.rows: Tensor | None = None  # (B',), those that are still read, once some have left
+        self._whole: _Part | None = None  # what stays of what the run began with
+        self._step: _Part | None = None  # what stays of what left the layer below
         self._cut_before: dict[int, tuple[Tensor, Tensor]] = {}  # by its identity, a tensor and what stays of it
 
     def enter(
@@ -153,6 +152,9 @@ class Departures:
         found = self._sure(layer, states[-1]) if layer in self.layers else None
         if found is None and not self.answers:
             return None
+        if self.rows is None:
+            self._whole = self._step = _Part.all_of(self.kept)
+            self.rows = self._whole.rows[: len(self.kept) // 2] if self.apart else self._whole.rows
         given = dict(zip(_parameters(type(module)), args, strict=False)) | kwargs
         unknown = [name for name, value in given.items() if not self._known(name, value)]
         if unknown and not self.answers:
@@ -307,7 +309,7 @@ def _is_compiled(backbone: nn.Module, stack: str) -> bool:
         module = getattr(module, name)
         modules.append(module)
     modules += list(module)
-    return any(hasattr(one, "_orig_mod") or getattr(one, "_compiled_call_impl", None) is not None for one in modules)
+    return any("_orig_mod" in one._modules or one._compiled_call_impl is not None for one in modules)
 
 
 @torch.compiler.assume_constant_result  # or it would break a graph that is to be one

@@ -228,8 +228,8 @@ for _reason, _families in {
     "its attention is a CUDA kernel, which was not tried": "mra",
     "its layers take a bias of heads, and not of rows": "bloom mpt",
     "its layers read two streams": "lilt luke zamba zamba2",
-    "its layers mix tokens by a recurrence, of which older versions were not tried": "jamba minimax qwen3_5 "
-    "qwen3_5_text qwen3_next",
+    "its layers carry a state from token to token, and a family like it fails with an older version": "jamba minimax "
+    "qwen3_5 qwen3_5_text qwen3_next",
     "its layers make masks of their own in older versions": "doge umt5",
 }.items():
     for _family in _families.split():
