@@ -322,7 +322,9 @@ def rows_per_layer(model):
     shapes = []
     for module in model.lstmpool.backbone.get_submodule(model.lstmpool.layer_stack):
         module.register_forward_pre_hook(
-            lambda module, args, kwargs: shapes.append(tuple((args[0] if args else kwargs["hidden_states"]).shape[:2])),
+            lambda module, args, kwargs: shapes.append(
+                tuple((args[0] if args else kwargs["hidden_states"]).shape[:2])
+            ),
             with_kwargs=True,
         )
     return shapes
