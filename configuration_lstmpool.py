@@ -37,6 +37,7 @@ from .fields_lstmpool import (
     argument_lines,
     check_choice,
     check_config_json,
+    check_exit_fields,
     check_fields,
     no_model,
     shown,
@@ -196,11 +197,7 @@ class LstmPoolConfig(PretrainedConfig):
         check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if self.pair_template is not None or self.pair_encoding == APART:
             self.pair_template = check_template(self.pair_template, getattr(self, "vocab_size", None))
-        if self.early_exit and len(self.layers) < 2:
-            raise ValueError(
-                f"early_exit=True needs two layers or more that are read, got layers={self.layers}: below the highest "
-                "there must be one to leave at. Read more layers, or set early_exit=False."
-            )
+        check_exit_fields(self)
         if causal and self.token_pooling == "cls":
             raise ValueError(
                 f"token_pooling='cls' cannot be used with {self.backbone_config.model_type}: it is causal, so its "

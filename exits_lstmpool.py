@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from .configuration_lstmpool import LstmPoolConfig
 from .families_lstmpool import Families
-from .fields_lstmpool import APART, MULTI
+from .fields_lstmpool import APART, MULTI, exit_bar
 from .pairs_lstmpool import compare
 from .pooling_lstmpool import LayerStandardization
 
@@ -42,6 +42,8 @@ _AXES = {
     "position_ids": ["BT"],
     "cache_position": ["T"],
     "position_embeddings": ["BT."],
+    "position_embeddings_global": ["BT."],
+    "position_embeddings_local": ["BT."],
     "position_bias": ["B.TT"],
     "relative_pos": ["BTT"],
     "rel_embeddings": [".."],
@@ -132,10 +134,9 @@ class Departures:
     def start(self, kept: Tensor) -> None:
         """The run begins: `kept` (rows of the backbone, T) is 0 where a token is padding."""
         self.kept = kept
-        rows = kept.size(0) // 2 if self.apart else kept.size(0)
-        self.rows = torch.arange(rows, device=kept.device)  # (B',), those that are still read
-        self._whole = _Part.all_of(kept)  # what stays of what the run began with
-        self._step = self._whole  # what stays of what left the layer below
+        self.rows: Tensor | None = None  # (B',), those that are still read, once some have left
+        self._whole: _Part | None = None  # what stays of what the run began with
+        self._step: _Part | None = None  # what stays of what left the layer below
         self._cut_before: dict[int, tuple[Tensor, Tensor]] = {}  # by its identity, a tensor and what stays of it
 
     def enter(
@@ -151,11 +152,14 @@ class Departures:
         found = self._sure(layer, states[-1]) if layer in self.layers else None
         if found is None and not self.answers:
             return None
+        if self.rows is None:
+            self._whole = self._step = _Part.all_of(self.kept)
+            self.rows = self._whole.rows[: len(self.kept) // 2] if self.apart else self._whole.rows
         given = dict(zip(_parameters(type(module)), args, strict=False)) | kwargs
         unknown = [name for name, value in given.items() if not self._known(name, value)]
         if unknown and not self.answers:
             self._off = True
-            say_once(f"the layers of {type(module).__name__} take {unknown}, of which nothing is known")
+            _say_once(f"the layers of {type(module).__name__} take {unknown}, of which nothing is known")
             return None
         if found is not None:
             self._leave(layer, states, *found)
@@ -250,22 +254,42 @@ def _axes(name: str, value: Tensor) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------- when none may leave
-def reason_to_read_all(model: PreTrainedModel, tokens: Tensor, asked: bool) -> str | None:
-    """Why no row of a run of `model`, an LstmPoolModel, may leave early; None if rows may.
+def departures_of(
+    model: PreTrainedModel, threshold: float, tokens: Tensor | None, others: dict[str, Any]
+) -> Departures | None:
+    """What has rows leave a run of an LstmPoolForSequenceClassification; None, and it says why, if none may leave.
 
-    `tokens` are its `input_ids` or `inputs_embeds`; `asked`: whether hidden states or attentions are asked for.
+    `threshold` is the confidence asked for, `tokens` are the run's `input_ids` or `inputs_embeds`, `others` its other
+    inputs. Raises ValueError if the model has no exits, or no confidence is like `threshold`.
     """
-    backbone = model.backbone
-    family = model.config.backbone_config.model_type
-    if model.training:
+    exit_bar("exit_threshold", threshold)
+    if model.exits is None:
+        raise ValueError(
+            f"exit_threshold={threshold} needs a model with exits, and this one has none. Train them with "
+            "early_exit=True, or leave exit_threshold at None."
+        )
+    reason = _why_none_leaves(model, tokens, others)
+    if reason is None:
+        return Departures(model.exits, model.config, threshold)
+    _say_once(reason)
+    return None
+
+
+def _why_none_leaves(model: PreTrainedModel, tokens: Tensor | None, others: dict[str, Any]) -> str | None:
+    """Why all rows must be read to the end; None if they may leave."""
+    base, config = model.lstmpool, model.config
+    backbone = base.backbone
+    if model.training or backbone.training:
         return "the model is in training mode"
-    if asked or backbone.config.output_hidden_states or backbone.config.output_attentions:
+    asked = [config.pop_flag(dict(others), name) for name in ("output_hidden_states", "output_attentions")]
+    if any(asked) or backbone.config.output_hidden_states or backbone.config.output_attentions:
         return "hidden states or attentions are asked for"
-    if family not in Families.EARLY_EXIT or not model.capture.streams:
+    family = config.backbone_config.model_type
+    if family not in Families.EARLY_EXIT or not base.capture.streams:
         return f"rows cannot leave a backbone of the family {family}"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_compiled(backbone, model.layer_stack):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_compiled(backbone, base.layer_stack):
         return "the model is compiled, traced or exported"
-    if tokens.is_meta:
+    if tokens is not None and tokens.is_meta:
         return "the tokens are on the meta device"
     attention = backbone.config._attn_implementation
     if attention not in ("eager", "sdpa"):
@@ -285,10 +309,10 @@ def _is_compiled(backbone: nn.Module, stack: str) -> bool:
         module = getattr(module, name)
         modules.append(module)
     modules += list(module)
-    return any(hasattr(one, "_orig_mod") or getattr(one, "_compiled_call_impl", None) is not None for one in modules)
+    return any("_orig_mod" in one._modules or one._compiled_call_impl is not None for one in modules)
 
 
 @torch.compiler.assume_constant_result  # or it would break a graph that is to be one
-def say_once(reason: str) -> None:
+def _say_once(reason: str) -> None:
     """Says why every text is read to the end though `exit_threshold` is set."""
     logger.warning_once(f"exit_threshold is set, but every text is read to the end: {reason}.")

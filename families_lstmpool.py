@@ -50,7 +50,16 @@ class Families:
     # Their layers are called in a way that skips hooks, or on hidden states of another shape.
     NOT_HOOKED = frozenset({"squeezebert", "xlnet"})
     # Rows may leave a batch between their layers, with columns of padding, and nothing changes for the others.
-    EARLY_EXIT = frozenset("bert deberta-v2 distilbert electra modernbert mpnet roberta".split())
+    EARLY_EXIT = frozenset(
+        "arcee axk1 axk2 bart bert biogpt camembert cohere_compass_text ctrl data2vec-text deberta deberta-v2 "
+        "deepseek_v2 deepseek_v3 diffllama distilbert electra ernie esm esmc eurobert exaone4 falcon gemma "
+        "gemma2 gemma3 gemma3_text glm glm4 gpt_neox gpt_oss gte helium hunyuan_v1_dense hunyuan_v1_moe ibert "
+        "jetmoe jina_embeddings_v3 layoutlm layoutlmv3 llama markuplm mbart megatron-bert minicpm3 ministral "
+        "ministral3 mistral mistral4 mixtral mobilebert modernbert modernbert-decoder modernvbert mpnet mt5 "
+        "mvp nemotron nomic_bert olmo olmo2 olmo3 opt persimmon phi phi3 phimoe plbart qwen2 qwen2_moe qwen3 "
+        "qwen3_moe rembert roberta roberta-prelayernorm roc_bert roformer seed_oss smollm3 stablelm "
+        "starcoder2 t5 t5gemma t5gemma2 tapas ultrabert ultravbert xlm-roberta xlm-roberta-xl xmod".split()
+    )
     # They number their tokens from 2, and an explicit `position_ids` would have to do the same.
     OFFSET_POSITIONS = frozenset({"mra", "nystromformer", "yoso"})
     # Names of the norm after the top layer of a pre-norm family, and the families that use another name.

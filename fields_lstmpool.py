@@ -60,6 +60,30 @@ def exit_bar(name: str, value: Any) -> None:
         )
 
 
+def check_exit_fields(config: Any) -> None:
+    """Raises ValueError if `early_exit` or `exit_threshold` does not go with the other fields of this config."""
+    if config.early_exit:
+        check_exits(config)
+    elif config.exit_threshold is not None:
+        raise ValueError(
+            f"exit_threshold={config.exit_threshold} needs early_exit=True, which gives a model exits. Leave it unset."
+        )
+
+
+def check_exits(config: Any) -> None:
+    """Raises ValueError if a model with this config could not have exits."""
+    if config.problem_type == REGRESSION:
+        raise ValueError(
+            "early_exit=True needs classes or several labels, of which a text can be sure, got problem_type="
+            f"'{REGRESSION}'. Set early_exit=False."
+        )
+    if len(config.layers) < 2:
+        raise ValueError(
+            f"early_exit=True needs two layers or more that are read, got layers={config.layers}: below the highest "
+            "there must be one to leave at. Read more layers, or set early_exit=False."
+        )
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises ValueError, which names the nearest choice, if `value` is none of `choices`."""
     if value not in choices:

@@ -28,9 +28,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 
 from .capture_lstmpool import LayerCapture, counts_positions, prepare_backbone
 from .configuration_lstmpool import HUB_KEYS, OWN_FIELDS, LstmPoolConfig, read_config
-from .exits_lstmpool import Departures, LayerExits, reason_to_read_all, say_once
+from .exits_lstmpool import Departures, LayerExits, departures_of
 from .families_lstmpool import QUANTISE_LATER, quantisation_of, stated_token_pooling
-from .fields_lstmpool import APART, exit_bar, no_model
+from .fields_lstmpool import APART, check_exits, no_model
 from .loss_lstmpool import loss_of
 from .pairs_lstmpool import compare, load_template, padding_id, take_apart
 from .pooling_lstmpool import POOLING_CLASSES, LayerStandardization, LinearSkip, WeightedPooling
@@ -130,6 +130,8 @@ class LstmPoolModel(LstmPoolPreTrainedModel):
     Weights are random: `from_backbone` gives pretrained ones. A `backbone` passed in is taken over, and what nothing
     reads is removed from it. `layer_stack` is the name of its list of layers, or None.
     """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(classifier|linear_skip|exits)\."]  # of the classifier on top
 
     def __init__(self, config: LstmPoolConfig, backbone: PreTrainedModel | None = None):
         config.resolve()
@@ -309,10 +311,10 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
     def add_exits(self) -> LayerExits:
         """Gives the model new exits, in place of any that it has, and switches them off: `exit_threshold` is None.
 
-        Raises ValueError if fewer than two layers are read.
+        Raises ValueError for a regression, and if fewer than two layers are read.
         """
+        check_exits(self.config)
         self.config.early_exit, self.config.exit_threshold = True, None
-        self.config.resolve()
         self.exits = LayerExits(self.config).to(self.classifier.weight.device, self.classifier.weight.dtype)
         return self.exits
 
@@ -347,7 +349,7 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         threshold = self.config.exit_threshold if exit_threshold is None else exit_threshold
         departures = None
         if threshold is not None and layer_states is None:
-            departures = self._departures(threshold, input_ids if inputs_embeds is None else inputs_embeds, kwargs)
+            departures = departures_of(self, threshold, input_ids if inputs_embeds is None else inputs_embeds, kwargs)
         outputs = self.lstmpool(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -364,7 +366,7 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         if departures is not None:
             logits, exit_layers = departures.merged(logits)
         elif threshold is not None:
-            exit_layers = torch.full((len(logits),), self.config.layers[-1], device=logits.device)
+            exit_layers = torch.full_like(logits[:, 0], self.config.layers[-1], dtype=torch.long)
         result = LstmPoolClassifierOutput(
             loss=None if labels is None else loss_of(logits, labels.to(logits.device), self.config),
             logits=logits,
@@ -381,22 +383,6 @@ class LstmPoolForSequenceClassification(LstmPoolPreTrainedModel):
         if self.linear_skip is None:
             return logits
         return logits + self.linear_skip(outputs.layer_states).to(logits.device)
-
-    def _departures(self, threshold: float, tokens: Tensor | None, kwargs: dict[str, Any]) -> Departures | None:
-        """What has rows leave with a confidence of `threshold`. None if all must be read to the end, and says why."""
-        exit_bar("exit_threshold", threshold)
-        if self.exits is None:
-            raise ValueError(
-                f"exit_threshold={threshold} needs a model with exits, and this one has none. Train them with "
-                "early_exit=True, or leave exit_threshold at None."
-            )
-        flags = ("output_hidden_states", "output_attentions")
-        asked = any(self.config.pop_flag(dict(kwargs), name) for name in flags)
-        reason = reason_to_read_all(self.lstmpool, tokens, asked)
-        if reason is None:
-            return Departures(self.exits, self.config, threshold)
-        say_once(reason)
-        return None
 
 
 AutoModel.register(LstmPoolConfig, LstmPoolModel, exist_ok=True)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent
 MODEL_TESTS = [
     f"tests/model/test_{name}.py"
     for name in "configuration_lstmpool modeling_lstmpool pooling_lstmpool capture library backbones "
-    "families own_code_backbone remote_code pairs_lstmpool trainer".split()
+    "families own_code_backbone remote_code pairs_lstmpool exits_lstmpool trainer".split()
 ]
 TEST_REQUIREMENTS = ("accelerate", "datasets", "hypothesis", "pytest")  # no extra: those are for the newest version
 

@@ -87,7 +87,7 @@ def test_exits_can_be_added_to_a_finished_model(finished, monkeypatch, capsys):
     assert main(["--init_from=plain", SURE, "--output_dir=later", *LATER]) == 0
     assert same(weights(finished / "later"), weights(finished / "early"))
     said = capsys.readouterr().out
-    assert "Training:" not in said and "Exits: a linear head on layers 1 each, fitted to 96 training rows" in said
+    assert "Training:" not in said and "Exits: linear heads on layers 1, fitted to 96 training rows" in said
     tables = [pandas.read_csv(finished / name / "test_predictions.csv") for name in ("later", "early")]
     assert (tables[0]["prediction"] == tables[1]["prediction"]).all()
 

@@ -20,6 +20,8 @@ def save(folder: Path) -> None:
     import transformers
 
     from ..conftest import FAMILIES, random_inputs, tiny_model
+    from .family_runs import leave_at, run
+    from .family_runs import tiny_model as tiny_model_of
 
     inputs = random_inputs(lengths=[7, 3, 5])
     for family in FAMILIES:
@@ -29,10 +31,22 @@ def save(folder: Path) -> None:
             for parameter in model.parameters():  # weights that no initialisation would give
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
             outputs = model(**inputs)
-        model.save_pretrained(folder / family)
-        wanted = {"logits": outputs.logits, "layer_states": outputs.layer_states}
-        torch.save({"inputs": inputs, "wanted": wanted}, folder / family / "wanted.pt")
-    print(f"saved {len(FAMILIES)} models with transformers {transformers.__version__}")
+        save_with(folder / family, model, inputs, {"logits": outputs.logits, "layer_states": outputs.layer_states})
+    model = tiny_model_of("bert")
+    leave_at(model, inputs, [1, 4, 2])
+    model.config.exit_threshold = 0.9
+    outputs = run(model, inputs)
+    wanted = {"logits": outputs.logits, "exit_layers": outputs.exit_layers}
+    save_with(folder / "bert-with-exits", model, inputs, wanted)
+    print(f"saved {len(FAMILIES) + 1} models with transformers {transformers.__version__}")
+
+
+def save_with(folder: Path, model, inputs: dict, wanted: dict) -> None:
+    """Saves a model, and what it gives for `inputs`."""
+    import torch
+
+    model.save_pretrained(folder)
+    torch.save({"inputs": inputs, "wanted": wanted}, folder / "wanted.pt")
 
 
 def check(folder: Path) -> None:

@@ -219,6 +219,23 @@ EXEMPT: dict[str, dict[str, str]] = {
     "xlm": {"cut": "its layers lie in four lists side by side"},
     "yoso": _padding("ignores the mask: its layers take a mask of another form than its model passes"),
 }
+for _reason, _families in {
+    "its layers have no hooks": "albert canine flaubert funnel squeezebert xlm xlnet",
+    "gives what leaves its layers the shape of the batch that entered": "gpt2 gpt-sw3 gpt_bigcode gpt_neo gptj "
+    "openai-gpt",
+    "what it makes of a text depends on the columns of padding": "convbert fnet nystromformer yoso",
+    "its layers read blocks of tokens": "big_bird bigbird_pegasus longformer",
+    "its attention is a CUDA kernel, which was not tried": "mra",
+    "its layers take a bias of heads, and not of rows": "bloom mpt",
+    "its layers read two streams": "lilt luke zamba zamba2",
+    "its layers carry a state from token to token, and a family like it fails with an older version": "jamba minimax "
+    "qwen3_5 qwen3_5_text qwen3_next",
+    "its layers make masks of their own in older versions": "doge umt5",
+}.items():
+    for _family in _families.split():
+        EXEMPT[_family] = EXEMPT.get(_family, {}) | {"exits": _reason}
+# Rows leave these early with every version that is supported; the others were tried with the newest.
+EXITS_EVERYWHERE = "bert deberta-v2 distilbert electra modernbert mpnet roberta".split()
 _BEFORE_NORM = {"states": "its last hidden state is taken before the final norm, and its last_hidden_state after it"}
 if not since("5.1"):  # seen in 5.0.0 and 4.57.6
     EXEMPT["modernbert"] = _BEFORE_NORM

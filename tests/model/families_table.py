@@ -13,7 +13,8 @@ import transformers
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 
 from .families import FAMILIES, LEFT_OUT, UNUSED, UNUSED_WHEN_CUT
-from .test_families import CHECKS, outcome, tiny_config
+from .family_runs import tiny_config
+from .test_families import CHECKS, outcome
 
 
 def row(family):

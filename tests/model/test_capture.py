@@ -136,6 +136,16 @@ def test_the_compiled_backbone_is_one_graph():
         assert torch.allclose(model(**inputs).layer_states, wanted.layer_states, atol=1e-6)
 
 
+def test_a_compiled_model_is_one_graph_that_no_row_leaves():
+    reset()
+    model, inputs = tiny_model(early_exit=True, layer_pooling="max"), random_inputs(lengths=[7, 3, 5])
+    with torch.no_grad():
+        wanted = model(**inputs).logits
+        found = torch.compile(model, backend="aot_eager", fullgraph=True)(**inputs, exit_threshold=0)
+    torch.testing.assert_close(found.logits, wanted, atol=1e-6, rtol=1e-6)
+    assert found.exit_layers.tolist() == [4, 4, 4]
+
+
 def test_a_compiled_model_trains_as_the_plain_one():
     reset()
     model, inputs = tiny_model().train(), random_inputs(lengths=[7, 3, 5])

@@ -357,3 +357,19 @@ def test_fields_may_be_given_by_their_place():
     assert (config.layers, config.token_pooling) == ([1, 2], "mean")
     with pytest.raises(ValueError, match="layers must lie in 1..4"):
         LstmPoolConfig(backbone_config("bert"), [9])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"early_exit": True, "problem_type": "regression"}, "early_exit=True needs classes"),
+        ({"early_exit": True, "num_labels": 1}, "early_exit=True needs classes"),
+        ({"early_exit": True, "layers": [3]}, r"two layers or more that are read, got layers=\[3\]"),
+        ({"exit_threshold": 0.9}, "exit_threshold=0.9 needs early_exit=True"),
+        ({"early_exit": True, "exit_threshold": -0.1}, "a confidence from 0 to 1"),
+        ({"early_exit": True, "exit_threshold": float("nan")}, "a confidence from 0 to 1"),
+    ],
+)
+def test_a_config_that_no_exits_go_with_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**fields)

@@ -15,13 +15,14 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.families_lstmpool import is_causal
+from lstmpool.families_lstmpool import Families, is_causal
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.pooling_lstmpool import pool_tokens
 
 from ..conftest import since
 from .families import (
     EXEMPT,
+    EXITS_EVERYWHERE,
     FAMILIES,
     FAST,
     FIRST_TEXT_ID,
@@ -30,75 +31,22 @@ from .families import (
     TOKENS,
     UNUSED,
     UNUSED_WHEN_CUT,
-    VOCAB,
     tiny_backbone_config,
 )
-
-
-TOLERANCE = 1e-4
-
-
-def tiny_config(family, **fields):
-    fields = {"lstm_hidden_size": 5, "num_labels": 3, "pooler_dropout": 0.0} | fields
-    return LstmPoolConfig(backbone_config=tiny_backbone_config(family), **fields)
-
-
-def spread(module, norms=True):
-    """Weights of trained size: at initialisation layers add next to nothing, and would hide mistakes."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if not parameter.requires_grad:  # tables of sines
-                continue
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1 and not name.endswith(("A_log", "dt_bias")):
-                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
-            elif norms:
-                parameter.add_(noise * 0.1)
-    return module
-
-
-def tiny_model(family, **fields):
-    torch.manual_seed(0)
-    return spread(LstmPoolForSequenceClassification(tiny_config(family, **fields))).eval()
-
-
-def texts(family):
-    """Three texts of different lengths, as rows of ids."""
-    generator, tokens = torch.Generator().manual_seed(0), TOKENS.get(family, 13)
-    ids = torch.randint(FIRST_TEXT_ID, VOCAB - 1, (3, tokens), generator=generator)
-    return [ids[0], ids[1, : tokens - 4], ids[2, : tokens - 7]]
-
-
-def batch(rows, pad_id=0, left=False, tokens=None):
-    tokens = tokens or max(map(len, rows))
-    ids, mask = torch.full((len(rows), tokens), pad_id), torch.zeros(len(rows), tokens, dtype=torch.long)
-    for index, row in enumerate(rows):
-        place = slice(tokens - len(row), tokens) if left else slice(0, len(row))
-        ids[index, place], mask[index, place] = row, 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def pad_id(model):
-    found = getattr(model.config.get_text_config(), "pad_token_id", None)
-    return 0 if found is None else found
-
-
-def run(model, inputs, train=False, **kwargs):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        return model.train(train)(**inputs, **kwargs)
-
-
-def apart(found, wanted):
-    """Largest difference, against the size of what is compared."""
-    assert found.shape == wanted.shape, f"{tuple(found.shape)} and {tuple(wanted.shape)}"
-    assert found.isfinite().all() and wanted.isfinite().all(), "not finite"
-    return ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
-
-
-def assert_close(what, found, wanted, tolerance=TOLERANCE):
-    assert (difference := apart(found, wanted)) <= tolerance, f"{what} differs by {difference:.1g}"
+from .family_runs import (
+    TOLERANCE,
+    apart,
+    assert_close,
+    batch,
+    leave_at,
+    pad_id,
+    rows_per_layer,
+    run,
+    spread,
+    texts,
+    tiny_config,
+    tiny_model,
+)
 
 
 def without_gradient(model, inputs):
@@ -302,6 +250,7 @@ def check_scale(family):
     assert default is not normed, f"layer_norm is {default}, but layers {'end' if normed else 'do not end'} in a norm"
 
 
+<<<<<<< HEAD
 def leave_at(model, inputs, layers):
     """Gives `model` exits by which row i leaves at `layers[i]`, with a confidence of 1, and at no layer below it.
 
@@ -350,9 +299,29 @@ def exits_on_one_side(family, left):
         assert_close(f"row {index}", found.logits[index], alone.logits[0], 5e-6)
 
 
+=======
+>>>>>>> excmd
 def check_exits(family):
+    """Rows leave a batch at layers 2, 1 and at the top, as in a run of all layers, and as alone with their padding."""
+    assert family in Families.EARLY_EXIT, "read to the end"
+    model, rows = tiny_model(family, token_pooling="mean"), texts(family)
+    shapes, top = rows_per_layer(model), model.config.num_hidden_layers
     for left in (False, True):
-        exits_on_one_side(family, left)
+        inputs = batch(rows, pad_id(model), left)
+        leave_at(model, inputs, layers := [2, 1, top])
+        whole = run(model, inputs)
+        early = model.exits(whole.layer_states)
+        shapes.clear()
+        found = run(model, inputs, exit_threshold=0.9)
+        assert found.exit_layers.tolist() == layers, f"rows left at {found.exit_layers.tolist()}, and not at {layers}"
+        wide, narrow = inputs["input_ids"].shape[1], len(rows[2])
+        assert shapes == [(3, wide), (2, wide), *[(1, narrow)] * (top - 2)], f"the layers read {shapes}"
+        assert_close("a row", found.logits, torch.stack([early[0, 1], early[1, 0], whole.logits[2]]), 5e-6)
+        for index, layer in enumerate(layers):
+            shapes.clear()
+            alone = run(model, {name: value[[index]] for name, value in inputs.items()}, exit_threshold=0.9)
+            assert len(shapes) == layer, f"row {index} alone was read by {len(shapes)} layers, and not by {layer}"
+            assert_close(f"row {index} alone", alone.logits[0], found.logits[index], 5e-6)
 
 
 CHECKS = {
@@ -367,6 +336,11 @@ CHECKS = {
     "cut": (check_cut, "the layers above the highest that is read are not built"),
     "vector": (check_vector, "default token pooling fits: causal if and only if later tokens do not matter"),
     "scale": (check_scale, "default layer_norm fits: off if and only if every layer ends in a norm"),
+    "exits": (
+        check_exits,
+        "rows that leave early change nothing for the others, with left and right padding, and each row is read by as "
+        "many layers as `exit_layers` says; an excused family is read to the end",
+    ),
 }
 
 
@@ -383,12 +357,18 @@ def outcome(family, check):
     return (f"FAILS: passes, but is excused: {reason}", False) if reason else ("yes", True)
 
 
-def by_speed(families):
-    return [pytest.param(family, marks=() if family in FAST else pytest.mark.slow) for family in families]
+def is_fast(family, check):
+    """Whether the default run has this check: all of one family of each kind, and exits where rows leave by them."""
+    leaves = family in Families.EARLY_EXIT if since("5.23") else family in EXITS_EVERYWHERE
+    return family in FAST or (check == "exits" and leaves)
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("family", by_speed(family for family in FAMILIES if family not in LEFT_OUT))
+def cases():
+    every = [(family, check) for family in FAMILIES if family not in LEFT_OUT for check in CHECKS]
+    return [pytest.param(*case, marks=() if is_fast(*case) else pytest.mark.slow) for case in every]
+
+
+@pytest.mark.parametrize(("family", "check"), cases())
 def test_family(family, check):
     if family == "zamba2" and check in ("right", "left", "vector", "saved", "weights") and not since("5.0"):
         pytest.skip("there it cannot be saved, bare or not, and without CUDA kernels its tokens see some later ones")
@@ -409,3 +389,4 @@ def test_the_tables_name_families_that_exist():
     for table in (EXEMPT, FAST, LEFT_OUT, SPECIAL, TOKENS, UNUSED, UNUSED_WHEN_CUT):
         assert table.keys() <= set(FAMILIES)
     assert len(FAMILIES) - len(LEFT_OUT) >= 120
+    assert Families.EARLY_EXIT <= set(FAMILIES) and set(EXITS_EVERYWHERE) <= Families.EARLY_EXIT

@@ -15,6 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
 
 from ..conftest import CODE, since, tiny_config, tiny_model
+from .family_runs import leave_at
+from .family_runs import tiny_model as tiny_model_of
 
 
 PREAMBLE = """
@@ -160,6 +162,38 @@ assert torch.equal(statistics.mean, model.lstmpool.pooler.standardization.mean)
     run_isolated(code, tmp_path / "empty", tmp_path)
 
 
+def test_texts_leave_a_model_with_exits_there_too(tmp_path, tokenizer):
+    model = tiny_model_of("bert")
+    inputs = tokenizer(["where is my order", "money back"], padding=True, return_tensors="pt")
+    leave_at(model, dict(inputs), [1, 4])
+    model.config.exit_threshold = 0.9
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        torch.save(model(**inputs).logits, tmp_path / "wanted.pt")
+    code = f"""
+folder, wanted = {str(tmp_path / "model")!r}, torch.load({str(tmp_path / "wanted.pt")!r})
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer(["where is my order", "money back"], padding=True, return_tensors="pt")
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+rows = []
+for layer in model.lstmpool.backbone.encoder.layer:
+    layer.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+with torch.no_grad():
+    found, bare = model(**inputs), base(**inputs)
+    assert rows == [2, 1, 1, 1] and found.exit_layers.tolist() == [1, 4], (rows, found.exit_layers)
+    assert torch.allclose(found.logits, wanted, atol=5e-6) and bare.layer_states.shape == (2, 4, 32)
+rows.clear()
+scores = pipeline("text-classification", model=model, tokenizer=tokenizer)("where is my order")
+assert rows == [1] and scores[0]["score"] > 0.99, (rows, scores)
+model.config.exit_threshold = None
+assert model(**inputs).exit_layers is None
+"""
+    run_isolated(code, tmp_path / "empty", tmp_path)
+
+
 @pytest.mark.slow
 def test_a_model_of_pairs_apart_is_complete_too(tmp_path, tokenizer):
     from lstmpool.pairs_lstmpool import pair_template
@@ -248,8 +282,10 @@ def test_the_code_that_travels_is_known():
     assert CODE == {
         "capture_lstmpool.py",
         "configuration_lstmpool.py",
+        "exits_lstmpool.py",
         "families_lstmpool.py",
         "fields_lstmpool.py",
+        "loss_lstmpool.py",
         "modeling_lstmpool.py",
         "pairs_lstmpool.py",
         "pooling_lstmpool.py",

@@ -119,15 +119,16 @@ SNIPPETS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The folders that the snippets name: a backbone, a finished model and an adapter."""
+    """The folders that the snippets name: a backbone, a finished model, one with exits, and an adapter."""
     work = tmp_path_factory.mktemp("pages")
     model = tiny_model(id2label={0: "late", 1: "broken", 2: "other"})
     model.lstmpool.backbone.save_pretrained(work / "backbone")
     model.save_pretrained(work / "outputs" / "demo")
+    tiny_model(early_exit=True, exit_threshold=0.9).save_pretrained(work / "outputs" / "early")
     adapted = AdapterModel(model, lora_config(model))
     adapted.backbone_name = "backbone"
     adapted.save_pretrained(work / "outputs" / "adapter")
-    for folder in (work / "backbone", work / "outputs" / "demo", work / "outputs" / "adapter"):
+    for folder in (work / "backbone", *(work / "outputs").iterdir()):
         word_tokenizer().save_pretrained(folder)
     return work
 

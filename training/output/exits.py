@@ -11,7 +11,7 @@ def exit_lines(exits: ExitResults) -> list[str]:
     """A line each: what the exits are, what they save, and what the depth curve suggests."""
     layers = exits.layers
     fitted = (
-        f"Exits: a linear head on layers {', '.join(map(str, layers[:-1]))} each, fitted to "
+        f"Exits: linear heads on layers {', '.join(map(str, layers[:-1]))}, fitted to "
         f"{counted(exits.rows, 'training row')}"
     )
     if exits.fitted_to_validation:
