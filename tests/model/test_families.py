@@ -250,57 +250,6 @@ def check_scale(family):
     assert default is not normed, f"layer_norm is {default}, but layers {'end' if normed else 'do not end'} in a norm"
 
 
-<<<<<<< HEAD
-def leave_at(model, inputs, layers):
-    """Gives `model` exits by which row i leaves at `layers[i]`, with a confidence of 1, and at no layer below it.
-
-    The head of each layer solves for logits of 20, 0 and 0 there, and of zeros, a confidence of 1/3, in other rows.
-    """
-    exits, states = model.add_exits(), run(model, inputs).layer_states
-    for index, head in enumerate(exits.heads):
-        wanted = torch.zeros(len(layers), 3)
-        wanted[:, index % 3] = 20.0 * (torch.tensor(layers) == model.config.layers[index])
-        with torch.no_grad():
-            head.bias.zero_()
-            head.weight.copy_((torch.linalg.pinv(states[:, index].double()) @ wanted.double()).T)
-    return exits
-
-
-def rows_per_layer(model):
-    """A list to which each layer of the stack adds the shape (rows, tokens) of what it reads."""
-    shapes = []
-    for module in model.lstmpool.backbone.get_submodule(model.lstmpool.layer_stack):
-        module.register_forward_pre_hook(
-            lambda module, args, kwargs: shapes.append(
-                tuple((args[0] if args else kwargs["hidden_states"]).shape[:2])
-            ),
-            with_kwargs=True,
-        )
-    return shapes
-
-
-def exits_on_one_side(family, left):
-    """Rows of a batch leave at layers 2, 1 and at the top: all as in a full run, or alone with their padding."""
-    model, rows = tiny_model(family, token_pooling="mean"), texts(family)
-    inputs, top = batch(rows, pad_id(model), left), model.config.num_hidden_layers
-    leave_at(model, inputs, layers := [2, 1, top])
-    full = run(model, inputs)
-    wanted = torch.stack([model.exits(full.layer_states)[0, 1], model.exits(full.layer_states)[1, 0], full.logits[2]])
-    shapes = rows_per_layer(model)
-    found = run(model, inputs, exit_threshold=0.9)
-    assert found.exit_layers.tolist() == layers, f"{found.exit_layers.tolist()} are left at, and not {layers}"
-    tokens, shortest = inputs["input_ids"].shape[1], len(rows[2])
-    assert shapes == [(3, tokens), (2, tokens), *[(1, shortest)] * (top - 2)], f"the layers read {shapes}"
-    assert_close("a row of the batch", found.logits, wanted, 5e-6)
-    for index, layer in enumerate(layers):
-        shapes.clear()
-        alone = run(model, {name: value[index : index + 1] for name, value in inputs.items()}, exit_threshold=0.9)
-        assert len(shapes) == layer, f"row {index} is read by {len(shapes)} layers, and leaves at {layer}"
-        assert_close(f"row {index}", found.logits[index], alone.logits[0], 5e-6)
-
-
-=======
->>>>>>> excmd
 def check_exits(family):
     """Rows leave a batch at layers 2, 1 and at the top, as in a run of all layers, and as alone with their padding."""
     assert family in Families.EARLY_EXIT, "read to the end"
