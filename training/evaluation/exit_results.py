@@ -45,7 +45,8 @@ class ExitResults:
 
     settings: ExitSettings
     layers: list[int]
-    rows: int  # that the exits were fitted to
+    rows: int  # of the training rows, to which the exits were fitted
+    fitted_to_validation: bool  # and to the validation rows, each of which is judged by exits fitted without it
     seconds: float  # which that took
     temperatures: list[float]  # of the exits
     threshold: float | None  # None: off
@@ -109,6 +110,7 @@ class ExitResults:
             "max_drop": self.settings.max_drop,
             "why_off": self.why_off,
             "rows": self.rows,
+            "fitted_to_validation": self.fitted_to_validation,
             "validation_rows": self.validation_rows,
             "layers": self.layers,
             "temperatures": self.temperatures,

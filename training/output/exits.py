@@ -12,8 +12,12 @@ def exit_lines(exits: ExitResults) -> list[str]:
     layers = exits.layers
     fitted = (
         f"Exits: linear heads on layers {', '.join(map(str, layers[:-1]))}, fitted to "
-        f"{counted(exits.rows, 'training row')} in {exits.seconds:.0f} s"
+        f"{counted(exits.rows, 'training row')}"
     )
+    if exits.fitted_to_validation:
+        seen = counted(exits.validation_rows, "validation row")
+        fitted += f" and {seen}, of which each is judged by exits that have not seen it,"
+    fitted += f" in {exits.seconds:.0f} s"
     if not exits.is_on:
         return [f"{fitted}. They are off: {exits.why_off}.", *_hint(exits)]
     return [f"{fitted}. {threshold_words(exits)}", saving_words(exits), *_hint(exits)]

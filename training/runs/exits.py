@@ -1,8 +1,10 @@
 """The last step of a run with --early_exit: exits below the highest layer, fitted to the finished model.
 
-They read the layer states of training rows, at most as many as stage 1 does. Validation rows then give each exit its
-temperature, and all of them one threshold. What the head has folded in from validation is folded into the exits, too.
-The model itself stays as it is, bit for bit. A run that is killed here repeats the step, with the same result.
+They read the layer states of training rows, at most as many as stage 1 does, and of validation rows, where both are
+few: the backbone has not been fitted to these. Validation rows then give each exit its temperature, and all of them
+one threshold, by answers of exits that were fitted without them. What the head has folded in from validation is folded
+into the exits, too. The model itself stays as it is, bit for bit. A run that is killed here repeats the step, with the
+same result.
 
 N rows, E exits, L layers read, S width of a layer's vector, C outputs.
 """
@@ -29,8 +31,9 @@ from lstmpool.training.evaluation.exit_rules import BOUNDED, choose_bounded, cho
 from lstmpool.training.evaluation.learned_head import Arrays
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.loop.time_gain import time_gains
-from lstmpool.training.model.exit_training import ROWS, confidences_of, fit_heads, logits_of_exits
-from lstmpool.training.runs.stages import read_states, states_in, states_of_rows
+from lstmpool.training.model.exit_training import ROWS, Rows, confidences_of, fit_heads, logits_of_exits
+from lstmpool.training.model.linear_start import ROWS as MOST_ROWS
+from lstmpool.training.runs.stages import read_states, rows_in_memory, states_in, states_of_rows
 from lstmpool.training.runs.state import State
 from lstmpool.training.tasks.metrics import LOWER_IS_BETTER
 
@@ -70,16 +73,20 @@ def fit_exits(state: State) -> ExitResults:
         InputError: if the layer states cannot be read or written; see `read_states`.
     """
     began = time.monotonic()
-    task, evaluation = state.job.task, state.evaluation
+    task, evaluation, settings = state.job.task, state.evaluation, _settings(state)
     states, rows = read_states(state)
     state.model.config.dtype = state.model.dtype  # a checkpoint's save leaves its name there, which is no type
     exits = state.model.add_exits()
-    fit_heads(exits, states, np.asarray(state.targets("train"))[rows], task.problem_type)
-    of_exits = {name: _exit_logits(state, exits, name) for name in evaluation.logits}  # (N, E, C) each
+    train = Rows(states, np.asarray(state.targets("train"))[rows])
+    validation = _validation_rows(state)
+    to_both = _reads_both(state, settings, len(rows))
+    held_out = fit_heads(exits, train, validation, task.problem_type, to_both)
+    of_exits = {"validation": held_out} if to_both else {}  # (N, E, C) each
+    for name in evaluation.logits.keys() - of_exits.keys():
+        of_exits[name] = logits_of_exits(exits, _blocks(state, _states_of(state, name)))
     temperatures = _fold(state, exits, of_exits)
     fitted = time.monotonic() - began
     confidences = {name: confidences_of(logits, task.problem_type) for name, logits in of_exits.items()}  # (N, E)
-    settings = _settings(state)
     threshold = _threshold(state, settings, confidences["validation"], of_exits["validation"])
     places = {name: places_of(of_split, threshold) for name, of_split in confidences.items()}
     answers = {name: mixed(of_exits[name], logits, places[name]) for name, logits in evaluation.logits.items()}
@@ -94,6 +101,7 @@ def fit_exits(state: State) -> ExitResults:
         settings,
         layers,
         rows=len(rows),
+        fitted_to_validation=to_both,
         seconds=fitted,
         temperatures=temperatures,
         threshold=threshold,
@@ -106,11 +114,27 @@ def fit_exits(state: State) -> ExitResults:
     )
 
 
-def _exit_logits(state: State, exits: LayerExits, split: str) -> np.ndarray:
-    """What the exits give for the rows of a split, (N, E, C)."""
+def _reads_both(state: State, settings: ExitSettings, rows: int) -> bool:
+    """Whether the exits are fitted to validation rows as well, beside so many training `rows`.
+
+    The promise of the rule `bounded` is for exits that have not seen the rows that it looks at.
+    """
+    most = rows_in_memory(state.model, MOST_ROWS)
+    return settings.rule != BOUNDED and rows + len(state.evaluation.targets["validation"]) <= most
+
+
+def _validation_rows(state: State) -> Rows:
+    """The validation rows, or as many of them, evenly spread, as may be in memory."""
+    labels = state.evaluation.targets["validation"]
+    most = rows_in_memory(state.model, MOST_ROWS)
+    chosen = np.arange(len(labels))[:: -(-len(labels) // most)]
+    return Rows(states_in(_states_of(state, "validation").select(chosen), state.model), labels[chosen])
+
+
+def _states_of(state: State, split: str) -> Dataset:
+    """The rows of a split with their layer states."""
     tokens = state.tokens[split].dataset
-    found = states_of_rows(state, state.model, tokens, np.arange(len(tokens)), split)
-    return logits_of_exits(exits, _blocks(state, found))
+    return states_of_rows(state, state.model, tokens, np.arange(len(tokens)), split)
 
 
 def _blocks(state: State, found: Dataset) -> Iterator[np.ndarray]:

@@ -31,7 +31,7 @@ from lstmpool.training.evaluation.exit_rules import (
 )
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.loop import time_gain
-from lstmpool.training.model.exit_training import confidences_of, fit_heads, logits_of_exits
+from lstmpool.training.model.exit_training import Rows, confidences_of, fit_heads, logits_of_exits
 from lstmpool.training.output.exits import depth_rows, exit_lines
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.single_label import SingleLabel
@@ -134,6 +134,15 @@ def test_the_bounded_rule_stops_at_the_first_row_too_many():
     assert choose_bounded(sure, lost, 0.005) == 0
 
 
+def test_the_bounded_rule_does_not_go_on_after_it_has_stopped():
+    """Two rows are lost at the second exit; where they leave at the first, lower thresholds would lose none."""
+    sure = np.full((1000, 2), 0.3)
+    sure[:2] = [0.5, 0.9]
+    lost = np.zeros((1000, 2), dtype=bool)
+    lost[:2, 1] = True
+    assert choose_bounded(sure, lost, 0.005) == SEQUENCE[SEQUENCE > 0.9].min()
+
+
 # ---------------------------------------------------------------------------------------------------- their numbers
 def test_the_lowest_layer_within_the_drop():
     assert lowest_within([0.80, 0.895, 0.94], 0.9, 0.005) == 1
@@ -160,6 +169,7 @@ def results(threshold=0.9, rule="point", gains=None, validation_rows=4):
         ExitSettings(rule, 0.5),
         [2, 4, 6],
         rows=8,
+        fitted_to_validation=False,
         seconds=1.0,
         temperatures=[1.0, 1.0],
         threshold=threshold,
@@ -214,7 +224,7 @@ def test_a_folder_is_compared_by_what_its_model_answers():
     whole, early = {"test": {"accuracy": 0.9}}, {"test": {"accuracy": 0.8}}
     metrics = {"results": whole, "early_exit": {"threshold": 0.9, "results": early, "intervals": {}}}
     assert results_of(metrics, "results") == early and results_of(metrics, "intervals") == {}
-    assert results_of(metrics | {"early_exit": {"threshold": None, "results": whole}}, "results") == whole
+    assert results_of(metrics | {"early_exit": {"threshold": None, "results": early}}, "results") == whole
     assert results_of({"results": whole}, "results") == whole and results_of({"results": whole}, "intervals") == {}
 
 
@@ -233,7 +243,8 @@ def test_exits_learn_what_their_layer_shows(problem_type):
     states = rng.normal(size=(200, len(config.layers), config.state_size)).astype(np.float32)
     states[:, 1, 3] = 100 + 50 * labels
     targets = np.stack([1 - labels, labels], axis=1).astype(np.uint8) if problem_type == MULTI else labels
-    fit_heads(exits, states, targets, problem_type)
+    rows = Rows(states, targets)
+    fit_heads(exits, rows, rows.of(np.arange(50)), problem_type, to_both=False)
     logits = logits_of_exits(exits, iter([states[:150], states[150:]]))
     assert logits.shape == (200, len(config.layers) - 1, 2)
     right = (logits.argmax(-1) == labels[:, None]).mean(0)
@@ -246,12 +257,37 @@ def test_exits_learn_what_their_layer_shows(problem_type):
     np.testing.assert_allclose(again, logits[:, 1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("to_both", [False, True])
+def test_heads_that_validation_rows_are_fitted_to_do_not_judge_them(to_both):
+    rng = np.random.default_rng(0)
+    exits = exits_of()[0]
+    shape = (len(exits.heads) + 1, exits.heads[0].in_features)
+    train = Rows(rng.normal(size=(10, *shape)).astype(np.float32), np.arange(10) % 2)
+    validation = Rows(rng.normal(size=(20, *shape)).astype(np.float32), np.arange(20) % 2)
+    held_out = fit_heads(exits, train, validation, SINGLE, to_both)
+    final = logits_of_exits(exits, iter([validation.states]))
+    assert held_out.shape == final.shape == (20, len(exits.heads), 2)
+    assert np.allclose(held_out, final, atol=1e-5) is not to_both
+
+
+def test_each_validation_row_is_left_out_of_the_fit_that_judges_it():
+    """Two validation rows that are alike to the last bit but for their labels: each is judged by the other's."""
+    rng = np.random.default_rng(1)
+    exits = exits_of()[0]
+    shape = (len(exits.heads) + 1, exits.heads[0].in_features)
+    train = Rows(rng.normal(size=(10, *shape)).astype(np.float32), np.arange(10) % 2)
+    alike = np.repeat(5 * rng.normal(size=(1, *shape)), 2, axis=0).astype(np.float32)
+    held_out = fit_heads(exits, train, Rows(alike, np.array([0, 1])), SINGLE, to_both=True)
+    assert (held_out.argmax(-1) == [[1], [0]]).all()
+
+
 def test_a_fit_is_repeated_bit_for_bit():
     rng = np.random.default_rng(0)
     first, second = exits_of()[0], exits_of()[0]
     states = rng.normal(size=(40, len(first.heads) + 1, first.heads[0].in_features)).astype(np.float32)
     for exits in (first, second):
-        fit_heads(exits, states, np.arange(40) % 2, SINGLE)
+        rows = Rows(states, np.arange(40) % 2)
+        fit_heads(exits, rows, rows.of(np.arange(9)), SINGLE, to_both=True)
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
@@ -273,12 +309,14 @@ class Timed(torch.nn.Module):
         super().__init__()
         self.config = SimpleNamespace(exit_threshold=0.9)
         self.device = torch.device("cpu")
-        self.clock, self.seen = 0.0, []
+        self.clock, self.seen, self.warm = 0.0, [], set()
 
     def forward(self, rows):
         early = self.config.exit_threshold is not None
         self.seen.append((early, rows.tolist()))
         self.clock += 1.0 if early else 4.0
+        self.clock += 50.0 if len(rows) not in self.warm else 0.0  # the first batch of a size takes longer
+        self.warm.add(len(rows))
         return SimpleNamespace(logits=torch.zeros(len(rows), 2))
 
 
