@@ -73,7 +73,7 @@ def measure(
     states = {split: layer_states(models[FULL], rows, tokenizer) for split, rows in tokens.items()}
     chosen = {who: str(models[who].config.exit_threshold or "") for who in (EXITS, BOUNDED)}
     chosen[PATIENCE] = add_patience(compared, models[EXITS], states, drop)
-    chosen |= add_controls(compared, states, drop)
+    chosen |= add_controls(compared, models[FULL].config, states, drop)
     rows = {who: dict.fromkeys(COLUMNS, "") for who in (*TIMED, *UNTIMED)}
     for who, row in rows.items():
         row |= compared.row(who) | times.get(who, {}) | {"chosen": chosen.get(who, "")}

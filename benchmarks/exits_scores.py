@@ -2,25 +2,29 @@
 
 Exits by patience leave once so many layers in a row have given the same answer (Zhou et al. 2020,
 https://arxiv.org/abs/2006.04152). They read the exits' own heads. The controls are other heads on the layer states of
-the full model: linear ones on the mean of the layers so far, fitted as the command fits those on a layer's own vector,
-and an LSTM over the layers with a linear head for each. All are chosen on validation rows, under the same allowed
-drop; the controls by the command's rule `point`, each exit calibrated first.
+the full model, all fitted to the training rows alone: linear ones on a layer's own vector or on the mean of the layers
+so far, both as the command fits them, and an LSTM over the layers with a linear head for each. All are chosen on
+validation rows, under the same allowed drop; the controls by the command's rule `point`, each exit calibrated first.
 
 N rows, B batch, L layers read, S width of a layer's vector, C labels.
 """
+
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lstmpool.benchmarks.exits_tables import CONTROLS, FULL, LSTM, MEAN, PATIENCE
+from lstmpool.benchmarks.exits_tables import CONTROLS, FULL, LSTM, MEAN, OWN, PATIENCE
 from lstmpool.benchmarks.results import Row
+from lstmpool.configuration_lstmpool import LstmPoolConfig
+from lstmpool.exits_lstmpool import LayerExits
 from lstmpool.pooling_lstmpool import mean_and_scale
 from lstmpool.training.evaluation.calibration import fit_temperature
 from lstmpool.training.evaluation.exit_rules import choose_point, mixed, places_of
-from lstmpool.training.model.exit_training import STRENGTH, confidences_of
-from lstmpool.training.model.linear_start import fit_weights, label_tensor, summed_loss
+from lstmpool.training.model.exit_training import Rows, confidences_of, fit_heads, logits_of_exits
+from lstmpool.training.model.linear_start import label_tensor, summed_loss
 from lstmpool.training.tasks.intervals import bootstrap
 from lstmpool.training.tasks.task import Task
 
@@ -132,16 +136,23 @@ def first_of(leaves: np.ndarray) -> np.ndarray:
     return np.where(leaves.any(1), leaves.argmax(1), leaves.shape[1])
 
 
-def add_controls(compared: Compared, states: dict[str, Tensor], drop: float) -> dict[str, str]:
-    """Fits exits of each kind of `CONTROLS` to the training rows, enters them, and returns the threshold of each."""
-    mean, scale = mean_and_scale(states["train"])
-    standardised = {split: (of_split - mean) / scale for split, of_split in states.items()}
-    kinds = {MEAN: exits_of_means, LSTM: exits_of_lstm}
-    found = {}
-    for kind in CONTROLS:
-        logits = kinds[kind](standardised, compared.labels["train"], compared.task)
-        found[kind] = add_control(compared, kind, logits, drop)
-    return found
+def add_controls(compared: Compared, config: LstmPoolConfig, states: dict[str, Tensor], drop: float) -> dict[str, str]:
+    """Fits exits of each kind of `CONTROLS` to the training rows, enters them, and returns the threshold of each.
+
+    `config` is that of the full model, and `states` are its layer states (N, L, S) by split.
+    """
+    linear = partial(exits_of_linear, labels=compared.labels, config=config)
+    logits = {
+        OWN: linear(states),
+        MEAN: linear({split: so_far(of_split) for split, of_split in states.items()}),
+        LSTM: exits_of_lstm(states, compared.labels["train"], compared.task),
+    }
+    return {kind: add_control(compared, kind, logits[kind], drop) for kind in CONTROLS}
+
+
+def so_far(states: Tensor) -> Tensor:
+    """The mean of each layer's state and those below, (N, L, S) like the states."""
+    return states.cumsum(1) / torch.arange(1, states.shape[1] + 1)[:, None]
 
 
 def add_control(compared: Compared, kind: str, logits: Logits, drop: float) -> str:
@@ -161,20 +172,13 @@ def add_control(compared: Compared, kind: str, logits: Logits, drop: float) -> s
     return "" if threshold is None else f"{threshold:.6g}"
 
 
-def exits_of_means(states: dict[str, Tensor], labels: np.ndarray, task: Task) -> Logits:
-    """What linear heads give for the mean of the standardised layers (N, L, S) so far."""
-    so_far = {}
-    for split, of_split in states.items():
-        so_far[split] = of_split.cumsum(1) / torch.arange(1, of_split.shape[1] + 1)[:, None]
-    _, layers, width = states["train"].shape
-    start = torch.zeros(len(task.names), width), torch.zeros(len(task.names))
-    found: dict[str, list[Tensor]] = {"validation": [], "test": []}
-    for layer in range(layers - 1):
-        loss, targets = summed_loss(task.problem_type), label_tensor(labels)
-        weight, bias = fit_weights(so_far["train"][:, layer], targets, loss, STRENGTH / width, start)
-        for split, of_split in found.items():
-            of_split.append(so_far[split][:, layer] @ weight.T + bias)
-    return {split: torch.stack(of_split, dim=1).double().numpy() for split, of_split in found.items()}
+def exits_of_linear(states: dict[str, Tensor], labels: dict[str, np.ndarray], config: LstmPoolConfig) -> Logits:
+    """What linear heads on the layers (N, L, S) give, fitted as the command's are, to the training rows."""
+    exits = LayerExits(config)
+    train, validation = (Rows(states[split].numpy(), labels[split]) for split in ("train", "validation"))
+    fit_heads(exits, train, validation, config.problem_type, to_both=False)
+    found = {split: logits_of_exits(exits, iter([states[split].numpy()])) for split in ("validation", "test")}
+    return {split: logits.astype(np.float64) for split, logits in found.items()}
 
 
 class LstmExits(nn.Module):
@@ -192,8 +196,11 @@ class LstmExits(nn.Module):
 
 
 def exits_of_lstm(states: dict[str, Tensor], labels: np.ndarray, task: Task) -> Logits:
-    """What an LSTM with heads gives, which is trained on the sum of all exits' losses."""
+    """What an LSTM with heads over the layers (N, L, S), standardised, gives. It is trained on the sum of all exits'
+    losses."""
     torch.manual_seed(0)
+    mean, scale = mean_and_scale(states["train"])
+    states = {split: (of_split - mean) / scale for split, of_split in states.items()}
     model = LstmExits(*states["train"].shape[1:], len(task.names))
     loss, targets = summed_loss(task.problem_type), label_tensor(labels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)

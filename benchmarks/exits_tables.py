@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 FULL, EXITS, BOUNDED, CUT, HALF, STOCK = "full", "exits", "bounded", "cut", "half", "stock"
 TIMED = (FULL, EXITS, BOUNDED, CUT, HALF, STOCK)
 PATIENCE = "patience"
-MEAN, LSTM = "linear, mean so far", "LSTM"
-CONTROLS = (MEAN, LSTM)
+OWN, MEAN, LSTM = "linear, own layer", "linear, mean so far", "LSTM"
+CONTROLS = (OWN, MEAN, LSTM)  # fitted to training rows alone
 UNTIMED = (PATIENCE, *CONTROLS)
 RIVALS = (FULL, EXITS, CUT, HALF, STOCK, PATIENCE)  # `bounded` has the exits of `exits`
 COLORS = {

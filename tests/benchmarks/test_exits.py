@@ -35,6 +35,7 @@ from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.single_label import SingleLabel
 
+from ..conftest import tiny_config
 from ..training_fixtures import save_backbone, sentences, task_of, write_csv
 
 
@@ -263,16 +264,17 @@ def test_the_heads_of_the_controls_learn_what_their_layers_show():
     """The label stands in the lowest layer alone: its own head and the LSTM see it, and so does the mean of both."""
     generator = torch.Generator().manual_seed(0)
     labels = np.arange(90) % 3
-    states = torch.randn(90, 3, 4, generator=generator)
-    states[:, 0, :3] += 4 * torch.eye(3)[labels]
-    for exits_of in (exits_scores.exits_of_means, exits_scores.exits_of_lstm):
-        found = exits_of(dict.fromkeys(("train", *BOTH), states), labels, task_of(SingleLabel))["test"]
-        assert found.shape == (90, 2, 3)
-        right = (found.argmax(-1) == labels[:, None]).mean(0)
-        assert (right > 0.9).all()
-    states[:, 0, :3] = 0
-    hidden = exits_scores.exits_of_means(dict.fromkeys(("train", *BOTH), states), labels, task_of(SingleLabel))["test"]
-    assert (hidden[:, 0].argmax(-1) == labels).mean() < 0.7
+    states = torch.randn(90, 3, 16, generator=generator)
+    states[:, 0, :3] += 8 * torch.eye(3)[labels]
+    config = tiny_config(layers=[1, 2, 3], num_labels=3)
+    by_split = dict.fromkeys(("train", *BOTH), states)
+    own = exits_scores.exits_of_linear(by_split, dict.fromkeys(by_split, labels), config)["test"]
+    read = exits_scores.exits_of_lstm(by_split, labels, task_of(SingleLabel))["test"]
+    assert own.shape == read.shape == (90, 2, 3)
+    assert (own[:, 0].argmax(-1) == labels).all() and (own[:, 1].argmax(-1) == labels).mean() < 0.9
+    assert ((read.argmax(-1) == labels[:, None]).mean(0) > 0.9).all()
+    means = exits_scores.so_far(torch.tensor([[[2.0], [4.0], [9.0]]]))
+    assert means.flatten().tolist() == [2.0, 3.0, 5.0]
 
 
 # ----------------------------------------------------------------------------------------------------- models, times
