@@ -75,7 +75,6 @@ def fit_exits(state: State) -> ExitResults:
     began = time.monotonic()
     task, evaluation, settings = state.job.task, state.evaluation, _settings(state)
     states, rows = read_states(state)
-    state.model.config.dtype = state.model.dtype  # a checkpoint's save leaves its name there, which is no type
     exits = state.model.add_exits()
     train = Rows(states, np.asarray(state.targets("train"))[rows])
     validation = _validation_rows(state)
