@@ -178,7 +178,7 @@ def test_each_command_has_a_console_script():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     scripts = dict(line.split(" = ") for line in parser["options.entry_points"]["console_scripts"].split("\n") if line)
-    assert set(scripts) == {"lstmpool-train", "lstmpool-predict", "lstmpool-compare", "lstmpool-publish"}
+    assert set(scripts) == {f"lstmpool-{verb}" for verb in ("train", "predict", "compare", "export", "publish")}
     for place in scripts.values():
         module, _, name = place.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
