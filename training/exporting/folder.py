@@ -99,7 +99,7 @@ def plain_config(config: LstmPoolConfig, tokenizer: PreTrainedTokenizerBase) -> 
         "model_type": family,
         "architectures": [known if isinstance(known, str) else f"{stem}{CLASSIFIES}"],
         "id2label": {str(i): name for i, name in config.id2label.items()},
-        "label2id": dict(config.label2id),
+        "label2id": {name: i for i, name in config.id2label.items()},
         "problem_type": config.problem_type,
     }
 

@@ -133,7 +133,10 @@ class Rows:
             raise InputError(f"--test_file {file} has no labels. Name rows with labels, or leave the flag out.")
         if (model.reads_pairs is not None) and model.reads_pairs != (split.pairs is not None):
             expected, found = ("pairs of texts", "one text") if model.reads_pairs else ("one text", "pairs")
-            raise InputError(f"--test_file {file}: {model.title} reads {expected} a row, found {found} a row.")
+            raise InputError(
+                f"--test_file {file}: {model.title} reads {expected} a row, found {found}. "
+                "Name a file with the columns of training."
+            )
         logits = answers_of(predictor, split)
         return cls(split, task, logits, headline(task, logits, split))
 

@@ -85,7 +85,7 @@ class Exported:
             task = TASKS[record["problem_type"]](list(record["labels"]), f"{RECORD} says so")
             settings, reads_pairs = dict(record["settings"]), record["reads_pairs"]
         if not files:
-            kind = "an int8" if is_int8 else "a float"
+            kind = "int8" if is_int8 else "float"
             raise InputError(f"{name} holds no {kind} graph. {AGAIN}")
         return cls(name, folder, f"{GRAPHS}/{files[0]}", task, settings, reads_pairs)
 
