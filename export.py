@@ -102,7 +102,7 @@ def _write_graphs(
 
     model, path = predictor.models[0], folder / GRAPHS / FLOAT
     began = time.monotonic()
-    write_graph(predictor, batches[0], path)
+    write_graph(model, batches[0], path, predictor.title)
     print(f"Graph: traced in {time.monotonic() - began:,.1f} s, {path.stat().st_size / 1e6:,.1f} MB.", flush=True)
     difference = check_graph(OnnxModel(path), model, batches, predictor.title)
     print(f"Check: its logits are torch's up to {difference:.1g} on {len(batches)} batches.", flush=True)
@@ -174,7 +174,7 @@ def _write_beside(
     )
     write_config(folder, exported.config, predictor.tokenizer)
     write_tokenizer(folder, predictor.tokenizer)
-    write_record(folder, model, graphs)
+    write_record(folder, model, graphs, rows)
     (folder / "README.md").write_text(card(contents), encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.families_lstmpool import stack_config
 from lstmpool.training.errors import InputError
 from lstmpool.training.exporting.options import Request
-from lstmpool.training.exporting.quantised import OF_COLUMNS, Graph
+from lstmpool.training.exporting.quantised import OF_COLUMNS, Graph, Rows
 from lstmpool.training.output.folder import forget_source
 from lstmpool.training.predicting.engine import GRAPHS, RECORD, read_record
 from lstmpool.training.predicting.model import Finished
@@ -110,7 +111,7 @@ def write_config(folder: Path, config: LstmPoolConfig, tokenizer: PreTrainedToke
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def write_record(folder: Path, model: Finished, graphs: list[Graph]) -> None:
+def write_record(folder: Path, model: Finished, graphs: list[Graph], rows: Rows | None) -> None:
     """Writes what the folder is made from: `predict.py` reads it, and `--overwrite` knows the folder by it."""
     settings = {name: model.settings[name] for name in OF_COLUMNS if model.settings.get(name) is not None}
     record = {
@@ -119,7 +120,8 @@ def write_record(folder: Path, model: Finished, graphs: list[Graph]) -> None:
         "labels": model.task.names,
         "reads_pairs": model.reads_pairs,
         "settings": settings,
-        "files": [{"name": graph.name, "weights": graph.weights, "bytes": graph.bytes} for graph in graphs],
+        "rows": None if rows is None else {"title": rows.title, rows.task.headline: rows.metric},  # the model's own
+        "files": [asdict(graph) for graph in graphs],
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -99,18 +99,17 @@ def model_to_export(predictor: Predictor) -> PreTrainedModel:
 
 
 # ---------------------------------------------------------------------------------------------------------- the graph
-def write_graph(predictor: Predictor, batch: Batch, path: Path) -> None:
-    """Traces the predictor's model on `batch`, and writes the graph to `path`.
+def write_graph(model: PreTrainedModel, batch: Batch, path: Path, title: str) -> None:
+    """Traces `model`, which messages call `title`, on `batch`, and writes the graph to `path`.
 
     Raises:
         InputError: for a backbone that the exporter cannot trace.
     """
-    model = predictor.models[0]
     names = list(batch)
     axes = {name: {0: "batch", 1: "tokens"} for name in names} | {"logits": {0: "batch"}}
     wrapper = _LogitsAlone(model, names).eval()  # or the exporter puts the whole model back into training
-    family = stack_config(model.config.backbone_config).model_type
-    what = f"{predictor.title} cannot be exported (its backbone is a {family})"
+    family = getattr(model.config, "backbone_config", model.config).model_type
+    what = f"{title} cannot be exported (its backbone is a {family})"
     with _quiet(), one_line(what, Exception, remedy="Use it with torch."):  # of any kind, from any library file
         torch.onnx.export(
             wrapper,

@@ -340,7 +340,7 @@ def test_a_graph_answers_as_the_model_does(family, tmp_path):
     model = tiny_model(family, num_labels=3)
     shapes = [(3, TOKENS.get(family, 11), "right"), (1, 7, "right"), (3, 13, "left"), (2, 40, "right")]
     batches = [batch_of(*shape) for shape in shapes]
-    write_graph(predictor_of(model), batches[0], tmp_path / "model.onnx")
+    write_graph(model, batches[0], tmp_path / "model.onnx", "mine")
     assert not model.training
     graph = OnnxModel(tmp_path / "model.onnx")
     assert [one.name for one in graph.session.get_outputs()] == ["logits"]
@@ -354,7 +354,7 @@ def test_a_family_that_cannot_be_traced_is_one_line_and_nothing_else(family, tmp
     with pytest.raises(
         InputError, match=rf"mine cannot be exported \(its backbone is a {family}\): .* Use it with torch"
     ):
-        write_graph(predictor_of(tiny_model(family)), batch_of(3, 11, "right"), tmp_path / "model.onnx")
+        write_graph(tiny_model(family), batch_of(3, 11, "right"), tmp_path / "model.onnx", "mine")
     assert capfd.readouterr().out == ""
     assert family in module.NOT_EXPORTED
 
