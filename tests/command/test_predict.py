@@ -184,7 +184,7 @@ def test_each_command_has_a_console_script():
         assert callable(getattr(importlib.import_module(module), name))
 
 
-@pytest.mark.parametrize("name", ["train", "predict", "compare", "publish"])
+@pytest.mark.parametrize("name", ["train", "predict", "compare", "export", "publish"])
 def test_help_costs_little(name, tmp_path):
     places = {"train": "lstmpool.train_trainer", "publish": "lstmpool.training.publish"}
     module = places.get(name, f"lstmpool.{name}")

@@ -15,7 +15,7 @@ from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
 from lstmpool.training.exporting import graph as module
 from lstmpool.training.exporting.card import Contents, card, file_table
-from lstmpool.training.exporting.folder import check_output, new_folder, plain_config, write_tokenizer
+from lstmpool.training.exporting.folder import check_output, new_folder, plain_config, write_config, write_tokenizer
 from lstmpool.training.exporting.graph import check_graph, logits_of, model_to_export, probes, write_graph
 from lstmpool.training.exporting.options import parse
 from lstmpool.training.exporting.quantised import Graph, Rows, agreement
@@ -144,7 +144,8 @@ def test_stock_clients_find_the_backbones_type_and_the_labels(tmp_path):
         id2label=dict(enumerate(names)),
         problem_type="multi_label_classification",
     )
-    found = json.loads(json.dumps(plain_config(config, tokenizer_of())))
+    write_config(tmp_path, config, tokenizer_of())
+    found = json.loads((tmp_path / "config.json").read_text())
     assert (found["model_type"], found["architectures"]) == ("bert", ["BertForSequenceClassification"])
     assert (found["hidden_size"], found["num_hidden_layers"], found["max_position_embeddings"]) == (32, 4, 64)
     assert list(found["id2label"].values()) == names  # in their order, 10 after 9
