@@ -160,7 +160,7 @@ def measure_rows(args: Arguments, output: Path) -> None:
         with tempfile.TemporaryDirectory() as place:
             made = Path(place, "made")
             words = [str(folder), f"--output={made}", f"--test_file={rows}", "--max_loss=100", "--quantize=quantized"]
-            if export.main([*words, "--disable_tqdm"]):
+            if export.main(words):
                 raise SystemExit(f"{folder} could not be exported.")
             append_rows(output, rows_of(folder.name, read_record(made)))
 

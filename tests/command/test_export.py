@@ -68,7 +68,7 @@ def exported(work, name, *words):
     """The export of the model `name`, made once."""
     folder = work / f"{name}-onnx"
     if not folder.exists():
-        assert main([name, "--disable_tqdm", *words]) == 0
+        assert main([name, *words]) == 0
     return folder
 
 
@@ -121,7 +121,7 @@ def test_predict_reads_the_folder_and_answers_as_the_model_does(here, name):
 
 @pytest.mark.slow
 def test_rows_are_answered_by_each_file_and_a_bad_one_is_not_kept(here, capsys, monkeypatch):
-    words = ["single", "--test_file=rows.csv", "--disable_tqdm", "--output=measured"]
+    words = ["single", "--test_file=rows.csv", "--output=measured"]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "Rows: 40 rows of rows.csv; the model has accuracy 0." in out

@@ -68,7 +68,6 @@ class Options:
     overwrite: bool = field(
         default=False, metadata={"help": "Replace an exported folder at --output, once the new one is whole."}
     )
-    disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bar."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a model on the Hub."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the backbone's own code, if it comes with any."}
@@ -128,12 +127,10 @@ def _variants(named: str) -> list[str]:
     for name in names:
         if name not in VARIANTS:
             known = ", ".join([*VARIANTS, NONE])
-            raise InputError(f"--quantize {named}: expected some of {known}, found {name!r}.{_near(name)}")
+            raise InputError(
+                f"--quantize {named}: expected some of {known}, found {name!r}.{did_you_mean(name, VARIANTS)}"
+            )
     return names
-
-
-def _near(name: str) -> str:
-    return did_you_mean(name, VARIANTS)
 
 
 def _output(model: str, named: str | None) -> Path:
