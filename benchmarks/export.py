@@ -82,10 +82,10 @@ def device() -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- speed
-def batch_of(cell: str) -> Batch:
-    """Random tokens in the shape of a cell, (B, T)."""
+def batch_of(cell: str, vocabulary: int) -> Batch:
+    """Random tokens, of so many, in the shape of a cell, (B, T)."""
     rows, tokens = map(int, cell.split("x"))
-    ids = torch.randint(1000, 2000, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
 
 
@@ -98,13 +98,17 @@ def models_of(backbone: str) -> dict[str, PreTrainedModel]:
     return {"": ours.eval(), "stock ": stock.eval()}
 
 
+def _vocabulary(models: dict[str, PreTrainedModel]) -> int:
+    return models["stock "].config.vocab_size
+
+
 def write_graphs(models: dict[str, PreTrainedModel], folder: Path) -> dict[str, Path]:
     """Writes the graphs of each model, and gives their places by variant."""
     places = {}
     for prefix, model in models.items():
         path = folder / prefix.strip() / FLOAT
         path.parent.mkdir(exist_ok=True)
-        write_graph(model, batch_of("2x8"), path, "the model")
+        write_graph(model, batch_of("2x8", _vocabulary(models)), path, "the model")
         int8 = path.with_name(quantise(path, "quantized").name)
         places |= {f"{prefix}onnx": path, f"{prefix}onnx int8": int8}
     return places
@@ -114,7 +118,7 @@ def time_cell(
     models: dict[str, PreTrainedModel], places: dict[str, Path], cell: str, threads: int, rounds: int
 ) -> list[Row]:
     """Rows of one cell: each variant, each round."""
-    batch = batch_of(cell)
+    batch = batch_of(cell, _vocabulary(models))
     torch.set_num_threads(threads)
     steps: dict[str, Callable[[], object]] = {}
     for variant in VARIANTS:
