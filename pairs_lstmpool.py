@@ -108,10 +108,11 @@ def take_apart(
     before, between, behind = (len(template[name]) for name in PARTS)
     batch_size, tokens = input_ids.shape
     kept = torch.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).to(input_ids)  # (B, T)
-    ids = input_ids.gather(1, kept.argsort(dim=1, descending=True, stable=True))  # without padding, at the left
+    place = torch.arange(tokens, device=input_ids.device)
+    order = kept * tokens - place  # no two are equal, so that any sort keeps the order: ONNX knows no stable one
+    ids = input_ids.gather(1, order.argsort(dim=1, descending=True))  # without padding, at the left
     lengths = kept.sum(1, keepdim=True)  # (B, 1)
 
-    place = torch.arange(tokens, device=ids.device)
     parts = (place >= before) & (place <= lengths - between - behind)  # (B, T): the middle may start here
     for offset, token in enumerate(template["middle"]):
         parts = parts & (ids.roll(-offset, dims=1) == token)

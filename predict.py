@@ -6,6 +6,7 @@
     python -m lstmpool.predict outputs/mine --dataset_name nyu-mll/glue --dataset_config_name sst2 --split_name test
     cat lines.txt | python -m lstmpool.predict outputs/mine - --format jsonl | head
     python -m lstmpool.predict outputs/mine new.csv --output predictions --shard 3/16
+    python -m lstmpool.predict outputs/mine-onnx new.csv --output predictions.csv --engine onnx
     torchrun --nproc_per_node 8 -m lstmpool.predict outputs/mine new.csv --output predictions
 
 MODEL is a folder that train_trainer.py has written, or its name on the Hub: a whole model, an adapter, or the folds of
@@ -76,6 +77,7 @@ def run(request: Request, stdout: BinaryIO) -> None:
     import datasets
     import transformers
 
+    from lstmpool.training.predicting.engine import Exported
     from lstmpool.training.predicting.model import Finished
     from lstmpool.training.predicting.output import ToFile, ToStdout, check_answers
     from lstmpool.training.predicting.rows import Columns, Rows, sources_of
@@ -83,7 +85,10 @@ def run(request: Request, stdout: BinaryIO) -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     options = request.options
-    model = Finished.find(request.model, options.model_revision, options.trust_remote_code)
+    if options.engine == "torch":
+        model = Finished.find(request.model, options.model_revision, options.trust_remote_code)
+    else:
+        model = Exported.find(request.model, is_int8=options.engine == "onnx_int8")
     check_answers(model.task, options)
     sources = sources_of(request)
     rows = Rows(sources, Columns.of(request, model.title, model.reads_pairs, model.settings))

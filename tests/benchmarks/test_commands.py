@@ -7,7 +7,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lstmpool.benchmarks import cached_epochs, curves, flops, loading, many_rows, memory, prediction, speed, summary
+from lstmpool.benchmarks import (
+    cached_epochs,
+    curves,
+    export,
+    flops,
+    loading,
+    many_rows,
+    memory,
+    prediction,
+    speed,
+    summary,
+)
 from lstmpool.benchmarks.cached_epochs import COMPARED as CACHED
 from lstmpool.benchmarks.loading import COMPARED as LOADING
 from lstmpool.benchmarks.prediction import COMPARED as PREDICTION
@@ -121,6 +132,33 @@ def test_many_rows_are_measured_up_to_the_first_step(data):
     assert all(float(row["megabytes"]) > 50 for row in rows)
 
 
+def test_the_table_of_graphs_has_a_line_a_cell_and_what_int8_loses():
+    times = {"torch": 8, "onnx": 4, "onnx int8": 2, "stock torch": 8, "stock onnx": 5, "stock onnx int8": 1}
+    rows = [
+        export.row_of("1x64", variant, threads="1", round=str(number), seconds=str(seconds))
+        for number in (1, 2)
+        for variant, seconds in times.items()
+    ]
+    files = [{"bytes": 10e6, "agreement": 1.0, "metric": 0.9}, {"bytes": 2.5e6, "agreement": 0.98, "metric": 0.887}]
+    rows += export.rows_of("trec6", {"rows": {"title": "5 rows", "accuracy": 0.9}, "files": files})
+    text = export.table(rows)
+    one, four = "1.00 [1.00, 1.00]", "4.00 [4.00, 4.00]"
+    assert f"| 1x64 | 8000.0 | 2.00 [2.00, 2.00] | {four} | {one} | 1.60 [1.60, 1.60] | 8.00 [8.00, 8.00] |" in text
+    assert "| trec6 | 90.00 | 90.00 | 88.70 | 98.00 | 0.250 |" in text
+    assert "On average int8 loses 1.30 points, at most 1.30." in text
+
+
+@pytest.mark.slow
+def test_graphs_are_timed_once_a_cell(data):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    output = data / "results.csv"
+    words = [f"--backbone={data / 'backbone'}", "--cells", "2x8", "--threads", "1", "--rounds=2", f"--output={output}"]
+    for _ in range(2):
+        assert export.main(words) == 0
+    rows = read_rows(output)
+    assert [row["variant"] for row in rows] == [name for name in export.VARIANTS for _ in range(2)]
+
+
 TABLES = {
     "memory": memory.MEMORY.table,
     "flops": flops.FLOPS.table,
@@ -130,6 +168,7 @@ TABLES = {
     "prediction": PREDICTION.table,
     "loading": LOADING.table,
     "many_rows": many_rows.table,
+    "export": export.table,
 }
 
 

@@ -178,13 +178,13 @@ def test_each_command_has_a_console_script():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     scripts = dict(line.split(" = ") for line in parser["options.entry_points"]["console_scripts"].split("\n") if line)
-    assert set(scripts) == {"lstmpool-train", "lstmpool-predict", "lstmpool-compare", "lstmpool-publish"}
+    assert set(scripts) == {f"lstmpool-{verb}" for verb in ("train", "predict", "compare", "export", "publish")}
     for place in scripts.values():
         module, _, name = place.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
 
 
-@pytest.mark.parametrize("name", ["train", "predict", "compare", "publish"])
+@pytest.mark.parametrize("name", ["train", "predict", "compare", "export", "publish"])
 def test_help_costs_little(name, tmp_path):
     places = {"train": "lstmpool.train_trainer", "publish": "lstmpool.training.publish"}
     module = places.get(name, f"lstmpool.{name}")

@@ -132,7 +132,7 @@ def _stage(
         staging.mkdir(parents=True)
         if model is not None:
             model.save_pretrained(staging)
-            _forget_source(tokenizer)
+            forget_source(tokenizer)
             tokenizer.save_pretrained(staging)
         for name, write in files.items():
             write(staging / name)
@@ -208,7 +208,7 @@ def json_writer(value: dict[str, Any]) -> Writer:
     return text_writer(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
-def _forget_source(tokenizer: PreTrainedTokenizerBase) -> None:
+def forget_source(tokenizer: PreTrainedTokenizerBase) -> None:
     """Removes how the tokenizer was loaded. The library would save it, but it is not true of the published folder."""
     for key in ("is_local", "local_files_only", "trust_remote_code", "revision", "name_or_path"):
         tokenizer.init_kwargs.pop(key, None)

@@ -18,6 +18,7 @@ from lstmpool.training.flags.help import Formatter, Parser
 
 USAGE = "python -m lstmpool.predict MODEL [FILE ... | -] [--flag value ...]"
 STDIN = "-"
+ENGINES = ("torch", "onnx", "onnx_int8")
 FORMATS = ("csv", "jsonl", "parquet")
 MOST_SHARDS = 100_000
 BOOLEANS = ("true", "false", "yes", "no", "1", "0")
@@ -99,6 +100,14 @@ class Options:
     )
     batch_size: int = field(default=256, metadata={"help": "Rows in a batch at most."})
     batch_tokens: int = field(default=8192, metadata={"help": "Tokens in a batch at most, padding included."})
+    engine: str = field(
+        default="torch",
+        metadata={
+            "choices": ENGINES,
+            "help": "What computes. onnx and onnx_int8: ONNX Runtime, on the float or the first int8 graph of a "
+            "folder that python -m lstmpool.export has written.",
+        },
+    )
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 mixed precision. Unset: in float32."})
     use_cpu: bool = field(default=False, metadata={"help": "Leave the GPU alone."})
     disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bar."})
@@ -179,7 +188,7 @@ def parse(words: list[str], description: str) -> Request:
     parser = make_parser(description)
     if "--help" in words or "-h" in words:
         parser.parse_args(["--help"])
-    found, others = parser.parse_known_intermixed_args(_with_values(words))
+    found, others = parser.parse_known_intermixed_args(with_values(words, Options))
     if others:
         names = [action.option_strings[0] for action in parser._actions if action.option_strings]
         raise InputError(f"unknown flag {others[0]}.{did_you_mean(others[0], names)} See --help.")
@@ -191,9 +200,12 @@ def parse(words: list[str], description: str) -> Request:
     return Request(model, files, options, _format(options, shard), shard, os.environ.get("RANK", "0") == "0")
 
 
-def _with_values(words: list[str]) -> list[str]:
-    """The words, in which a switch such as --scores takes no word for its value but one that says true or false."""
-    switches = {f"--{entry.name}" for entry in fields(Options) if isinstance(entry.default, bool)}
+def with_values(words: list[str], options: type) -> list[str]:
+    """The words, in which a switch such as --scores takes no word for its value but one that says true or false.
+
+    `options` is the dataclass whose fields are the flags.
+    """
+    switches = {f"--{entry.name}" for entry in fields(options) if isinstance(entry.default, bool)}
     spelled = []
     for word, following in zip(words, [*words[1:], ""], strict=True):
         alone = word in switches and following.lower() not in BOOLEANS

@@ -1,0 +1,197 @@
+"""The command `export` as users run it, and each snippet of the README that it writes, as it stands there (slow).
+
+The test in node installs transformers.js from npm, without the scripts of packages, which would fetch binaries.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from transformers import AutoTokenizer, set_seed
+
+from lstmpool.export import main
+from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
+from lstmpool.predict import main as predict
+
+from ..training_fixtures import run_python, save_backbone, sentences, write_csv
+
+
+TEXTS = ["The parcel arrived two days late.", "Thank you, all is well."]  # of the card
+TASKS = {
+    "single": {"problem_type": "single_label_classification", "num_labels": 3},
+    "several": {"problem_type": "multi_label_classification", "num_labels": 3},
+    "numbers": {"problem_type": "regression", "num_labels": 2},
+    "joint": {"num_labels": 3},
+    "apart": {"num_labels": 3, "pair_encoding": "apart"},
+}
+PAIRS = ("joint", "apart")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a finished model of each kind, as training leaves them, and rows."""
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    folder = tmp_path_factory.mktemp("work")
+    save_backbone(folder / "backbone")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
+    for name, fields in TASKS.items():
+        set_seed(0)
+        model = LstmPoolForSequenceClassification.from_backbone(
+            str(folder / "backbone"),
+            lstm_hidden_size=4,
+            id2label=dict(enumerate("abc"[: fields["num_labels"]])),
+            **fields,
+        )
+        torch.nn.init.normal_(model.classifier.weight)  # large enough for answers to differ
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        texts = 2 if name in PAIRS else 1
+        (folder / name / "metrics.json").write_text(json.dumps({"data": {"train": {"texts_a_row": texts}}}))
+    texts = [" ".join([text] * (1 + i % 9)) for i, text in enumerate(sentences(40))]
+    write_csv(folder / "rows.csv", {"text": texts, "label": ["abc"[i % 3] for i in range(40)]})
+    write_csv(folder / "pairs.csv", {"sentence1": texts, "sentence2": texts[::-1], "label": ["a"] * 40})
+    return folder
+
+
+@pytest.fixture
+def here(work, monkeypatch):
+    monkeypatch.chdir(work)
+    return work
+
+
+def exported(work, name, *words):
+    """The export of the model `name`, made once."""
+    folder = work / f"{name}-onnx"
+    if not folder.exists():
+        assert main([name, *words]) == 0
+    return folder
+
+
+def logits_in_torch(work, name, texts):
+    model = LstmPoolForSequenceClassification.from_pretrained(work / name)
+    tokenizer = AutoTokenizer.from_pretrained(work / name)
+    pairs = texts[::-1] if name in PAIRS else None
+    with torch.no_grad():
+        return model(**tokenizer(texts, pairs, padding=True, truncation=True, return_tensors="pt")).logits.numpy()
+
+
+def snippets(folder, language):
+    return re.findall(rf"```{language}\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+
+
+# ---------------------------------------------------------------------------------------------------------- in Python
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_the_cards_snippet_gives_the_models_answers_without_torch(here, name, tmp_path):
+    folder = exported(here, name)
+    program = snippets(folder, "python")[0].replace("model_quantized", "model")  # whose logits are torch's
+    shutil.copytree(folder, tmp_path / folder.name)
+    blocked = "import sys; sys.modules['torch'] = sys.modules['transformers'] = sys.modules['lstmpool'] = None\n"
+    done = run_python("-c", f"{blocked}{program}\nprint(logits.tolist())", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stdout.splitlines()
+    expected = logits_in_torch(here, name, TEXTS)
+    np.testing.assert_allclose(json.loads(last), expected, atol=1e-4)
+    if name == "single":
+        assert done.stdout.splitlines()[0] == str(["abc"[i] for i in expected.argmax(-1)])
+    as_it_stands = run_python("-c", snippets(folder, "python")[0], cwd=tmp_path)
+    assert as_it_stands.returncode == 0, as_it_stands.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["single", "apart"])
+def test_predict_reads_the_folder_and_answers_as_the_model_does(here, name):
+    folder = exported(here, name)
+    rows = "pairs.csv" if name == "apart" else "rows.csv"
+    tables = {}
+    for engine, source in (("torch", name), ("onnx", folder.name), ("onnx_int8", folder.name)):
+        output = here / f"{name}-{engine}.csv"
+        words = [source, rows, f"--output={output}", "--scores", "--disable_tqdm", f"--engine={engine}", "--overwrite"]
+        assert predict(words) == 0
+        tables[engine] = pandas.read_csv(output)
+    pandas.testing.assert_frame_equal(tables["torch"], tables["onnx"], rtol=1e-4, atol=1e-5)
+    assert (tables["torch"]["prediction"] == tables["onnx_int8"]["prediction"]).mean() > 0.9
+    assert not tables["torch"].equals(tables["onnx_int8"])  # or the float graph has answered
+
+
+@pytest.mark.slow
+def test_rows_are_answered_by_each_file_and_a_bad_one_is_not_kept(here, capsys, monkeypatch):
+    words = ["single", "--test_file=rows.csv", "--output=measured"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "Rows: 40 rows of rows.csv; the model has accuracy 0." in out
+    card = (here / "measured" / "README.md").read_text()
+    assert "| same answers | accuracy |" in card and "| 100.0 % |" in card
+    names = {path.name for path in (here / "measured" / "onnx").iterdir()}
+    assert names == {"model.onnx", "model_quantized.onnx", "model_qint8_avx512_vnni.onnx"}
+    one, other = (here / "measured" / "onnx" / name for name in sorted(names)[1:])
+    assert one.read_bytes() == other.read_bytes()
+
+    monkeypatch.setattr("lstmpool.training.exporting.quantised.Rows.points_lost", lambda rows, graph: 1.01)
+    assert main(words) == 2
+    assert "measured exists already" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+    assert "model_quantized.onnx is not kept: on the rows it loses 1.01 points, more than --max_loss 1." in (
+        capsys.readouterr().out
+    )
+    assert [path.name for path in (here / "measured" / "onnx").iterdir()] == ["model.onnx"]
+    assert "is not kept" in (here / "measured" / "README.md").read_text()
+    assert main([*words, "--overwrite", "--max_loss=2"]) == 0
+    assert len(list((here / "measured" / "onnx").iterdir())) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["backbone"], "is a bert, not an LstmPool model"),
+        (["single", "--output=single/onnx"], "must lie outside of the model's folder"),
+        (
+            ["single", "--output=refused", "--test_file=pairs.csv"],
+            "single reads one text a row, found pairs. Name a file with",
+        ),
+        (
+            ["joint", "--output=refused", "--test_file=rows.csv"],
+            "joint reads pairs of texts a row, found one text.",
+        ),
+        (["nowhere", "--output=refused"], "there is no folder nowhere here, and no such model"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(here, words, message, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert not (here / "refused").exists() and not (here / ".refused.unfinished").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- in node
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    """A folder in which node finds transformers.js."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.fail("the card's snippet runs in node: install node and npm, or leave it out, with -k 'not node'")
+    folder = tmp_path_factory.mktemp("node")
+    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "@huggingface/transformers"]
+    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, f"npm could not install transformers.js: {done.stderr}"
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_node_loads_the_folder_and_gives_the_same_logits(here, node, name):
+    folder = exported(here, name)
+    shutil.copytree(folder, node / folder.name, dirs_exist_ok=True)
+    (program,) = snippets(folder, "js")
+    program = program.replace('dtype: "q8"', 'dtype: "fp32"')
+    (node / "program.mjs").write_text(f"{program}\nconsole.log(JSON.stringify(logits.tolist()));\n")
+    done = subprocess.run(["node", "program.mjs"], cwd=node, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stdout.splitlines()
+    np.testing.assert_allclose(json.loads(last), logits_in_torch(here, name, TEXTS), atol=1e-4)
