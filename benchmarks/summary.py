@@ -2,7 +2,7 @@
 
     python -m lstmpool.benchmarks.summary --table
 
-prints the table of bounds and puts it into SPEED.md; the README gets four lines of it. Of several cells, the one with
+prints the table of bounds and puts it into SPEED.md; the README gets three lines of it. Of several cells, the one with
 the highest number counts. A bound is missed if the lower end of the interval lies above it. If only the median does,
 the table says so.
 """
@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lstmpool.benchmarks import cached_epochs, loading, prediction
+from lstmpool.benchmarks import loading, prediction
 from lstmpool.benchmarks.results import HERE, Row, fill_page, markdown, read_rows
 from lstmpool.benchmarks.rounds import Comparison, missed
 from lstmpool.benchmarks.variants import TWO_THIRDS
@@ -21,7 +21,7 @@ from lstmpool.benchmarks.variants import TWO_THIRDS
 README = HERE.parent / "README.md"
 Found = tuple[float, float, float, str]  # a ratio, the ends of its interval, and where it was found
 Results = dict[str, list[Row]]  # the rows of each CSV, by its name
-CSVS = ("memory", "flops", "speed", "cached_epochs", "prediction", "loading")
+CSVS = ("memory", "flops", "speed", "prediction", "loading")
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,6 @@ BOUNDS = (
         0.70,
         Timed("inference", TWO_THIRDS),
     ),
-    Bound("cached epoch over one without the cache", 0.12, Compared(cached_epochs.COMPARED, "trec6")),
-    Bound("cached epoch over one without the cache", 0.02, Compared(cached_epochs.COMPARED, "movie_reviews")),
     Bound(
         "prediction over `pipeline(batch_size=32)`",
         0.5,
@@ -143,7 +141,6 @@ BOUNDS = (
 IN_README = (
     "inference, time over the stock class",
     "training step, time over the stock class",
-    "cached epoch over one without the cache",
     "prediction over `pipeline(batch_size=32)`",
 )
 
@@ -169,17 +166,14 @@ def read_results(folder: Path) -> Results:
 
 
 def short_table(folder: Path = HERE) -> str:
-    """Markdown for the README: what, where it was worst, and what was measured, over all bounds of one name."""
+    """Markdown for the README: what, where it was worst, and what was measured."""
     results = read_results(folder)
     lines = []
-    for name in IN_README:
-        found = []
-        for bound in BOUNDS:
-            if bound.what == name:
-                found += bound.source.find(results)
+    for bound in BOUNDS:
+        found = bound.source.find(results) if bound.what in IN_README else []
         if found:
             middle, low, high, where = max(found)
-            lines.append([name, where, measured(middle, low, high)])
+            lines.append([bound.what, where, measured(middle, low, high)])
     return markdown(["this project", "where it is worst", "measured [95% interval]"], lines, words=2)
 
 

@@ -246,21 +246,18 @@ def read_tables(output: Path) -> list[Table]:
     Raises:
         InputError: if a pooling was run with more than one setting on a set.
     """
-    tables = []
-    for path in sorted(output.glob("*.csv")):
-        runs = Runs(path)
-        groups = defaultdict(lambda: defaultdict(dict))
-        for pooling, row in final_rows(runs.rows):
-            group = groups[row["regime"], row["token_pooling"], row["backbone"]]
-            of_seed = group[row["dataset"], pooling]
-            if int(row["seed"]) in of_seed:
-                raise InputError(
-                    f"{path}: expected one setting for each set and pooling, found two of {row['dataset']}, "
-                    f"{pooling}. Keep each number of rows in a folder of its own."
-                )
-            of_seed[int(row["seed"])] = row
-
-        tables += [Table(*of, dict(rows), runs.predictions.read) for of, rows in groups.items()]
+    runs = Runs(output)
+    groups = defaultdict(lambda: defaultdict(dict))
+    for pooling, row in final_rows(runs.rows):
+        group = groups[row["regime"], row["token_pooling"], row["backbone"]]
+        of_seed = group[row["dataset"], pooling]
+        if int(row["seed"]) in of_seed:
+            raise InputError(
+                f"{runs.path}: expected one setting for each set and pooling, found two of {row['dataset']}, "
+                f"{pooling}. Keep each number of rows in a folder of its own."
+            )
+        of_seed[int(row["seed"])] = row
+    tables = [Table(*of, dict(rows), runs.predictions.read) for of, rows in groups.items()]
     return sorted(tables, key=lambda table: table.place)
 
 

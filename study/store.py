@@ -1,10 +1,9 @@
-"""Where the study keeps the runs of a regime with one token pooling: a CSV, and the final runs' predictions.
+"""Where the study keeps its runs: a CSV, and beside it a Parquet file of the final runs' test predictions.
 
-The test predictions of the final runs are in one Parquet file for each regime and token pooling. A run that ends
-writes a small file of its own, so a kill costs at most the run in progress. `gather` moves the small files into the
-one file. Either file has one row a run: the columns of `KEY`, then `label` and `prediction`. These two are lists with
-one entry for each test row, in the order of the test file. An entry is a list, too: of one class, of several or no
-classes, or of one number. Classes are numbers, in the order of their names.
+A run that ends writes a small file of its own, so a kill costs at most the run in progress. `gather` moves the small
+files into the one file. Either file has one row a run: the columns of `KEY`, then `label` and `prediction`. These two
+are lists with one entry for each test row, in the order of the test file. An entry is a list, too: of one class, of
+several or no classes, or of one number. Classes are numbers, in the order of their names.
 """
 
 import hashlib
@@ -30,7 +29,7 @@ SCHEMA = pyarrow.schema(
 
 
 class Predictions:
-    """The predictions of a regime's final runs with one token pooling.
+    """The predictions of the final runs.
 
     Args:
         file: where those of all runs are gathered. Runs that are not gathered yet wait in a folder of the same name.
@@ -139,17 +138,20 @@ def _write(file: Path, table: pyarrow.Table) -> None:
 
 
 class Runs:
-    """The finished runs in one CSV, and the predictions that belong to them."""
+    """The finished runs in the folder `output`, and the predictions that belong to them."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.predictions = Predictions(path.parent / "predictions" / f"{path.stem}.parquet")
-        self.rows = read_rows(path)
+    def __init__(self, output: Path):
+        self.path = output / "runs.csv"
+        self.predictions = Predictions(output / "predictions.parquet")
+        self.rows = read_rows(self.path)
         self._by_key = {key_of(row): row for row in self.rows}
 
     @classmethod
     def of(cls, output: Path, regime: str, token_pooling: str) -> "Runs":
-        return cls(output / f"{regime}-{token_pooling}.csv")
+        """Those of one regime, with one token pooling."""
+        runs = cls(output)
+        runs.rows = [row for row in runs.rows if (row["regime"], row["token_pooling"]) == (regime, token_pooling)]
+        return runs
 
     def find(self, key: Row) -> Row | None:
         """The finished run with this key, if there is one."""

@@ -22,7 +22,7 @@ from lstmpool.benchmarks.results import fill_page, markdown, parser_of
 from study.differences import FEW, ROPE, Difference, bounds, compared, equivalence
 from study.plots import differences_plot, rank_test
 from study.poolings import BEST_LAYER, SINGLE_LAYERS, UNRANKED
-from study.records import FINAL, TUNE, Setting, read_rows
+from study.records import FINAL, TUNE, Setting
 from study.statistics import Table, final_rows, read_tables
 from study.store import Runs
 from study.variants import VARIANTS
@@ -50,8 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = parser_of(Arguments, "python -m study.tables", __doc__)
     (args,) = parser.parse_args_into_dataclasses(sys.argv[1:] if argv is None else argv)
     output = Path(args.output)
-    for path in output.glob("*.csv"):
-        Runs(path).predictions.gather()
+    Runs(output).predictions.gather()
     tables = read_tables(output)
     if not tables:
         parser.error(f"expected results in {output}, found none. Make some with python -m study.run.")
@@ -313,15 +312,17 @@ def shown(setting: Setting) -> str:
 def hours(output: Path) -> str:
     """How long the runs took, and how many final runs do not count because another setting became the best."""
     lines = []
-    for path in sorted(output.glob("*.csv")):
-        rows = read_rows(path)
+    of_place = defaultdict(list)
+    for row in Runs(output).rows:
+        of_place[row["regime"], row["token_pooling"]].append(row)
+    for place, rows in sorted(of_place.items()):
         finals = [row for row in rows if row["kind"] == FINAL]
         counting = [row for _, row in final_rows(rows)]
         void = [row for row in finals if row not in counting]
         of_pairs = {(row["dataset"], row["pooling"]) for row in void}
         took = sum(float(row["seconds"]) for row in rows) / 3600
         cells = len(rows) - len(finals), len(finals), len(void), len(of_pairs)
-        lines.append([path.stem, *map(str, cells), f"{took:.2f}"])
+        lines.append(["-".join(place), *map(str, cells), f"{took:.2f}"])
     head = ["runs of tuning", "final runs", "of these void", "of how many pairs of pooling and set"]
     return markdown(["regime", *head, "hours of one core, training alone"], lines)
 

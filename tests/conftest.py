@@ -5,6 +5,10 @@ from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the library is imported
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # one of several processes, each with caches of its own
+    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
+    os.environ["HF_HOME"] = str(Path(home, "tests", worker))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -1,25 +1,12 @@
 """The benchmarks: what a round is, that they go on where they stopped, and what their tables say."""
 
 import pkgutil
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lstmpool.benchmarks import (
-    cached_epochs,
-    curves,
-    export,
-    flops,
-    loading,
-    many_rows,
-    memory,
-    prediction,
-    speed,
-    summary,
-)
-from lstmpool.benchmarks.cached_epochs import COMPARED as CACHED
+from lstmpool.benchmarks import export, flops, loading, many_rows, memory, prediction, speed, summary
 from lstmpool.benchmarks.loading import COMPARED as LOADING
 from lstmpool.benchmarks.prediction import COMPARED as PREDICTION
 from lstmpool.benchmarks.results import HERE, read_rows, write_rows
@@ -49,29 +36,17 @@ def test_rounds_take_turns_and_are_not_repeated(tmp_path, capsys):
     assert pair.over_base([], "b", "ours") is None
 
 
-@pytest.mark.parametrize("command", [cached_epochs, prediction])
-def test_a_command_on_data_asks_for_it(command, tmp_path, capsys):
+def test_a_command_on_data_asks_for_it(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        command.main([f"--output={tmp_path / 'results.csv'}"])
+        prediction.main([f"--output={tmp_path / 'results.csv'}"])
     assert "expected --data" in capsys.readouterr().err
-
-
-def test_an_epoch_lasts_from_line_to_line():
-    program = (
-        "import time; print('epoch 1/2', flush=True); time.sleep(0.5); print('no'); print('epoch 2/2', flush=True)"
-    )
-    first, second = cached_epochs.epoch_ends([sys.executable, "-c", program], {})
-    assert 0.4 < second - first < 5
-    with pytest.raises(SystemExit, match="broken\n\n.*ended with status 3"):
-        cached_epochs.epoch_ends([sys.executable, "-c", "print('broken'); raise SystemExit(3)"], {})
 
 
 @pytest.fixture
 def data(tmp_path):
-    for name in ("movie_reviews", "cr", "trec6"):
+    for name in ("movie_reviews", "cr"):
         (tmp_path / name).mkdir()
-        for split in ("train", "validation", "test"):
-            write_csv(tmp_path / name / f"{split}.csv", {"text": sentences(12), "label": [i % 2 for i in range(12)]})
+        write_csv(tmp_path / name / "test.csv", {"text": sentences(12), "label": [i % 2 for i in range(12)]})
     save_backbone(tmp_path / "backbone")
     return tmp_path
 
@@ -89,7 +64,7 @@ def test_all_predict_the_same_texts(data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [cached_epochs, prediction, loading])
+@pytest.mark.parametrize("command", [prediction, loading])
 def test_a_command_runs_on_small_data(command, data):
     words = [] if command is loading else [f"--data={data}", f"--backbone={data / 'backbone'}"]
     output = data / "results.csv"
@@ -163,8 +138,6 @@ TABLES = {
     "memory": memory.MEMORY.table,
     "flops": flops.FLOPS.table,
     "speed": speed.table,
-    "curves": curves.table,
-    "cached_epochs": CACHED.table,
     "prediction": PREDICTION.table,
     "loading": LOADING.table,
     "many_rows": many_rows.table,
@@ -221,7 +194,6 @@ def test_each_line_reads_the_cells_that_it_is_about(tmp_path):
         ],
     )
     runs = {
-        "cached_epochs": [("trec6", "cached", 1), ("trec6", "no cache", 4)],
         "prediction": [
             ("movie_reviews with cr", "predict", 1),
             ("movie_reviews with cr", "pipeline, lstmpool", 2),
@@ -250,7 +222,6 @@ def test_each_line_reads_the_cells_that_it_is_about(tmp_path):
         "| training step, peak memory over the stock class | 12x768, 8 x 512 | 1.03 | 0.980 | met |",
         "| inference with two thirds of the layers, time over the whole stock class | 12x768, 8 x 128 | 0.70 | "
         "0.800 [0.790, 0.810] | missed |",
-        "| cached epoch over one without the cache | trec6 | 0.12 | 0.250 | missed |",
         "| prediction over `pipeline(batch_size=32)` | movie_reviews with cr | 0.50 | 0.500 | met |",
         "| loading a folder over the stock class | load | 1.10 | 1.500 | missed |",
         "| the same once more, in the same process | load again | 1.10 | 1.000 | met |",
@@ -271,20 +242,16 @@ def test_the_page_shows_the_bounds():
     assert f"\n{summary.table().strip()}\n" in (HERE / "SPEED.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_shows_four_lines_of_them():
+def test_the_readme_shows_three_lines_of_them():
     assert f"\n{summary.short_table().strip()}\n" in summary.README.read_text(encoding="utf-8")
-    assert len(summary.short_table().splitlines()) == 2 + 4
+    assert len(summary.short_table().splitlines()) == 2 + 3
 
 
-def test_a_line_of_the_readme_is_the_worst_of_all_bounds_of_its_name(tmp_path):
-    times = [
-        ("trec6", "cached", 1),
-        ("trec6", "no cache", 4),
-        ("movie_reviews", "cached", 3),
-        ("movie_reviews", "no cache", 4),
-    ]
-    rows = [{"subject": subject, "variant": v, "round": "1", "seconds": str(s)} for subject, v, s in times]
-    write_rows(tmp_path / "cached_epochs.csv", rows)
+def test_a_line_of_the_readme_is_the_worst_of_its_cells(tmp_path):
+    place = {"shape": "6x384", "batch": "1", "mode": "inference", "variant": "lstmpool"}
+    times = [("128", "1.01"), ("512", "1.25"), ("256", "1.10")]
+    rows = [{**place, "tokens": tokens, "ratio": r, "low": r, "high": r} for tokens, r in times]
+    write_rows(tmp_path / "speed.csv", rows)
     assert summary.short_table(tmp_path).splitlines()[2:] == [
-        "| cached epoch over one without the cache | movie_reviews | 0.750 |"
+        "| inference, time over the stock class | 6x384, 1 x 512 | 1.250 |"
     ]

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lstmpool.benchmarks import curves, speed
 from lstmpool.benchmarks import rounds as of_rounds
-from lstmpool.benchmarks.curves import Point
+from lstmpool.benchmarks import speed
 from lstmpool.benchmarks.flops import FLOPS
 from lstmpool.benchmarks.grid import flops, lstm_flops, peak_bytes
 from lstmpool.benchmarks.memory import MEMORY
@@ -91,26 +90,6 @@ def test_a_wrong_flag_ends_the_command(tmp_path, capsys):
         with pytest.raises(SystemExit):
             speed.main([*words, f"--output={tmp_path / 'none.csv'}"])
         assert said in capsys.readouterr().err
-
-
-def test_what_fits_is_reckoned_from_two_peaks():
-    peaks = {2: 100 + 2 * 30, 4: 100 + 4 * 30}  # bytes
-    assert curves.largest_batch(1000, peaks, weights=200, mode="inference") == (1000 - 200 - 100) // 30
-    assert curves.largest_batch(1000, peaks, weights=200, mode="training") == (1000 - 600 - 100) // 30
-    assert curves.largest_batch(100, peaks, weights=200, mode="inference") == 0
-
-
-def test_the_table_and_the_picture_of_the_curves(tmp_path, capsys, monkeypatch):
-    def stand_in(point, name):
-        size = point.cell.batch * 2**30 * (2 if name == "naive" else 1)
-        return {"peak_bytes": str(size), "flops": "7", "weight_bytes": str(2**30), "versions": "v"}
-
-    monkeypatch.setattr(curves, "count", stand_in)
-    output = tmp_path / "curves.csv"
-    assert curves.main([f"--output={output}", "--along", "tokens", "fits"]) == 0
-    out = capsys.readouterr().out
-    assert "| inference | stock | 3 | 7 | 15 |" in out and "| training | naive | 0 | 2 | 6 |" in out
-    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_text_replaces_what_stands_between_the_marks(tmp_path):
@@ -201,15 +180,6 @@ def test_the_memory_of_the_naive_code_by_hand():
     cell = Cell.parse("6x384/inference/8x128")
     # where the bare backbone is at its peak, the naive code holds what four more of the six layers gave
     assert MEMORY.count("naive", cell) - MEMORY.count("backbone", cell) == 4 * (8 * 128 * 384 * 4)
-
-
-def test_a_point_of_the_curves_by_hand():
-    cell = Cell.parse("2x24/inference/1x8")
-    both, alone = (curves.count(Point("layers read", read, cell, read), "lstmpool") for read in (2, 1))
-    assert both["flops"] == str(FLOPS.count("lstmpool", cell)) == str(int(alone["flops"]) + STEP)
-    assert both["peak_bytes"] == str(MEMORY.count("lstmpool", cell))
-    parameters = sum(parameter.numel() for parameter in build("lstmpool", cell.config()).model.parameters())
-    assert both["weight_bytes"] == alone["weight_bytes"] == str(4 * parameters)
 
 
 @pytest.mark.parametrize(("shape", "bound"), [("6x384", 1.01), ("12x768", 1.01)])

@@ -324,7 +324,7 @@ def test_the_study_runs_variants_and_an_ensemble_takes_its_members_setting(tmp_p
     words = [*flags, *"--token_poolings mean --datasets trec6 --poolings linear_all concat_residual".split()]
     words += ["concat_residual_ensemble", "--tune_only"]
     assert main(words) == 0
-    made_runs = (tmp_path / "out" / "frozen-mean.csv").read_text().splitlines()[1:]
+    made_runs = (tmp_path / "out" / "runs.csv").read_text().splitlines()[1:]
     assert [run.split(",")[4] for run in made_runs] == [
         "linear_all",
         *["concat_residual"] * 10,

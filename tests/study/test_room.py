@@ -12,9 +12,9 @@ from setuptools import Distribution
 
 from lstmpool.training.errors import InputError
 from study.choice import tables_of
-from study.records import KEY
+from study.records import COLUMNS, KEY
 from study.statistics import read_tables
-from study.store import Predictions, rounded
+from study.store import Predictions, Runs, rounded
 from study.tables import QUESTIONS, all_tables, answer
 
 from ..training_fixtures import ROOT
@@ -146,9 +146,20 @@ RUNS = {  # one label a row; several labels or none; a number
 }
 
 
+def test_the_runs_of_all_regimes_are_in_one_file_and_each_regime_sees_its_own(tmp_path):
+    places = [("frozen", "mean"), ("frozen", "cls"), ("full", "mean")]
+    for regime, token_pooling in places:
+        made = dict.fromkeys(COLUMNS, "1") | {"regime": regime, "token_pooling": token_pooling}
+        Runs.of(tmp_path, regime, token_pooling).add(made)
+    for place in places:
+        (found,) = Runs.of(tmp_path, *place).rows
+        assert (found["regime"], found["token_pooling"]) == place
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
+
+
 @pytest.fixture
 def kept(tmp_path):
-    predictions = Predictions(tmp_path / "predictions" / "frozen-mean.parquet")
+    predictions = Predictions(tmp_path / "kept" / "predictions.parquet")
     for run, label, prediction in RUNS.values():
         predictions.add(run, label, prediction)
     return predictions
@@ -171,8 +182,8 @@ def test_what_is_kept_is_read_again(kind, gathered, kept):
 
 def test_gathering_leaves_one_file_that_is_the_same_in_any_order(kept, tmp_path):
     kept.gather()
-    assert [path.name for path in kept.file.parent.iterdir()] == ["frozen-mean.parquet"]
-    other = Predictions(tmp_path / "again" / "frozen-mean.parquet")
+    assert [path.name for path in kept.file.parent.iterdir()] == ["predictions.parquet"]
+    other = Predictions(tmp_path / "again" / "predictions.parquet")
     for run, label, prediction in reversed(RUNS.values()):
         other.add(run, label, prediction)
         other.gather()
@@ -199,7 +210,7 @@ def test_a_run_that_was_made_again_replaces_the_first(kept):
 
 @pytest.mark.parametrize("step", ["write", "replace", "unlink"])
 def test_a_kill_while_gathering_loses_nothing(step, tmp_path, monkeypatch):
-    kept = Predictions(tmp_path / "frozen-mean.parquet")
+    kept = Predictions(tmp_path / "predictions.parquet")
     first, *others = RUNS.values()
     kept.add(*first)
     kept.gather()

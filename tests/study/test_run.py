@@ -87,7 +87,7 @@ def without_time(rows):
 
 def test_settings_are_tuned_on_validation_and_the_test_is_read_by_the_final_runs_alone(words, runs, data):
     assert main(words) == 0
-    rows = read_rows(data / "out" / "frozen-mean.csv")
+    rows = read_rows(data / "out" / "runs.csv")
     tune, final = ([row for row in rows if row["kind"] == kind] for kind in ("tune", "final"))
     assert [len(tune), len(final)] == [20, 4]
     assert {row["test"] for row in tune} == {""} and {row["seed"] for row in tune} == {"0"}
@@ -116,12 +116,12 @@ def test_a_study_that_is_stopped_again_and_again_ends_as_one_that_is_not(words, 
     for stop_at in (0, 5, 21):  # before any run, while tuning, between final runs
         runs.stop_at = stop_at
         assert main(words) == 130
-        assert len(read_rows(data / "out" / "frozen-mean.csv")) == stop_at
+        assert len(read_rows(data / "out" / "runs.csv")) == stop_at
     runs.stop_at = None
     assert main(words) == 0
     assert len(runs.calls) == 24
     assert main([word.replace("/out", "/whole") for word in words]) == 0
-    whole, pieces = (read_rows(data / folder / "frozen-mean.csv") for folder in ("whole", "out"))
+    whole, pieces = (read_rows(data / folder / "runs.csv") for folder in ("whole", "out"))
     assert without_time(pieces) == without_time(whole)
 
 
@@ -166,7 +166,7 @@ def test_a_setting_becomes_columns_and_back():
 
 def test_a_pooling_that_its_seed_draws_a_part_of_is_tuned_with_several_draws(words, runs, data):
     assert main([*words, "--poolings", "lstm_shuffled", "last"]) == 0
-    rows = read_rows(data / "out" / "frozen-mean.csv")
+    rows = read_rows(data / "out" / "runs.csv")
     tune = [(row["pooling"], row["seed"]) for row in rows if row["kind"] == "tune"]
     assert {seed: tune.count(("lstm_shuffled", seed)) for seed in ("0", "100", "101")} == dict.fromkeys(
         ("0", "100", "101"), 10
@@ -195,12 +195,14 @@ def test_a_dry_run_says_what_remains_and_how_long_it_takes(words, runs, data, ca
     said = capsys.readouterr().out
     assert "one (24/10/8 rows; own test file): 24 runs remain, unknown time" in said and "in all: 24 runs" in said
     measured = {
+        "regime": "frozen",
+        "token_pooling": "mean",
         "pooling": "lstm",
         "seconds": "86400",
         "epochs": "4",
         "train_rows": "24",
     }  # a quarter of an hour a row and epoch
-    append_row(data / "out" / "frozen-mean.csv", dict.fromkeys(COLUMNS, "") | measured)
+    append_row(data / "out" / "runs.csv", dict.fromkeys(COLUMNS, "") | measured)
     assert main([*words, "--poolings", "lstm", "--dry_run"]) == 0
     # 5 * 4 + 5 * 12 epochs to tune, at most 2 * 12 for the seeds, over 24 rows
     assert f"in all: 12 runs remain, at most {(80 + 24) * 24 / 4:.2f} hours of one core" in capsys.readouterr().out
@@ -210,8 +212,8 @@ def test_a_dry_run_says_what_remains_and_how_long_it_takes(words, runs, data, ca
 @pytest.mark.parametrize("name, metric", [("one", "accuracy"), ("pairs", "pearson"), ("several", "f1_micro")])
 def test_the_predictions_of_a_run_give_its_test_score_again(name, metric, words, data):
     assert main([*words[:4], "--datasets", name, "--poolings", "last", "--seeds", "1"]) == 0
-    final = read_rows(data / "out" / "frozen-mean.csv")[-1]
-    (file,) = (data / "out" / "predictions" / "frozen-mean").iterdir()
+    final = read_rows(data / "out" / "runs.csv")[-1]
+    (file,) = (data / "out" / "predictions").iterdir()
     assert file.name == name_of(final)
     kept = Runs.of(data / "out", "frozen", "mean").predictions.read(final)
     label, found = kept["label"], kept["prediction"]
@@ -241,7 +243,7 @@ class Difference(LayerPooling):
 def test_a_class_and_an_entry_put_a_pooling_through_the_study(words, data, monkeypatch):
     monkeypatch.setitem(POOLINGS, "difference", own(Difference))
     assert main([*words, "--poolings", "difference", "last"]) == 0
-    rows = read_rows(data / "out" / "frozen-mean.csv")
+    rows = read_rows(data / "out" / "runs.csv")
     assert [row["pooling"] for row in rows if row["kind"] == "final"] == ["difference", "last"] * 2
     assert len({row["parameters"] for row in rows}) == 1  # those of the classifier alone
     assert len({row["validation"] for row in rows}) > 1

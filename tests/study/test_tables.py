@@ -293,7 +293,7 @@ def test_the_command_fills_the_page_and_draws_the_pictures(study, capsys):
     assert "### frozen, mean, b" in printed and answered in printed
     assert short.read_text().startswith("above\n") and short.read_text().endswith("below\n")
     assert answered in short.read_text() and "old" not in short.read_text()
-    assert not (study / "predictions" / "frozen-mean").exists()  # gathered into the file beside it
+    assert not (study / "predictions").exists()  # gathered into the file beside it
     text = page.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "| last | 6 | 6 / 0 / 0 |" in text
     of_lstm = (study / "differences-lstm-frozen-mean-b.png").read_bytes()

@@ -146,7 +146,7 @@ def test_json_lines_may_end_in_json(tmp_path):
     [
         ("a.txt", "text", "must end in .csv"),
         ("a.csv", b"PAR1 and more", "expected .csv, found .parquet content"),
-        ("a.csv", gzip.compress(b"text"), "expected .csv, found gzip content"),
+        ("a.csv", gzip.compress(b"text", mtime=0), "expected .csv, found gzip content"),
         ("a.csv", '{"text": "a"}', "expected .csv, found .json content"),
         ("a.csv", "<!DOCTYPE html><html>", "expected .csv, found HTML content"),
         ("a.csv", "version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
@@ -161,7 +161,7 @@ def test_json_lines_may_end_in_json(tmp_path):
         ("a.json", '[{"label": 1}, {"label": "x"}]', "column of mixed kinds"),
         ("a.parquet", "text,label\na,b\n", "expected .parquet, found plain text content"),
         ("a.csv", "", "a.csv holds no rows"),
-        ("a.csv.gz", gzip.compress(b""), "a.csv.gz holds no rows"),
+        ("a.csv.gz", gzip.compress(b"", mtime=0), "a.csv.gz holds no rows"),
         ("a.json", "[]", "a.json holds no rows"),
         ("a.csv", "text,label\na,b\n".encode("utf-16"), "found UTF-16"),
         ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "found NUL characters in its header, as UTF-16 has"),
@@ -180,9 +180,9 @@ def test_json_lines_may_end_in_json(tmp_path):
             "column 'text', row 3: .* half of a character",
         ),
         ("a.jsonl", '{"text": "a"}\n{"text": "b"}\n{"text": 1}', "column 'text', row 3: .* mixed kinds"),
-        ("a.csv.gz", gzip.compress(b"text,label\na,b\n" * 99)[:30] + b"\xff" * 30, "cut off or broken"),
+        ("a.csv.gz", gzip.compress(b"text,label\na,b\n" * 99, mtime=0)[:30] + b"\xff" * 30, "cut off or broken"),
         ("a.csv.gz", "text,label\na,b\n", "expected gzip, found plain text content"),
-        ("a.csv.gz", gzip.compress(b"text,label\na,b\n" * 99)[:-9], "cut off or broken"),
+        ("a.csv.gz", gzip.compress(b"text,label\na,b\n" * 99, mtime=0)[:-9], "cut off or broken"),
     ],
 )
 def test_a_file_that_is_not_what_its_ending_says(tmp_path, name, content, message):
