@@ -22,8 +22,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from lstmpool.benchmarks.exits_scores import Compared, add_controls, add_patience
-from lstmpool.benchmarks.exits_tables import BOUNDED, EXITS, FULL, PATIENCE, STOCK, TIMED, UNTIMED
+from lstmpool.benchmarks.exits_scores import Compared, add_controls
+from lstmpool.benchmarks.exits_tables import BOUNDED, EXITS, FULL, STOCK, TIMED, UNTIMED
 from lstmpool.benchmarks.grid import peak_bytes
 from lstmpool.benchmarks.results import Row
 from lstmpool.benchmarks.rounds import ratio
@@ -72,7 +72,6 @@ def measure(
     times = measured_times(models, tokens["test"], tokenizer, rounds)
     states = {split: layer_states(models[FULL], rows, tokenizer) for split, rows in tokens.items()}
     chosen = {who: str(models[who].config.exit_threshold or "") for who in (EXITS, BOUNDED)}
-    chosen[PATIENCE] = add_patience(compared, models[EXITS], states, drop)
     chosen |= add_controls(compared, models[FULL].config, states, drop)
     rows = {who: dict.fromkeys(COLUMNS, "") for who in (*TIMED, *UNTIMED)}
     for who, row in rows.items():

@@ -1,20 +1,18 @@
 """Compares the answers of exits, and of exits by other rules and with other heads, with those of the full model.
 
 Exits by patience leave once so many layers in a row have given the same answer (Zhou et al. 2020,
-https://arxiv.org/abs/2006.04152). They read the exits' own heads. The controls are other heads on the layer states of
-the full model, all fitted to the training rows alone: linear ones on a layer's own vector or on the mean of the layers
+https://arxiv.org/abs/2006.04152). The controls are heads on the layer states of the full model, all fitted to the
+training rows alone: linear ones on a layer's own vector or on the mean of the layers
 so far, both as the command fits them, and an LSTM over the layers with a linear head for each. All are chosen on
 validation rows, under the same allowed drop; the controls by the command's rule `point`, each exit calibrated first.
+Patience goes by the heads of the first kind: those of `exits` have seen the validation rows, which could not choose.
 
 N rows, B batch, L layers read, S width of a layer's vector, C labels.
 """
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lstmpool.benchmarks.exits_tables import CONTROLS, FULL, LSTM, MEAN, OWN, PATIENCE
 from lstmpool.benchmarks.results import Row
@@ -99,13 +97,11 @@ class Compared:
 
 
 # ------------------------------------------------------------------------------------- exits of other rules and kinds
-@torch.inference_mode()
-def add_patience(compared: Compared, model: PreTrainedModel, states: dict[str, Tensor], drop: float) -> str:
-    """Enters the exits of `model` by patience, and returns the one chosen: how many layers in a row must agree.
+def add_patience(compared: Compared, logits: Logits, drop: float) -> str:
+    """Enters exits with these `logits` by patience, and returns the one chosen: how many layers in a row must agree.
 
-    `states` are layer states (N, L, S) by split, and `drop` is the points that validation rows may lose.
+    `drop` is the points that validation rows may lose.
     """
-    logits = {split: model.exits(states[split]).double().numpy() for split in ("validation", "test")}
     runs = {}
     for split, of_exits in logits.items():
         answers = [compared.task.decide(of_exits[:, place]) for place in range(of_exits.shape[1])]
@@ -137,17 +133,20 @@ def first_of(leaves: np.ndarray) -> np.ndarray:
 
 
 def add_controls(compared: Compared, config: LstmPoolConfig, states: dict[str, Tensor], drop: float) -> dict[str, str]:
-    """Fits exits of each kind of `CONTROLS` to the training rows, enters them, and returns the threshold of each.
+    """Fits exits of each kind of `CONTROLS` to the training rows, enters them, and returns the threshold of each, and
+    the patience.
 
     `config` is that of the full model, and `states` are its layer states (N, L, S) by split.
     """
-    linear = partial(exits_of_linear, labels=compared.labels, config=config)
+    own = exits_of_linear(states, compared.labels, config)
+    means = {split: so_far(of_split) for split, of_split in states.items()}
     logits = {
-        OWN: linear(states),
-        MEAN: linear({split: so_far(of_split) for split, of_split in states.items()}),
+        OWN: own,
+        MEAN: exits_of_linear(means, compared.labels, config),
         LSTM: exits_of_lstm(states, compared.labels["train"], compared.task),
     }
-    return {kind: add_control(compared, kind, logits[kind], drop) for kind in CONTROLS}
+    found = {kind: add_control(compared, kind, logits[kind], drop) for kind in CONTROLS}
+    return found | {PATIENCE: add_patience(compared, own, drop)}
 
 
 def so_far(states: Tensor) -> Tensor:

@@ -229,20 +229,12 @@ def test_answers_in_a_row():
     assert first_of(np.array([[False, True, True], [False, False, False]])).tolist() == [1, 3]
 
 
-class Given(torch.nn.Module):
-    """A model whose exits give these logits for any states."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.exits = lambda states: torch.tensor(logits)
-
-
 def test_patience_is_the_smallest_that_loses_little_enough():
     by_exit = [logits_for(answers) for answers in ([1, 0, 2, 0], [0, 1, 2, 2], [0, 1, 2, 2])]
-    states = dict.fromkeys(BOTH)
+    logits = dict.fromkeys(BOTH, np.stack(by_exit, axis=1))
     for drop, patience, layers in ((0.5, "3", [4, 4, 3, 4]), (25.0, "2", [3, 3, 2, 3]), (50.0, "1", [1, 1, 1, 1])):
         found = compared([0, 1, 2, 0], [0, 1, 2, 0])
-        assert add_patience(found, Given(np.stack(by_exit, axis=1)), states, drop) == patience
+        assert add_patience(found, logits, drop) == patience
         assert found.layers[PATIENCE, "test"].tolist() == layers
 
 
