@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lstmpool.benchmarks.pictures import curves
+from lstmpool.benchmarks.pictures import panels_of
 from lstmpool.benchmarks.results import Row, markdown
 from lstmpool.benchmarks.rounds import missed
 
@@ -247,7 +247,7 @@ def picture(rows: list[Row], path: Path) -> None:
     """Draws score against time, on average over sets, for one text at a time and for batches."""
     results = Results(rows)
     panels: dict[str, Callable[[Axes], None]] = {title: partial(_draw, results, size) for size, title in SIZES.items()}
-    curves(panels, 2, path)
+    panels_of(panels, 2, path)
 
 
 def _draw(results: Results, size: str, axes: "Axes") -> None:

@@ -1,5 +1,6 @@
 """Draws the pictures of the benchmarks, each from its CSV."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,21 @@ def ratios(rows: list[Row], path: Path) -> None:
     axes.set(xlabel="time over that of the stock class (lower is better)")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def panels_of(panels: dict[str, Callable[["Axes"], None]], columns: int, path: Path) -> None:
+    """Draws a grid of panels, each by its own function, with one legend for all."""
+    from matplotlib.figure import Figure
+
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.9 * lines), layout="constrained")
+    for axes, (title, draw) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items(), strict=False):
+        draw(axes)
+        axes.set_title(title, fontsize=9)
+        axes.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
