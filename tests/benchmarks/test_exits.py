@@ -139,6 +139,7 @@ def test_each_contender_has_its_command(place, monkeypatch):
     assert words["one-1-layers3"].endswith("--seed 1 --layers 1 2 3")
     assert words["one-1-stock"].endswith(f"{place.rows} folder/b 1 {place.runs}/one-1-stock")
     assert place.all_folders() == folders and len(trained) == 6  # all are finished
+    assert place.all_folders([HALF]) == {who: folders[who] for who in (FULL, EXITS, HALF)}
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_a_measured_set_is_not_measured_again(data, monkeypatch, capsys):
     seen = []
     found = {who: dict.fromkeys(COLUMNS, "1") for who in (*TIMED, *UNTIMED)}
 
-    def all_folders(self):
+    def all_folders(self, contenders):
         seen.append((self.seed, self.name))
         if self.name == "two":
             raise InputError("it failed")
