@@ -156,10 +156,10 @@ def exits_drawn(exits: ExitResults, split: str, path: Path, title: str) -> None:
     for tried in _spread(curve):
         left.plot(tried.mean_layers, tried.score, ".", color=BLUE)
         place = (tried.mean_layers, tried.score)
-        left.annotate(f"{tried.threshold:.3g}", place, (3, -10), textcoords="offset points", fontsize=7)
+        left.annotate(f"{tried.threshold:.4g}", place, (3, -10), textcoords="offset points", fontsize=7)
     if exits.is_on:
         score = exits.answers.results[split][exits.answers.task.headline]
-        label = f"threshold {exits.threshold:.4f}"
+        label = f"threshold {exits.threshold:.6g}"
         left.plot(exits.mean_layers(split), score, "*", color=BLUE, markersize=14, label=label)
     left.set(title=f"On {split}", xlabel="layers that run, mean over texts", ylabel=title)
     left.legend(loc="lower right", fontsize=8)

@@ -199,12 +199,13 @@ def test_the_numbers_of_exits_by_hand():
 def test_what_is_told_of_exits():
     first, second, hint = exit_lines(results(gains={1: 2.0, 32: 1.5}))
     assert first.startswith("Exits: linear heads on layers 2, 4, fitted to 8 training rows in 1 s. A text leaves wi")
-    assert "0.9000 or more, chosen on 4 validation rows by the rule point, for a drop of 0.5 points at most." in first
+    assert "of 0.9 or more, chosen on 4 validation rows by the rule point, for a drop of 0.5 points at most." in first
     assert second.startswith("On test, 3.50 of 6 layers run for a text on average; times as fast as without exits")
     assert second.endswith(": 2.00 with batches of 1 and 1.50 with batches of 32.")
     assert hint.startswith("Layer 4 alone is within 0.5 points of the whole model") and "--layers 2 4," in hint
     assert "about 33% of the time" in hint
     assert "as --exit_threshold says." in exit_lines(results(rule=None))[0]
+    assert "a confidence of 0.999985 or more" in exit_lines(results(threshold=0.999985))[0]  # which is not 1
     table = depth_rows(results(), "accuracy")
     assert table[1] == ["2", "0.750", "", "50.0%", "50.0%"] and table[3][0] == "6, the whole model"
 
@@ -244,7 +245,7 @@ def test_exits_learn_what_their_layer_shows(problem_type):
     states[:, 1, 3] = 100 + 50 * labels
     targets = np.stack([1 - labels, labels], axis=1).astype(np.uint8) if problem_type == MULTI else labels
     rows = Rows(states, targets)
-    fit_heads(exits, rows, rows.of(np.arange(50)), problem_type, to_both=False)
+    fit_heads(exits, rows, Rows(states[:50], targets[:50]), problem_type, to_both=False)
     logits = logits_of_exits(exits, iter([states[:150], states[150:]]))
     assert logits.shape == (200, len(config.layers) - 1, 2)
     right = (logits.argmax(-1) == labels[:, None]).mean(0)
@@ -287,7 +288,7 @@ def test_a_fit_is_repeated_bit_for_bit():
     states = rng.normal(size=(40, len(first.heads) + 1, first.heads[0].in_features)).astype(np.float32)
     for exits in (first, second):
         rows = Rows(states, np.arange(40) % 2)
-        fit_heads(exits, rows, rows.of(np.arange(9)), SINGLE, to_both=True)
+        fit_heads(exits, rows, Rows(states[:9], np.arange(9) % 2), SINGLE, to_both=True)
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
