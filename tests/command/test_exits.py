@@ -240,6 +240,6 @@ def test_what_can_have_no_exits_is_refused_before_the_work(finished, monkeypatch
     assert "these rows have other labels than its own: a, b." in refused(capsys, "--init_from=plain", *others)
     assert "--early_exit needs validation rows" in refused(capsys, *later)
     monkeypatch.setattr("lstmpool.families_lstmpool.Families.EARLY_EXIT", frozenset({"roberta"}))
-    assert "cannot leave a backbone of the family bert early; they can in roberta." in refused(capsys, *new)
+    assert "a family that texts can leave early: roberta. Found bert. Name another" in refused(capsys, *new)
     assert not (finished / "refused").exists() or not list((finished / "refused").glob("checkpoint-*"))
     shutil.rmtree(finished / "refused", ignore_errors=True)

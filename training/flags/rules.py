@@ -262,7 +262,7 @@ WITH_SPLITS = (  # known once the splits are found
     Rule(
         lambda f: f.model.early_exit and not f.training.get("do_eval"),
         "--early_exit needs validation rows, which say when a text may leave, found none. Name them with "
-        "--validation_file, or leave it out.",
+        "--validation_file, or leave --early_exit out.",
     ),
     Rule(
         lambda f: not any(f.training.get(flag) for flag in DOING),
