@@ -307,17 +307,17 @@ class TrainingFields:
     early_exit_max_drop: float = field(
         default=0.5,
         metadata={
-            "help": "Points (hundredths) of the main metric on validation rows that the exits of early_exit may cost. "
-            "With the rule bounded: rows in a hundred that may be lost."
+            "help": "Points (hundredths) of the main metric that the exits of early_exit may cost on validation rows. "
+            "With early_exit_rule bounded: rows in a hundred that may be lost, of those that the whole model gets right."
         },
     )
     early_exit_rule: str = field(
         default="point",
         metadata={
             "choices": ("point", "bounded"),
-            "help": "How exit_threshold is chosen. point: the lowest one that keeps the metric on the validation "
-            "rows. bounded: with 90% certainty, of new rows too, no more are lost that the whole model gets right; "
-            "that needs more rows, and saves less.",
+            "help": "How exit_threshold is chosen on the validation rows. point: the lowest one that keeps the metric "
+            "within early_exit_max_drop. bounded: the lowest one that keeps new rows within it, too, with 90% "
+            "certainty; that needs more rows, and saves less.",
         },
     )
     predictions_format: str = field(
