@@ -308,7 +308,7 @@ class TrainingFields:
         default=0.5,
         metadata={
             "help": "Points (hundredths) of the main metric that the exits of early_exit may cost on validation rows. "
-            "With early_exit_rule bounded: rows in a hundred that may be lost, of those that the whole model gets right."
+            "With early_exit_rule bounded: how many rows in a hundred may be lost, which the whole model gets right."
         },
     )
     early_exit_rule: str = field(

@@ -226,7 +226,7 @@ def _curve(state: State, of_exits: Arrays, confidences: Arrays) -> dict[str, lis
 
 
 def _gains(state: State) -> dict[int, float]:
-    """How many times as fast the exits make test rows, or validation rows; empty where none leaves early."""
+    """How many times as fast the exits make test rows, or validation rows; empty where they are not taken."""
     if not state.answers_early:
         return {}
     split = "test" if "test" in state.tokens else "validation"

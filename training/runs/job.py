@@ -335,7 +335,10 @@ def _check_contrastive(
 def _check_exits(
     model_args: ModelArguments, args: TrainingArguments, task: Task, finished: PretrainedConfig | None
 ) -> None:
-    """Raises InputError if exits are wanted and do not fit the labels. `finished`: config of the model of --init_from."""
+    """Raises InputError if exits are wanted, and cannot be fitted to these labels.
+
+    `finished`: config of the model to start from.
+    """
     if not model_args.early_exit:
         return
     if len(task.names) > SCORED:
