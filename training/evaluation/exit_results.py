@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmpool.training.evaluation.exit_rules import BOUNDED, candidates, lowest_within, mixed, places_of, rows_needed
+from lstmpool.training.evaluation.exit_rules import candidates, lowest_within, mixed, places_of, rows_needed
 from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.flags.arguments import BOUNDED
 from lstmpool.training.tasks.task import Task
 
 

@@ -1,7 +1,7 @@
 """When a text may leave at an exit below the highest layer: the rules that choose one threshold on validation rows.
 
-`point` takes the lowest threshold that keeps the metric on these rows. `bounded` takes the lowest one with which so few
-rows are lost that a test rules out a larger risk on new rows, but for a chance of `DELTA`. This is learn-then-test
+`point` takes the lowest threshold that keeps the metric on these rows. `bounded` takes the lowest one with which so
+few rows are lost that a test rules out a larger risk on new rows, but for a chance of `DELTA`. This is learn-then-test
 (Angelopoulos et al. 2021, arXiv 2110.01052) with a fixed sequence of thresholds.
 
 N rows, E exits, C outputs. A row's place is the number of the exit where it leaves, the lowest's being 0, or E if it
@@ -15,7 +15,6 @@ import numpy as np
 from scipy.stats import binom
 
 
-POINT, BOUNDED = RULES = ("point", "bounded")
 MOST = 400  # thresholds that are tried, at most
 DELTA = 0.1  # the chance that `bounded` may be wrong
 ROUNDING = 1e-9  # of a metric

@@ -26,6 +26,7 @@ MAPS = (*OBJECTS, *OBJECTS_OR_FILES)  # flags whose value may be a mapping, on a
 # As metric_for_best_model it stands for the task's headline metric, until the task is known; as layer_pooling, for the
 # one that is chosen before training.
 AUTO = "auto"
+POINT, BOUNDED = "point", "bounded"  # of --early_exit_rule, see `exit_rules`
 
 
 @dataclass
@@ -312,9 +313,9 @@ class TrainingFields:
         },
     )
     early_exit_rule: str = field(
-        default="point",
+        default=POINT,
         metadata={
-            "choices": ("point", "bounded"),
+            "choices": (POINT, BOUNDED),
             "help": "How exit_threshold is chosen on the validation rows. point: the lowest one that keeps the metric "
             "within early_exit_max_drop. bounded: the lowest one that keeps new rows within it, too, with 90% "
             "certainty; that needs more rows, and saves less.",

@@ -28,9 +28,10 @@ from lstmpool.training.evaluation.exit_results import (
     headline_of,
     scores_alone,
 )
-from lstmpool.training.evaluation.exit_rules import BOUNDED, choose_bounded, choose_point, mixed, places_of
+from lstmpool.training.evaluation.exit_rules import choose_bounded, choose_point, mixed, places_of
 from lstmpool.training.evaluation.learned_head import Arrays
 from lstmpool.training.evaluation.results import Evaluation
+from lstmpool.training.flags.arguments import BOUNDED
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.time_gain import time_gains
 from lstmpool.training.model.exit_training import AT_A_TIME, Rows, confidences_of, fit_heads, logits_of_exits
