@@ -33,6 +33,7 @@ from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.loop import time_gain
 from lstmpool.training.model.exit_training import Rows, confidences_of, fit_heads, logits_of_exits
 from lstmpool.training.output.exits import depth_rows, exit_lines
+from lstmpool.training.runs.exits import _threshold
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.single_label import SingleLabel
 
@@ -132,6 +133,32 @@ def test_the_bounded_rule_stops_at_the_first_row_too_many():
     assert threshold == SEQUENCE[SEQUENCE > 0.7].min()
     lost[0] = False
     assert choose_bounded(sure, lost, 0.005) == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "whole_is_right", "found"),
+    [
+        ("bounded", True, None),  # three of 500 rows are lost where they leave, P(3 or fewer | 0.005) = 0.76
+        ("bounded", False, 0.0),  # the model is wrong in them, too
+        ("point", True, None),  # 0.6 points
+        ("point", False, 0.45),  # midway from 0.9 to 0
+        (None, True, 0.8),  # named
+    ],
+)
+def test_a_rule_looks_at_what_the_whole_model_gets_right(rule, whole_is_right, found):
+    """One exit is wrong in the three rows in which it is the surest."""
+    labels = np.arange(500) % 2
+    whole = np.eye(2)[labels]
+    of_exits = np.eye(2)[labels][:, None]  # (N, E, C)
+    of_exits[:3] = of_exits[:3, :, ::-1]
+    if not whole_is_right:
+        whole[:3] = whole[:3, ::-1]
+    sure = np.full((500, 1), 0.9)
+    sure[:3] = 0.95
+    evaluation = SimpleNamespace(logits={"validation": whole}, targets={"validation": labels})
+    job = SimpleNamespace(task=TWO, model_args=SimpleNamespace(exit_threshold=0.8))
+    state = SimpleNamespace(job=job, evaluation=evaluation)
+    assert _threshold(state, ExitSettings(rule, 0.5), sure, of_exits) == found
 
 
 def test_the_bounded_rule_does_not_go_on_after_it_has_stopped():
