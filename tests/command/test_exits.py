@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from lstmpool.train_trainer import main
+from lstmpool.training.errors import InputError
 from lstmpool.training.output.finished import FinishedRun
 from lstmpool.training.runs import fit as steps
+from lstmpool.training.runs.exits import check_backbone, drop_exits
+from lstmpool.training.runs.state import State
 
 from ..conftest import tiny_model
 from ..training_fixtures import write_csv
@@ -113,7 +116,7 @@ def test_a_model_with_exits_is_measured_with_them(finished, monkeypatch, capsys)
     files = ["--test_file=test.csv", "--id_column_name=key", "--freeze_backbone"]
     assert main(["--init_from=early", "--output_dir=measured", *WORDS, *files]) == 0
     said = capsys.readouterr().out
-    assert "Exits: texts leave early, with a confidence of 0.970 or more." in said
+    assert "Exits: texts leave early, with a confidence of 0.97 or more." in said
     assert "lstm over 2 layers, with exits" in said
     tables = [pandas.read_csv(finished / name / "test_predictions.csv") for name in ("measured", "early")]
     assert tables[0]["score_animal"].to_numpy() == pytest.approx(tables[1]["score_animal"].to_numpy(), abs=1e-5)
@@ -198,6 +201,28 @@ def test_a_model_of_a_single_layer_gets_none(capsys):
     assert state.exits is None and capsys.readouterr().out == "No exits: the model reads a single layer.\n"
 
 
+def test_exits_of_a_model_that_several_processes_run_are_not_taken(capsys):
+    """The model reads all texts to the end there, so the command must not say otherwise."""
+    model = tiny_model(early_exit=True, exit_threshold=0.97)
+    args = SimpleNamespace(do_train=False, calibrate=None, tune_thresholds=False, world_size=2)
+    drop_exits(model, args, wanted=False)
+    assert capsys.readouterr().out == (
+        "Exits: all texts are read to the end, since several processes run the model together.\n"
+    )
+    assert model.exits is not None
+    answers_early = State.answers_early.fget
+    assert not answers_early(SimpleNamespace(model=model, args=args))
+    assert answers_early(SimpleNamespace(model=model, args=SimpleNamespace(world_size=1)))
+
+
+def test_a_backbone_whose_layers_are_not_certain_is_refused():
+    model = tiny_model()
+    check_backbone(model)
+    model.lstmpool.capture.streams = False
+    with pytest.raises(InputError, match="--early_exit needs a backbone whose layers lie in one list of their own"):
+        check_backbone(model)
+
+
 def refused(capsys, *words):
     assert main([*WORDS, "--early_exit", "--output_dir=refused", *words]) == 2
     return capsys.readouterr().err
@@ -215,6 +240,6 @@ def test_what_can_have_no_exits_is_refused_before_the_work(finished, monkeypatch
     assert "these rows have other labels than its own: a, b." in refused(capsys, "--init_from=plain", *others)
     assert "--early_exit needs validation rows" in refused(capsys, *later)
     monkeypatch.setattr("lstmpool.families_lstmpool.Families.EARLY_EXIT", frozenset({"roberta"}))
-    assert "cannot leave a backbone of the family bert early; they can in roberta." in refused(capsys, *new)
+    assert "a family that texts can leave early: roberta. Found bert. Name another" in refused(capsys, *new)
     assert not (finished / "refused").exists() or not list((finished / "refused").glob("checkpoint-*"))
     shutil.rmtree(finished / "refused", ignore_errors=True)

@@ -231,6 +231,7 @@ def test_help_explains_what_one_needs_and_names_the_rest(monkeypatch):
         "model:",
     ):
         assert word in text
+    assert "with 90% certainty" in " ".join(text.split())  # which argparse would take for a format
     assert "deepspeed" in text.partition("every other field")[2]
     assert "--head-learning-rate" not in text
     assert all(len(line) <= 100 for line in text.splitlines() if "{" not in line)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmpool.training.evaluation.exit_rules import BOUNDED, candidates, lowest_within, mixed, places_of, rows_needed
+from lstmpool.training.evaluation.exit_rules import candidates, lowest_within, mixed, places_of, rows_needed
 from lstmpool.training.evaluation.results import Evaluation
-from lstmpool.training.tasks.metrics import LOWER_IS_BETTER
+from lstmpool.training.flags.arguments import BOUNDED
 from lstmpool.training.tasks.task import Task
 
 
@@ -87,8 +87,7 @@ class ExitResults:
     def shallower(self) -> list[int] | None:
         """The layers up to the lowest one that by itself is within the drop on validation; None: there is none."""
         *below, whole = self.alone["validation"]
-        sign = -1 if self.answers.task.headline in LOWER_IS_BETTER else 1
-        place = lowest_within([sign * score for score in below], sign * whole, self.settings.drop)
+        place = lowest_within(below, whole, self.settings.drop)
         return None if place is None else self.layers[: place + 1]
 
     def record(self) -> dict[str, Any]:
@@ -123,7 +122,7 @@ class ExitResults:
 
 
 def headline_of(task: Task, logits: np.ndarray, labels: np.ndarray) -> float:
-    """The headline metric of `logits` (N, C)."""
+    """The headline metric of `logits` (N, C). Of classes and labels, higher is better."""
     return float(task.headline_of(*task.by_row(task.decide(logits), labels)))
 
 

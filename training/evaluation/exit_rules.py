@@ -1,8 +1,8 @@
 """When a text may leave at an exit below the highest layer: the rules that choose one threshold on validation rows.
 
-`point` takes the lowest threshold that keeps the metric on these rows. `bounded` takes the lowest one for which chance
-alone does not explain how few rows are lost: learn-then-test (Angelopoulos et al. 2021, arXiv 2110.01052) with a fixed
-sequence of thresholds, so that the risk on new rows stays below the limit but for a chance of `DELTA`.
+`point` takes the lowest threshold that keeps the metric on these rows. `bounded` takes the lowest one with which so
+few rows are lost that a test rules out a larger risk on new rows, but for a chance of `DELTA`. This is learn-then-test
+(Angelopoulos et al. 2021, arXiv 2110.01052) with a fixed sequence of thresholds.
 
 N rows, E exits, C outputs. A row's place is the number of the exit where it leaves, the lowest's being 0, or E if it
 is read to the end.
@@ -15,7 +15,6 @@ import numpy as np
 from scipy.stats import binom
 
 
-POINT, BOUNDED = RULES = ("point", "bounded")
 MOST = 400  # thresholds that are tried, at most
 DELTA = 0.1  # the chance that `bounded` may be wrong
 ROUNDING = 1e-9  # of a metric
@@ -24,8 +23,7 @@ SEQUENCE = 1 - np.logspace(-6, 0, MOST)
 
 
 def places_of(confidences: np.ndarray, threshold: float | None) -> np.ndarray:
-    """The place (N,) of each row by the `confidences` (N, E) of the exits. Without a threshold, all are read to the
-    end."""
+    """The place (N,) of each row by the `confidences` (N, E) of the exits. Without a threshold, each is E."""
     rows, exits = confidences.shape
     if threshold is None:
         return np.full(rows, exits)
@@ -82,7 +80,7 @@ def choose_bounded(confidences: np.ndarray, lost: np.ndarray, risk: float, delta
         delta: the chance that the limit does not hold, which is the level of each test.
 
     Returns:
-        None if there are fewer than `rows_needed` rows.
+        None if there are fewer than `rows_needed` rows, or too many are lost even at the surest threshold.
     """
     kept = None
     never = np.column_stack([lost, np.zeros(len(lost), dtype=bool)])  # a row that is read to the end
@@ -100,6 +98,8 @@ def rows_needed(risk: float, delta: float = DELTA) -> int:
 
 
 def lowest_within(scores: list[float], whole: float, drop: float) -> int | None:
-    """The number of the lowest exit that by itself scores at most `drop` less than the `whole` model; None: there is
-    none. Higher `scores` are better."""
+    """The place of the lowest exit that by itself scores at most `drop` less than the `whole` model, if there is one.
+
+    Higher `scores` are better.
+    """
     return next((place for place, score in enumerate(scores) if score >= whole - drop - ROUNDING), None)

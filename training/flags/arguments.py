@@ -26,6 +26,7 @@ MAPS = (*OBJECTS, *OBJECTS_OR_FILES)  # flags whose value may be a mapping, on a
 # As metric_for_best_model it stands for the task's headline metric, until the task is known; as layer_pooling, for the
 # one that is chosen before training.
 AUTO = "auto"
+POINT, BOUNDED = "point", "bounded"  # of --early_exit_rule, see `exit_rules`
 
 
 @dataclass
@@ -307,17 +308,17 @@ class TrainingFields:
     early_exit_max_drop: float = field(
         default=0.5,
         metadata={
-            "help": "Points (hundredths) of the main metric on validation rows that the exits of early_exit may cost. "
-            "With the rule bounded: rows in a hundred that may be lost."
+            "help": "Points (hundredths) of the main metric that the exits of early_exit may cost on validation rows. "
+            "With early_exit_rule bounded: how many rows in a hundred may be lost, which the whole model gets right."
         },
     )
     early_exit_rule: str = field(
-        default="point",
+        default=POINT,
         metadata={
-            "choices": ("point", "bounded"),
-            "help": "How exit_threshold is chosen. point: the lowest one that keeps the metric on the validation "
-            "rows. bounded: with 90% certainty, of new rows too, no more are lost that the whole model gets right; "
-            "that needs more rows, and saves less.",
+            "choices": (POINT, BOUNDED),
+            "help": "How exit_threshold is chosen on the validation rows. point: the lowest one that keeps the metric "
+            "within early_exit_max_drop. bounded: the lowest one that keeps new rows within it, too, with 90% "
+            "certainty; that needs more rows, and saves less.",
         },
     )
     predictions_format: str = field(

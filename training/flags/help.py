@@ -129,7 +129,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         default = getattr(action.default, "value", action.default)
         unset = default in (None, False, argparse.SUPPRESS) or "Unset:" in action.help
-        return action.help if unset else f"{action.help} (default: {default})"
+        text = action.help if unset else f"{action.help} (default: {default})"
+        return text.replace("%", "%%")  # argparse takes what this returns for a format
 
 
 def _placeholder(action: argparse.Action) -> str:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags.arguments import BOUNDED
 from lstmpool.training.flags.conditions import (
     Broken,
     Flags,
@@ -174,7 +175,7 @@ EXITS = (
         "--early_exit_rule chooses a threshold, but --exit_threshold names it. Leave one of them out.",
     ),
     Rule(
-        lambda f: f.given.get("early_exit_rule") == "bounded" and f.given.get("early_exit_max_drop") == 0,
+        lambda f: f.given.get("early_exit_rule") == BOUNDED and f.given.get("early_exit_max_drop") == 0,
         "--early_exit_rule bounded needs an --early_exit_max_drop above 0: no number of rows shows that none is ever "
         "lost. Raise it, or use the rule point.",
     ),
@@ -262,7 +263,7 @@ WITH_SPLITS = (  # known once the splits are found
     Rule(
         lambda f: f.model.early_exit and not f.training.get("do_eval"),
         "--early_exit needs validation rows, which say when a text may leave, found none. Name them with "
-        "--validation_file, or leave it out.",
+        "--validation_file, or leave --early_exit out.",
     ),
     Rule(
         lambda f: not any(f.training.get(flag) for flag in DOING),

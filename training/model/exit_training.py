@@ -6,19 +6,20 @@ exits, L layers read, S width of a layer's vector, C labels.
 """
 
 from collections.abc import Iterator
-from operator import itemgetter
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from lstmpool.exits_lstmpool import LayerExits, confidence
-from lstmpool.training.model.linear_start import fit_weights, label_tensor, summed_loss
+from lstmpool.training.model.linear_start import Loss, Weights, fit_weights, label_tensor, summed_loss
 
 
 STRENGTHS = (1e-3, 1e-2, 1e-1)  # C of a logistic regression
 FOLDS = 5
-ROWS = 1024  # that pass the exits at a time
+AT_A_TIME = 1024  # rows that pass the exits
 
 
 class Rows(NamedTuple):
@@ -27,11 +28,27 @@ class Rows(NamedTuple):
     states: np.ndarray  # (N, L, S)
     labels: np.ndarray  # encoded, (N,) or (N, C)
 
-    def of(self, chosen: np.ndarray) -> "Rows":
-        return Rows(self.states[chosen], self.labels[chosen])
 
-    def and_(self, others: "Rows") -> "Rows":
-        return Rows(np.concatenate([self.states, others.states]), np.concatenate([self.labels, others.labels]))
+class Inputs(NamedTuple):
+    """What the head of one exit reads of some rows, and their labels."""
+
+    vectors: Tensor  # (N, S), standardised
+    targets: Tensor  # (N,) or (N, C)
+
+    def of(self, chosen: Tensor) -> "Inputs":
+        return Inputs(self.vectors[chosen], self.targets[chosen])
+
+    def and_(self, others: "Inputs") -> "Inputs":
+        return Inputs(torch.cat([self.vectors, others.vectors]), torch.cat([self.targets, others.targets]))
+
+
+class Choice(NamedTuple):
+    """A head that was fitted to training rows with one strength of regularisation."""
+
+    loss: float  # on validation rows
+    strength: float
+    weights: Weights
+    logits: Tensor  # (M, C), of validation rows
 
 
 def fit_heads(exits: LayerExits, train: Rows, validation: Rows, problem_type: str, to_both: bool) -> np.ndarray:
@@ -43,50 +60,58 @@ def fit_heads(exits: LayerExits, train: Rows, validation: Rows, problem_type: st
     """
     exits.standardization.fit(torch.from_numpy(train.states))
     exits.requires_grad_(False)
-    fold = np.arange(len(validation.labels)) % FOLDS  # neighbours are in different parts: files may be sorted by label
-    logits = [
-        _fit_head(exits, index, train, validation, problem_type, fold if to_both else None)
-        for index in range(len(exits.heads))
-    ]
-    return np.stack(logits, axis=1)
+    loss = summed_loss(problem_type)
+    held_out = []
+    for index, head in enumerate(exits.heads):
+        fitted_to, unseen = _inputs(exits, index, train), _inputs(exits, index, validation)
+        choice = _choose_strength(fitted_to, unseen, loss, head)
+        weights, logits = choice.weights, choice.logits
+        if to_both:
+            weights, logits = _fit_to_both(fitted_to, unseen, loss, choice)
+        with torch.no_grad():
+            head.weight.copy_(weights[0])
+            head.bias.copy_(weights[1])
+        held_out.append(logits.float().cpu().numpy())
+    return np.stack(held_out, axis=1)
 
 
-def _fit_head(
-    exits: LayerExits, index: int, train: Rows, validation: Rows, problem_type: str, fold: np.ndarray | None
-) -> np.ndarray:
-    """Fits the head of one exit, see `fit_heads`. `fold`: the part (M,) of each validation row that is fitted to.
-
-    Returns the logits (M, C) of the validation rows.
-    """
-    head, loss = exits.heads[index], summed_loss(problem_type)
-    vectors, targets = _inputs(exits, index, train)
-    unseen, truth = _inputs(exits, index, validation)
+def _choose_strength(train: Inputs, validation: Inputs, loss: Loss, head: nn.Linear) -> Choice:
+    """The head that is fitted to training rows and has the least loss on validation rows. `head` says its size."""
     weights = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
-    found = []
+    choices = []
     for strength in STRENGTHS:  # each starts where the last one ended
-        weights = fit_weights(vectors, targets, loss, strength, weights)
-        logits = unseen @ weights[0].T + weights[1]
-        found.append((float(loss(logits, truth)), strength, weights, logits))
-    _, strength, weights, logits = min(found, key=itemgetter(0))
-    if fold is not None:
-        start = weights  # which has seen none of the validation rows
-        for part in range(min(FOLDS, len(fold))):
-            seen = torch.from_numpy(fold != part)
-            both = torch.cat([vectors, unseen[seen]]), torch.cat([targets, truth[seen]])
-            weight, bias = fit_weights(*both, loss, strength, start)
-            logits[~seen] = unseen[~seen] @ weight.T + bias
-        weights = fit_weights(torch.cat([vectors, unseen]), torch.cat([targets, truth]), loss, strength, start)
-    with torch.no_grad():
-        head.weight.copy_(weights[0])
-        head.bias.copy_(weights[1])
-    return logits.float().cpu().numpy()
+        weights = fit_weights(*train, loss, strength, weights)
+        logits = _logits(weights, validation.vectors)
+        choices.append(Choice(float(loss(logits, validation.targets)), strength, weights, logits))
+    return min(choices, key=attrgetter("loss"))
 
 
-def _inputs(exits: LayerExits, index: int, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the head of an exit reads of some rows, (N, S), and their labels."""
+def _fit_to_both(train: Inputs, validation: Inputs, loss: Loss, choice: Choice) -> tuple[Weights, Tensor]:
+    """The weights of a head that is fitted to training and validation rows, and the logits (M, C) of the latter.
+
+    These come from heads that each left out a part. All fits begin at the weights of `choice`, which have seen no
+    validation row.
+    """
+    part_of = torch.arange(len(validation.targets)) % FOLDS  # neighbours are apart: files may be sorted by label
+    logits = torch.empty_like(choice.logits)
+    for part in part_of.unique():
+        left_out = part_of == part
+        weights = fit_weights(*train.and_(validation.of(~left_out)), loss, choice.strength, choice.weights)
+        logits[left_out] = _logits(weights, validation.vectors[left_out])
+    return fit_weights(*train.and_(validation), loss, choice.strength, choice.weights), logits
+
+
+def _logits(weights: Weights, vectors: Tensor) -> Tensor:
+    """The logits (N, C) of `vectors` (N, S)."""
+    weight, bias = weights
+    return vectors @ weight.T + bias
+
+
+def _inputs(exits: LayerExits, index: int, rows: Rows) -> Inputs:
+    """What the head of the exit number `index` reads of some rows."""
     mean, scale = exits.standardization.mean[index], exits.standardization.scale[index]
     vectors = torch.from_numpy(rows.states[:, index]).to(mean.device)
-    return (vectors - mean) / scale, label_tensor(rows.labels).to(mean.device)
+    return Inputs((vectors - mean) / scale, label_tensor(rows.labels).to(mean.device))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.output.plots import (
     DRAWN,
     confusion_matrix,
-    exits_drawn,
+    depth_curve,
     learning_curve,
     predicted_against_true,
     reliability,
@@ -63,7 +63,7 @@ def plots_of(evaluation: Evaluation, log_history: list[dict[str, Any]], exits: E
     if "temperature" in evaluation.learned:
         plots["reliability.png"] = _reliability(evaluation, logits, labels)
     if exits is not None:
-        plots["exits.png"] = partial(exits_drawn, exits, split, title=task.titles[task.headline])
+        plots["exits.png"] = partial(depth_curve, exits, split, title=task.titles[task.headline])
     return plots
 
 

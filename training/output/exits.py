@@ -31,7 +31,7 @@ def threshold_words(exits: ExitResults) -> str:
             f"chosen on {counted(exits.validation_rows, 'validation row')} by the rule {exits.settings.rule}, for a "
             f"drop of {exits.settings.max_drop:g} points at most"
         )
-    return f"A text leaves with a confidence of {exits.threshold:.4f} or more, {how}."
+    return f"A text leaves with a confidence of {exits.threshold:.6g} or more, {how}."
 
 
 def saving_words(exits: ExitResults) -> str:

@@ -75,6 +75,11 @@ class CardContents:
     exits: ExitResults | None = None  # of --early_exit
 
     @property
+    def answered(self) -> dict[str, dict[str, float]]:
+        """The metrics of what the saved model answers: with its exits where they are on."""
+        return self.exits.answers.results if self.exits is not None and self.exits.is_on else self.results
+
+    @property
     def task(self) -> type[Task]:
         return TASKS[self.config.problem_type]
 
@@ -165,7 +170,7 @@ def _hub_results(run: CardContents) -> list[EvalResult]:
     if getattr(args, LIMITS[split]) is not None or run.data[split]["source"] != f"{args.dataset_name} {place}":
         return []
     results = []
-    for metric, value in run.results[split].items():
+    for metric, value in run.answered[split].items():
         if metric not in HUB_METRICS or not math.isfinite(value):
             continue
         hub_name, metric_args = HUB_METRICS[metric]

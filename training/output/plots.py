@@ -141,10 +141,10 @@ def reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) ->
     _save(figure, path)
 
 
-def exits_drawn(exits: ExitResults, split: str, path: Path, title: str) -> None:
-    """Draws, for the rows of `split`, what the metric `title` is beside the layers that run, as the threshold moves.
+def depth_curve(exits: ExitResults, split: str, path: Path, title: str) -> None:
+    """Draws the metric `title` over the layers that run as the threshold moves, and where the rows are answered.
 
-    Beside it stands how many rows are answered at each layer. `split` has labels.
+    They are those of `split`, which has labels.
     """
     figure = Figure(figsize=(9.6, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
@@ -152,14 +152,14 @@ def exits_drawn(exits: ExitResults, split: str, path: Path, title: str) -> None:
     *alone, whole = exits.alone[split]
     left.axhline(whole, color=GREY, linewidth=1, label="the whole model")
     left.plot(exits.layers[:-1], alone, "s", color=ORANGE, markersize=5, label="one layer for all texts")
-    left.plot([of.mean_layers for of in curve], [of.score for of in curve], color=BLUE, label="with exits")
+    left.plot([tried.mean_layers for tried in curve], [tried.score for tried in curve], color=BLUE, label="with exits")
     for tried in _spread(curve):
         left.plot(tried.mean_layers, tried.score, ".", color=BLUE)
         place = (tried.mean_layers, tried.score)
-        left.annotate(f"{tried.threshold:.3g}", place, (3, -10), textcoords="offset points", fontsize=7)
+        left.annotate(f"{tried.threshold:.4g}", place, (3, -10), textcoords="offset points", fontsize=7)
     if exits.is_on:
         score = exits.answers.results[split][exits.answers.task.headline]
-        label = f"threshold {exits.threshold:.4f}"
+        label = f"threshold {exits.threshold:.6g}"
         left.plot(exits.mean_layers(split), score, "*", color=BLUE, markersize=14, label=label)
     left.set(title=f"On {split}", xlabel="layers that run, mean over texts", ylabel=title)
     left.legend(loc="lower right", fontsize=8)

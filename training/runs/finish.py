@@ -167,7 +167,7 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str], war
         snippet=_loading_lines(state, name, revision="main"),
         command=job.command,
         data_args=job.data_args,
-        results=state.answers.results,
+        results=state.evaluation.results,
         caveats=_caveats(state, warnings),
         about_linear=" ".join(_about_linear(state)),
         pooling_choice=state.pooling_choice,

@@ -136,9 +136,9 @@ def _load_model(state: State) -> tuple[PreTrainedModel, bool]:
     job = state.job
     with quiet_loading():
         model, is_fresh = job.backbone.load_model(_fields(state))
-    state.model = model
-    drop_exits(state)
-    check_backbone(state)
+    drop_exits(model, state.args, wanted=job.model_args.early_exit)
+    if job.model_args.early_exit:
+        check_backbone(model)
     job.check_tokens(state.tokens, TokenLimits.of(model))
     prepare_layers(model, job.model_args)
     if is_fresh and state.has_two_stages and len(job.splits["train"]) <= ROWS:
@@ -290,7 +290,7 @@ def measure(state: State) -> None:
 
 
 def _fit_exits(state: State) -> None:
-    """Fits exits to the model as it is now, if it reads more than one layer, and says what they give."""
+    """Fits exits to the model as it is now, if it reads more than one layer."""
     if len(state.model.config.layers) < 2:  # --layer_pooling auto may have chosen one
         print("No exits: the model reads a single layer.", flush=True)
         return

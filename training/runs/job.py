@@ -194,16 +194,8 @@ def read_job(
         said += reasons
     config = backbone.check_fields(config, fields)
     check_layers(model_args, config)
-    if model_args.early_exit and len(config.layers) < 2:
-        raise InputError(
-            f"--early_exit needs two layers or more that are read, found layers {config.layers}: below the highest "
-            "there must be one to leave at. Read more layers, or leave it out."
-        )
-    if model_args.early_exit and config.backbone_config.model_type not in Families.EARLY_EXIT:
-        raise InputError(
-            f"--early_exit: texts cannot leave a backbone of the family {config.backbone_config.model_type} early; "
-            f"they can in {', '.join(sorted(Families.EARLY_EXIT))}. Leave it out."
-        )
+    if model_args.early_exit:
+        _check_depth(config)
     if finished is not None:
         _check_texts(splits, backbone.texts_a_row(finished), f"{backbone.flag} {backbone.title}")
     return Job(
@@ -343,7 +335,10 @@ def _check_contrastive(
 def _check_exits(
     model_args: ModelArguments, args: TrainingArguments, task: Task, finished: PretrainedConfig | None
 ) -> None:
-    """Raises InputError if exits are wanted and cannot be fitted. `finished`: config of the model to start from."""
+    """Raises InputError if exits are wanted, and cannot be fitted to these labels.
+
+    `finished`: config of the model to start from.
+    """
     if not model_args.early_exit:
         return
     if len(task.names) > SCORED:
@@ -354,6 +349,21 @@ def _check_exits(
             "--early_exit with --init_from adds exits to the model as it is, but these rows have other labels than "
             f"its own: {', '.join(task.names[:8])}. Name rows with its labels; or --num_train_epochs, to train it on "
             "these."
+        )
+
+
+def _check_depth(config: PretrainedConfig) -> None:
+    """Raises InputError if no text could leave a model with this config early."""
+    if len(config.layers) < 2:
+        raise InputError(
+            f"--early_exit needs two layers or more that are read, found layers {config.layers}: below the highest "
+            "there must be one to leave at. Read more layers, or leave it out."
+        )
+    family = config.backbone_config.model_type
+    if family not in Families.EARLY_EXIT:
+        raise InputError(
+            f"--early_exit needs a backbone of a family that texts can leave early: "
+            f"{', '.join(sorted(Families.EARLY_EXIT))}. Found {family}. Name another, or leave it out."
         )
 
 

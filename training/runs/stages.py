@@ -121,8 +121,8 @@ def read_states(state: State) -> tuple[np.ndarray, np.ndarray]:
             rows = draw_by_class(np.zeros(total, dtype=int) if strata is None else strata, most, state.args.seed)
             found = state.inputs["train"].select(rows)
         else:
-            model = state.model.get_base_model() if hasattr(state.model, "get_base_model") else state.model
-            found, rows = draw_states(state, model, most)
+            has_adapters = hasattr(state.model, "get_base_model")  # or they are merged by now
+            found, rows = draw_states(state, state.model.get_base_model() if has_adapters else state.model, most)
         states = states_in(found, state.model)
     except InputError as error:
         wrong = str(error)

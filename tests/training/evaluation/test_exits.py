@@ -33,6 +33,7 @@ from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.loop import time_gain
 from lstmpool.training.model.exit_training import Rows, confidences_of, fit_heads, logits_of_exits
 from lstmpool.training.output.exits import depth_rows, exit_lines
+from lstmpool.training.runs.exits import _threshold
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.single_label import SingleLabel
 
@@ -134,6 +135,32 @@ def test_the_bounded_rule_stops_at_the_first_row_too_many():
     assert choose_bounded(sure, lost, 0.005) == 0
 
 
+@pytest.mark.parametrize(
+    ("rule", "whole_is_right", "found"),
+    [
+        ("bounded", True, None),  # three of 500 rows are lost where they leave, P(3 or fewer | 0.005) = 0.76
+        ("bounded", False, 0.0),  # the model is wrong in them, too
+        ("point", True, None),  # 0.6 points
+        ("point", False, 0.45),  # midway from 0.9 to 0
+        (None, True, 0.8),  # named
+    ],
+)
+def test_a_rule_looks_at_what_the_whole_model_gets_right(rule, whole_is_right, found):
+    """One exit is wrong in the three rows in which it is the surest."""
+    labels = np.arange(500) % 2
+    whole = np.eye(2)[labels]
+    of_exits = np.eye(2)[labels][:, None]  # (N, E, C)
+    of_exits[:3] = of_exits[:3, :, ::-1]
+    if not whole_is_right:
+        whole[:3] = whole[:3, ::-1]
+    sure = np.full((500, 1), 0.9)
+    sure[:3] = 0.95
+    evaluation = SimpleNamespace(logits={"validation": whole}, targets={"validation": labels})
+    job = SimpleNamespace(task=TWO, model_args=SimpleNamespace(exit_threshold=0.8))
+    state = SimpleNamespace(job=job, evaluation=evaluation)
+    assert _threshold(state, ExitSettings(rule, 0.5), sure, of_exits) == found
+
+
 def test_the_bounded_rule_does_not_go_on_after_it_has_stopped():
     """Two rows are lost at the second exit; where they leave at the first, lower thresholds would lose none."""
     sure = np.full((1000, 2), 0.3)
@@ -199,12 +226,13 @@ def test_the_numbers_of_exits_by_hand():
 def test_what_is_told_of_exits():
     first, second, hint = exit_lines(results(gains={1: 2.0, 32: 1.5}))
     assert first.startswith("Exits: linear heads on layers 2, 4, fitted to 8 training rows in 1 s. A text leaves wi")
-    assert "0.9000 or more, chosen on 4 validation rows by the rule point, for a drop of 0.5 points at most." in first
+    assert "of 0.9 or more, chosen on 4 validation rows by the rule point, for a drop of 0.5 points at most." in first
     assert second.startswith("On test, 3.50 of 6 layers run for a text on average; times as fast as without exits")
     assert second.endswith(": 2.00 with batches of 1 and 1.50 with batches of 32.")
     assert hint.startswith("Layer 4 alone is within 0.5 points of the whole model") and "--layers 2 4," in hint
     assert "about 33% of the time" in hint
     assert "as --exit_threshold says." in exit_lines(results(rule=None))[0]
+    assert "a confidence of 0.999985 or more" in exit_lines(results(threshold=0.999985))[0]  # which is not 1
     table = depth_rows(results(), "accuracy")
     assert table[1] == ["2", "0.750", "", "50.0%", "50.0%"] and table[3][0] == "6, the whole model"
 
@@ -244,7 +272,7 @@ def test_exits_learn_what_their_layer_shows(problem_type):
     states[:, 1, 3] = 100 + 50 * labels
     targets = np.stack([1 - labels, labels], axis=1).astype(np.uint8) if problem_type == MULTI else labels
     rows = Rows(states, targets)
-    fit_heads(exits, rows, rows.of(np.arange(50)), problem_type, to_both=False)
+    fit_heads(exits, rows, Rows(states[:50], targets[:50]), problem_type, to_both=False)
     logits = logits_of_exits(exits, iter([states[:150], states[150:]]))
     assert logits.shape == (200, len(config.layers) - 1, 2)
     right = (logits.argmax(-1) == labels[:, None]).mean(0)
@@ -287,7 +315,7 @@ def test_a_fit_is_repeated_bit_for_bit():
     states = rng.normal(size=(40, len(first.heads) + 1, first.heads[0].in_features)).astype(np.float32)
     for exits in (first, second):
         rows = Rows(states, np.arange(40) % 2)
-        fit_heads(exits, rows, rows.of(np.arange(9)), SINGLE, to_both=True)
+        fit_heads(exits, rows, Rows(states[:9], np.arange(9) % 2), SINGLE, to_both=True)
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )

@@ -9,6 +9,7 @@ import pytest
 
 from lstmpool.training.data.files import read_table
 from lstmpool.training.data.rows import Split
+from lstmpool.training.evaluation.exit_results import Tried
 from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.output import plots
 from lstmpool.training.output.artifacts import plots_of, predictions_of
@@ -20,6 +21,7 @@ from lstmpool.training.tasks.single_label import SingleLabel
 
 from ...training_fixtures import task_of
 from ..evaluation.test_calibration import LOGITS, NAMES, ONE, SEVERAL, evaluation
+from ..evaluation.test_exits import results as results_with_exits
 
 
 def rows(ids, texts=None):
@@ -256,3 +258,27 @@ def test_of_many_targets_the_first_are_drawn(monkeypatch, tmp_path):
     numbers = np.random.default_rng(0).normal(size=(2, 40))
     plots.predicted_against_true(numbers, numbers, [f"target {i}" for i in range(40)], tmp_path / "plot.png")
     assert [axes.get_title() for axes in figures[0].axes] == [f"target {i}" for i in range(30)]
+
+
+def test_the_depth_curve_shows_exits_beside_single_layers(drawn):
+    """Layers 2 and 4 have exits; at a threshold of 0.9, half of the rows leave at layer 2."""
+    path, figures = drawn
+    plots.depth_curve(results_with_exits(), "validation", path, title="accuracy")
+    curve, shares = figures[0].axes
+    shown = lines(curve)
+    assert shown["one layer for all texts"] == [[2, 0.75], [4, 1.0]]
+    assert shown["threshold 0.9"] == [[3.5, 1.0]]
+    assert shown["with exits"][0] == [2.0, 0.75]
+    assert [bar.get_height() for bar in shares.patches] == [0.5, 0.25, 0.25]
+    assert shares.get_title() == "Where texts are answered"
+    plots.depth_curve(results_with_exits(threshold=None), "validation", path, title="accuracy")
+    curve, shares = figures[1].axes
+    assert not any(name.startswith("threshold") for name in lines(curve))
+    assert [bar.get_height() for bar in shares.patches] == [0, 0, 1]
+    assert shares.get_title() == "Where texts are answered (exits are off)"
+
+
+def test_thresholds_are_named_on_the_curve_where_there_is_room():
+    layers = [1.0, 1.1, 1.3, 1.35, 3.0]  # 2 from end to end: the least distance is 0.2
+    kept = plots._spread([Tried(0.5, mean, 0.9) for mean in layers])
+    assert [tried.mean_layers for tried in kept] == [1.0, 1.3, 3.0]

@@ -38,6 +38,7 @@ def card(
     by_class=None,
     contrastive_steps=0,
     pooling_choice=None,
+    exits=None,
     **options,
 ):
     """A card of a made-up run, and its header. `rows` are the arguments that say where its rows came from."""
@@ -66,6 +67,7 @@ def card(
             by_class=by_class,
             contrastive_steps=contrastive_steps,
             pooling_choice=pooling_choice,
+            exits=exits,
         )
     )
     return text, yaml.safe_load(text.split("\n---\n")[0])
@@ -100,6 +102,19 @@ def test_results_on_a_split_of_a_data_set_on_the_hub_are_in_the_header(tmp_path)
             }
         ],
     }
+
+
+def test_the_header_has_the_results_with_exits_and_the_classes_those_of_the_whole_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("lstmpool.training.output.model_card._exits", lambda run: {})
+    exits = SimpleNamespace(is_on=True, answers=SimpleNamespace(results={"test": {"accuracy": 0.5, "roc_auc": 0.625}}))
+    by_class = ByClass.of(SingleLabel(["no", "yes"]), np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([0, 1]))
+    found = {"data": SETS, "rows": ON_HUB, "results": {"test": {"accuracy": 0.75, "roc_auc": 0.875}}}
+    text, header = card(tmp_path, by_class=by_class, exits=exits, **found)
+    assert header["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+    assert "ROC AUC: 0.875." in text
+    exits.is_on = False
+    header = card(tmp_path, by_class=by_class, exits=exits, **found)[1]
+    assert header["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.75
 
 
 def test_a_regression_is_told_by_the_names_of_the_hub_and_without_what_is_no_number(tmp_path):
