@@ -71,7 +71,7 @@ def measure(
             compared.add(who, split, *given(model, tokens[split], tokenizer))
     times = measured_times(models, tokens["test"], tokenizer, rounds)
     states = {split: layer_states(models[FULL], rows, tokenizer) for split, rows in tokens.items()}
-    chosen = {who: str(models[who].config.exit_threshold or "") for who in (EXITS, BOUNDED) if who in models}
+    chosen = {who: _told(models[who].config.exit_threshold) for who in (EXITS, BOUNDED) if who in models}
     chosen |= add_controls(compared, models[FULL].config, states, drop)
     rows = {who: dict.fromkeys(COLUMNS, "") for who in (*models, *UNTIMED)}
     for who, row in rows.items():
@@ -79,6 +79,10 @@ def measure(
     for who, model in models.items():
         rows[who]["depth"] = str(depth_of(model))
     return rows
+
+
+def _told(threshold: float | None) -> str:
+    return "" if threshold is None else str(threshold)
 
 
 def load(folders: dict[str, Path]) -> tuple[dict[str, PreTrainedModel], Any]:
