@@ -160,6 +160,10 @@ def test_thresholds_of_the_head_are_in_the_exits_too(work, monkeypatch):
     assert torch.equal(before["exits.heads.0.weight"], after["exits.heads.0.weight"])
     moved = before["exits.heads.0.bias"] - after["exits.heads.0.bias"]
     assert moved.numpy() == pytest.approx(thresholds, abs=1e-5)
+    for start, output in (("several_tuned", "several_later"), ("several_later", "several_again")):  # an earlier run's
+        words = [f"--init_from={start}", "--label_column_name=labels", "--exit_threshold=0.5", *LATER]
+        assert main([*words, f"--output_dir={output}"]) == 0
+        assert same(weights(work / output), after)
 
 
 def test_the_temperature_of_each_exit_is_in_its_weights(finished, monkeypatch):

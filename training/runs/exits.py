@@ -83,7 +83,8 @@ def fit_exits(state: State) -> ExitResults:
     of_exits = {"validation": held_out} if to_both else {}  # (N, E, C) each
     for name in evaluation.logits.keys() - of_exits.keys():
         of_exits[name] = logits_of_exits(exits, _blocks(state, _states_of(state, name)))
-    temperatures = _fold(state, exits, of_exits)
+    thresholds = _folded_thresholds(state)
+    temperatures = _fold(state, exits, of_exits, thresholds)
     fitted = time.monotonic() - began
     confidences = {name: confidences_of(logits, task.problem_type) for name, logits in of_exits.items()}  # (N, E)
     threshold = _threshold(state, settings, confidences["validation"], of_exits["validation"])
@@ -103,6 +104,7 @@ def fit_exits(state: State) -> ExitResults:
         fitted_to_validation=to_both,
         seconds=fitted,
         temperatures=temperatures,
+        folded_thresholds=thresholds.tolist(),
         threshold=threshold,
         places=places,
         alone=alone,
@@ -142,19 +144,27 @@ def _blocks(state: State, found: Dataset) -> Iterator[np.ndarray]:
         yield states_in(found.select(range(start, min(start + ROWS, len(found)))), state.model)
 
 
-def _fold(state: State, exits: LayerExits, of_exits: Arrays) -> list[float]:
-    """Folds a temperature into each exit, and the thresholds that the head has. Returns the temperatures.
+def _folded_thresholds(state: State) -> np.ndarray:
+    """What has been taken from the head's logits, (C,), by this run, and by the one before if this one trains not."""
+    learned, outputs = state.evaluation.learned, len(state.job.task.names)
+    thresholds = np.array(learned.get("folded_thresholds", np.zeros(outputs)))
+    earlier = [] if state.args.do_train else state.job.backbone.folded_thresholds()
+    if len(earlier) == outputs:
+        thresholds = thresholds + np.array(earlier) / learned.get("temperature", 1.0)
+    return thresholds
+
+
+def _fold(state: State, exits: LayerExits, of_exits: Arrays, thresholds: np.ndarray) -> list[float]:
+    """Folds a temperature into each exit, and the `thresholds` (C,) that the head has. Returns the temperatures.
 
     `of_exits` (N, E, C), by split, become what the exits give then.
     """
     labels = state.evaluation.targets["validation"]
-    thresholds = np.array(state.evaluation.learned.get("folded_thresholds", 0.0))
     temperatures = []
     for place, head in enumerate(exits.heads):
         temperature = fit_temperature(state.job.task, of_exits["validation"][:, place].astype(float), labels)
         fold_temperature(head, temperature)
-        if thresholds.ndim:
-            fold_thresholds(head, thresholds)
+        fold_thresholds(head, thresholds)
         temperatures.append(temperature)
     for logits in of_exits.values():
         logits /= np.array(temperatures, dtype=logits.dtype)[:, None]
