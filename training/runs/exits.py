@@ -60,7 +60,14 @@ def drop_exits(state: State) -> None:
     elif args.do_train or args.calibrate or args.tune_thresholds:
         print("Exits: those of the model are removed, since it changes; --early_exit fits new ones.", flush=True)
     else:
-        if config.exit_threshold is not None:
+        if config.exit_threshold is not None and (args.world_size > 1 or args.torch_compile):
+            config.exit_threshold = None  # or the numbers of the whole model would be called those with exits
+            print(
+                "Exits: those of the model are off here, where several processes run it or it is compiled: every text "
+                "is read to the end. To measure it with its exits, use one process.",
+                flush=True,
+            )
+        elif config.exit_threshold is not None:
             print(f"Exits: texts leave early, with a confidence of {config.exit_threshold:.3f} or more.", flush=True)
         return
     state.model.remove_exits()
