@@ -287,7 +287,7 @@ def _why_none_leaves(model: PreTrainedModel, tokens: Tensor | None, others: dict
     family = config.backbone_config.model_type
     if family not in Families.EARLY_EXIT or not base.capture.streams:
         return f"rows cannot leave a backbone of the family {family}"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_compiled(backbone, base.layer_stack):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_compiled(base):
         return "the model is compiled, traced or exported"
     if tokens is not None and tokens.is_meta:
         return "the tokens are on the meta device"
@@ -302,10 +302,11 @@ def _why_none_leaves(model: PreTrainedModel, tokens: Tensor | None, others: dict
     return None
 
 
-def _is_compiled(backbone: nn.Module, stack: str) -> bool:
-    """Whether the backbone, its layers or what lies between has been compiled: there hooks are part of a graph."""
-    modules, module = [backbone], backbone
-    for name in stack.split("."):
+def _is_compiled(base: PreTrainedModel) -> bool:
+    """Whether the base model, the backbone, its layers or what lies between has been compiled: there hooks are part of
+    a graph."""
+    modules, module = [base, base.backbone], base.backbone
+    for name in base.layer_stack.split("."):
         module = getattr(module, name)
         modules.append(module)
     modules += list(module)

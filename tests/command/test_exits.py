@@ -122,6 +122,18 @@ def test_a_model_with_exits_is_measured_with_them(finished, monkeypatch, capsys)
     assert tables[0]["score_animal"].to_numpy() == pytest.approx(tables[1]["score_animal"].to_numpy(), abs=1e-5)
 
 
+@pytest.mark.parametrize(("processes", "compiles", "left"), [(1, False, 0.9), (2, False, None), (1, True, None)])
+def test_exits_that_cannot_be_taken_are_off_in_a_measurement(capsys, processes, compiles, left):
+    """Several processes read every text to the end: that must not be called the numbers with exits."""
+    model = tiny_model(early_exit=True, exit_threshold=0.9)
+    off = {"do_train": False, "calibrate": None, "tune_thresholds": False}
+    args = SimpleNamespace(world_size=processes, torch_compile=compiles, **off)
+    job = SimpleNamespace(model_args=SimpleNamespace(early_exit=False))
+    steps.drop_exits(SimpleNamespace(model=model, args=args, job=job))
+    assert model.config.exit_threshold == left and model.exits is not None
+    assert ("every text is read to the end" in capsys.readouterr().out) is (left is None)
+
+
 @pytest.mark.parametrize("words", [["--max_steps=1"], ["--calibrate=temperature", "--do_eval"]])
 def test_exits_of_a_model_that_changes_are_removed(finished, monkeypatch, capsys, words):
     monkeypatch.chdir(finished)
@@ -163,6 +175,10 @@ def test_thresholds_of_the_head_are_in_the_exits_too(work, monkeypatch):
     assert torch.equal(before["exits.heads.0.weight"], after["exits.heads.0.weight"])
     moved = before["exits.heads.0.bias"] - after["exits.heads.0.bias"]
     assert moved.numpy() == pytest.approx(thresholds, abs=1e-5)
+    for start, output in (("several_tuned", "several_later"), ("several_later", "several_again")):  # an earlier run's
+        words = [f"--init_from={start}", "--label_column_name=labels", "--exit_threshold=0.5", *LATER]
+        assert main([*words, f"--output_dir={output}"]) == 0
+        assert same(weights(work / output), after)
 
 
 def test_the_temperature_of_each_exit_is_in_its_weights(finished, monkeypatch):

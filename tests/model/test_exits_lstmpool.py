@@ -196,6 +196,7 @@ def test_the_config_holds_the_threshold_and_an_argument_comes_before_it():
     model.config.exit_threshold = 0.9
     assert run(model, inputs).exit_layers.tolist() == LEAVE
     assert run(model, inputs, exit_threshold=0).exit_layers.tolist() == [1] * 5
+    assert run(model, inputs, exit_threshold=1).exit_layers.tolist() == LEAVE  # just as sure is enough
     model.config.exit_threshold = None
     assert run(model, inputs).exit_layers is None and run(model, inputs).layer_states.shape == (5, 4, 32)
 
@@ -288,6 +289,7 @@ def flash(model):
         (None, {"output_hidden_states": True}, "asked for"),
         (None, {"output_attentions": True}, "asked for"),
         (compiled, {}, "compiled"),
+        (lambda model: model.lstmpool.compile(backend="eager"), {}, "compiled"),
         (in_chunks, {}, "chunk_size_feed_forward"),
     ],
 )

@@ -49,6 +49,7 @@ class ExitResults:
     fitted_to_validation: bool  # and to the validation rows, each of which is judged by exits fitted without it
     seconds: float  # which that took
     temperatures: list[float]  # of the exits
+    folded_thresholds: list[float]  # that were taken from the logits of the head, and of the exits, (C,)
     threshold: float | None  # None: off
     places: dict[str, np.ndarray]  # of the rows of each split, (N,)
     alone: dict[str, list[float]]  # by labelled split: the headline metric of each exit by itself, then of the model
@@ -113,6 +114,7 @@ class ExitResults:
             "validation_rows": self.validation_rows,
             "layers": self.layers,
             "temperatures": self.temperatures,
+            "folded_thresholds": self.folded_thresholds,
             "metric": headline,
             "splits": by_split,
             "times_as_fast": {str(size): gain for size, gain in self.gains.items()},

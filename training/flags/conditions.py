@@ -121,6 +121,9 @@ OF_TRAINING = (
     *("lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "early_stopping_patience"),
     *("class_weights", "label_smoothing_factor", "freeze_backbone", "freeze_embeddings", "freeze_layers", "peft"),
     *("hp_search", "resume_from_checkpoint", "load_best_model_at_end", "eval_strategy", "bf16", "fp16"),
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_kwargs"),
+    *("gradient_checkpointing", "activation_checkpointing", "neftune_noise_alpha", "stages", "contrastive_steps"),
+    *("original_defaults", "layer_cache", "save_strategy", "eval_steps", "save_steps"),
 )
 NOT_WITH_ADAPTERS = ("freeze_backbone", "freeze_embeddings", "freeze_layers", "reinit_layers")
 

@@ -64,8 +64,13 @@ def drop_exits(model: PreTrainedModel, args: TrainingArguments, wanted: bool) ->
     elif args.do_train or args.calibrate or args.tune_thresholds:
         print("Exits: those of the model are removed, since it changes; --early_exit fits new ones.", flush=True)
         model.remove_exits()
-    elif config.exit_threshold is not None and args.world_size > 1:
-        print("Exits: all texts are read to the end, since several processes run the model together.", flush=True)
+    elif config.exit_threshold is not None and (args.world_size > 1 or args.torch_compile):
+        config.exit_threshold = None  # or the numbers of the whole model would be called those with exits
+        print(
+            "Exits: those of the model are off here, where several processes run it or it is compiled: every text is "
+            "read to the end. To measure it with its exits, use one process.",
+            flush=True,
+        )
     elif config.exit_threshold is not None:
         print(f"Exits: texts leave early, with a confidence of {config.exit_threshold:.6g} or more.", flush=True)
 
@@ -85,7 +90,8 @@ def fit_exits(state: State) -> ExitResults:
     of_exits = {"validation": held_out} if to_both else {}  # (N, E, C) each
     for name in evaluation.logits.keys() - of_exits.keys():
         of_exits[name] = logits_of_exits(exits, _blocks(state, _states_of(state, name)))
-    temperatures = _fold(state, exits, of_exits)
+    thresholds = _folded_thresholds(state)
+    temperatures = _fold(state, exits, of_exits, thresholds)
     seconds = time.monotonic() - began
     confidences = {name: confidences_of(logits, task.problem_type) for name, logits in of_exits.items()}  # (N, E)
     threshold = _threshold(state, settings, confidences["validation"], of_exits["validation"])
@@ -99,6 +105,7 @@ def fit_exits(state: State) -> ExitResults:
         fitted_to_validation=to_both,
         seconds=seconds,
         temperatures=temperatures,
+        folded_thresholds=thresholds.tolist(),
         threshold=threshold,
         places=places,
         alone=_alone(state, of_exits),
@@ -152,25 +159,31 @@ def _blocks(state: State, found: Dataset) -> Iterator[np.ndarray]:
 
 
 # ------------------------------------------------------------------------------------------ what validation teaches
-def _fold(state: State, exits: LayerExits, of_exits: Arrays) -> list[float]:
-    """Folds a temperature into each exit, and the thresholds that the head has. Returns the temperatures.
+def _folded_thresholds(state: State) -> np.ndarray:
+    """What was taken from the head's logits, (C,), by this run and, if it does not train, by the one before."""
+    learned, outputs = state.evaluation.learned, len(state.job.task.names)
+    thresholds = np.array(learned.get("folded_thresholds", np.zeros(outputs)))
+    earlier = [] if state.args.do_train else state.job.backbone.folded_thresholds()
+    if len(earlier) == outputs:
+        thresholds = thresholds + np.array(earlier) / learned.get("temperature", 1.0)
+    return thresholds
+
+
+def _fold(state: State, exits: LayerExits, of_exits: Arrays, thresholds: np.ndarray) -> list[float]:
+    """Folds a temperature into each exit, and the `thresholds` (C,) that the head has. Returns the temperatures.
 
     `of_exits` (N, E, C), by split, become what the exits give then.
     """
     labels = state.evaluation.targets["validation"]
-    thresholds = state.evaluation.learned.get("folded_thresholds")  # (C,)
     temperatures = []
     for place, head in enumerate(exits.heads):
         temperature = fit_temperature(state.job.task, of_exits["validation"][:, place].astype(float), labels)
         fold_temperature(head, temperature)
+        fold_thresholds(head, thresholds)
         for logits in of_exits.values():
             logits[:, place] /= temperature
+            logits[:, place] -= thresholds.astype(logits.dtype)
         temperatures.append(temperature)
-    if thresholds is not None:
-        for head in exits.heads:
-            fold_thresholds(head, np.array(thresholds))
-        for logits in of_exits.values():
-            logits -= np.array(thresholds, dtype=logits.dtype)
     return temperatures
 
 

@@ -199,6 +199,7 @@ def results(threshold=0.9, rule="point", gains=None, validation_rows=4):
         fitted_to_validation=False,
         seconds=1.0,
         temperatures=[1.0, 1.0],
+        folded_thresholds=[0.0, 0.0],
         threshold=threshold,
         places=places,
         alone={"validation": scores_alone(TWO, of_exits, right, labels)},

@@ -199,6 +199,7 @@ CASES = [
         "--learning_rate is about training, but --early",
     ),
     (at_once(EXITS | {"init_from": "m"}, do_train=True), "--do_train is about training, but --early_exit with --init"),
+    (at_once(EXITS | {"init_from": "m"}, optim="adafactor"), "--optim is about training, but --early_exit with --in"),
     (
         at_once(EXITS | {"init_from": "m", "layers": [1]}),
         "--layers is settled by the model of --init_from.",
