@@ -128,8 +128,7 @@ def test_exits_that_cannot_be_taken_are_off_in_a_measurement(capsys, processes, 
     model = tiny_model(early_exit=True, exit_threshold=0.9)
     off = {"do_train": False, "calibrate": None, "tune_thresholds": False}
     args = SimpleNamespace(world_size=processes, torch_compile=compiles, **off)
-    job = SimpleNamespace(model_args=SimpleNamespace(early_exit=False))
-    steps.drop_exits(SimpleNamespace(model=model, args=args, job=job))
+    drop_exits(model, args, wanted=False)
     assert model.config.exit_threshold == left and model.exits is not None
     assert ("every text is read to the end" in capsys.readouterr().out) is (left is None)
 
