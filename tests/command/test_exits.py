@@ -15,7 +15,6 @@ from lstmpool.training.errors import InputError
 from lstmpool.training.output.finished import FinishedRun
 from lstmpool.training.runs import fit as steps
 from lstmpool.training.runs.exits import check_backbone, drop_exits
-from lstmpool.training.runs.state import State
 
 from ..conftest import tiny_model
 from ..training_fixtures import write_csv
@@ -214,20 +213,6 @@ def test_a_model_of_a_single_layer_gets_none(capsys):
     state = SimpleNamespace(model=tiny_model(layers=[2]), exits=None)
     steps._fit_exits(state)
     assert state.exits is None and capsys.readouterr().out == "No exits: the model reads a single layer.\n"
-
-
-def test_exits_of_a_model_that_several_processes_run_are_not_taken(capsys):
-    """The model reads all texts to the end there, so the command must not say otherwise."""
-    model = tiny_model(early_exit=True, exit_threshold=0.97)
-    args = SimpleNamespace(do_train=False, calibrate=None, tune_thresholds=False, world_size=2)
-    drop_exits(model, args, wanted=False)
-    assert capsys.readouterr().out == (
-        "Exits: all texts are read to the end, since several processes run the model together.\n"
-    )
-    assert model.exits is not None
-    answers_early = State.answers_early.fget
-    assert not answers_early(SimpleNamespace(model=model, args=args))
-    assert answers_early(SimpleNamespace(model=model, args=SimpleNamespace(world_size=1)))
 
 
 def test_a_backbone_whose_layers_are_not_certain_is_refused():

@@ -98,11 +98,8 @@ class State:
 
     @property
     def answers_early(self) -> bool:
-        """Whether the model has exits that are on: its own, if it is only measured, or those that were fitted.
-
-        Where several processes run it, it reads all texts to the end.
-        """
-        return self.model.config.exit_threshold is not None and self.args.world_size == 1
+        """Whether the model has exits that are on: its own, if it is only measured, or those that were fitted."""
+        return self.model.config.exit_threshold is not None
 
     @property
     def answers(self) -> Evaluation:
