@@ -61,18 +61,19 @@ class Results:
         return [row for row in self.rows if row["contender"] == who]
 
     def of_set(self, who: str, column: str, name: str) -> float:
-        """The mean over the seeds of a set; NaN where the column is empty."""
-        return float(np.mean([float(row[column] or "nan") for row in self.of(who) if row["set"] == name]))
+        """The mean over the seeds of a set; NaN where the column is empty, or the contender was not measured."""
+        found = [float(row[column] or "nan") for row in self.of(who) if row["set"] == name]
+        return float(np.mean(found)) if found else float("nan")
 
     def mean(self, who: str, column: str) -> float:
-        """The mean over the sets."""
-        return float(np.mean([self.of_set(who, column, name) for name in self.sets]))
+        """The mean over the sets on which the contender was measured."""
+        return float(np.nanmean([self.of_set(who, column, name) for name in self.sets]))
 
     def time(self, who: str, size: str) -> float:
         """Mean time relative to the full model. Of one that was not timed, the layers read relative to all."""
         if who in UNTIMED:
             return self.mean(who, "layers") / self.mean(FULL, "layers")
-        return float(np.mean([1 / self.of_set(who, f"faster_{size}", name) for name in self.sets]))
+        return float(np.nanmean([1 / self.of_set(who, f"faster_{size}", name) for name in self.sets]))
 
     def front(self, size: str) -> list[str]:
         """Those of `RIVALS` that no other one beats in time without being worse, or in score without being slower, the
@@ -140,7 +141,11 @@ def averages(results: Results) -> str:
     lines = []
     for who in (*TIMED, PATIENCE):
         gains = [results.of_set(who, "gain_test", name) for name in results.sets]
-        line = [who, f"{results.mean(who, 'test'):.1f}", f"{np.mean(gains):+.2f}", f"{min(gains):+.2f}"]
+        count = int(np.isfinite(gains).sum())
+        on_all = count == len(gains)
+        points = f"{results.mean(who, 'test'):.1f}" if on_all else "–"  # a mean over other sets would not compare
+        title = who if on_all else f"{who} ({count} sets)"
+        line = [title, points, f"{np.nanmean(gains):+.2f}", f"{np.nanmin(gains):+.2f}"]
         for size in SIZES:
             line += ["–", "–"] if who in UNTIMED else _times(results, who, size)
         lines.append([*line, f"{results.mean(who, 'layers'):.2f}", f"{results.mean(who, 'agreement'):.1%}"])
@@ -181,7 +186,7 @@ def each_set(results: Results) -> str:
     others = [who for who in (*TIMED, PATIENCE) if who != FULL]
     lines = []
     for name in results.sets:
-        gains = [f"{results.of_set(who, 'gain_test', name):+.1f}" for who in others]
+        gains = [f"{results.of_set(who, 'gain_test', name):+.1f}".replace("+nan", "–") for who in others]
         lines.append([name, f"{results.of_set(FULL, 'test', name):.1f}", *gains])
     return markdown(["set", FULL, *others], lines)
 

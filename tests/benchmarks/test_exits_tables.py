@@ -12,6 +12,7 @@ from lstmpool.benchmarks.exits_tables import (
     HALF,
     LSTM,
     MEAN,
+    OWN,
     PATIENCE,
     STOCK,
     UNTIMED,
@@ -44,6 +45,7 @@ def lines(name, seed, exits_gain, exits_faster, depth="4", cut_gain=-0.4):
         line(name, seed, HALF, gain=-2.0, faster=2.0, layers=3.0, depth="3"),
         line(name, seed, STOCK, gain=-1.0, faster=1.1),
         line(name, seed, PATIENCE, gain=-0.3, layers=4.5),
+        line(name, seed, OWN, layers=3.5),
         line(name, seed, MEAN, layers=4.0),
         line(name, seed, LSTM, layers=5.0),
     ]
@@ -57,6 +59,14 @@ def test_a_mean_is_over_sets_and_within_them_over_seeds():
     assert results.mean(EXITS, "faster_1") == pytest.approx((2.5 + 1.25) / 2)
     assert results.time(EXITS, "32") == pytest.approx((1 / 2.5 + 1 / 1.25) / 2)
     assert results.time(PATIENCE, "1") == pytest.approx(4.5 / 6)
+
+
+def test_a_contender_that_was_not_measured_on_a_set_has_a_mean_over_the_others():
+    rows = [row for row in ROWS if (row["contender"], row["set"]) != (STOCK, "b")]
+    results = Results(rows)
+    assert results.mean(STOCK, "gain_test") == -1.0 and results.time(STOCK, "1") == pytest.approx(1 / 1.1)
+    text = tables(rows)
+    assert "| stock (1 sets) | – | -1.00 | -1.00 |" in text and "| b | 90.0 | -1.1 | +0.0 | +0.0 | -2.0 | – |" in text
 
 
 def test_the_goals():
@@ -96,7 +106,7 @@ def test_the_page_is_made_of_the_files_alone(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(words)
     assert "expected results in" in capsys.readouterr().err
-    write_rows(output, [{**row, "code": "old"} for row in ROWS[:9]] + ROWS)
+    write_rows(output, [{**row, "code": "old"} for row in ROWS[:10]] + ROWS)
     write_rows(tmp_path / "exits_cost.csv", [cost_row(16, 1.05, 1.0)])
     page.write_text("before\n" + "".join(marks("tables")) + "between\n" + "".join(marks("cost")) + "after\n")
     assert main(words) == 0
