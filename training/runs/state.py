@@ -98,8 +98,11 @@ class State:
 
     @property
     def answers_early(self) -> bool:
-        """Whether the model has exits that are on: its own, if it is only measured, or those that were fitted."""
-        return self.model.config.exit_threshold is not None
+        """Whether the model has exits that are on: its own, if it is only measured, or those that were fitted.
+
+        One that is not loaded yet, since its pooling is still to be chosen, is new and has none.
+        """
+        return hasattr(self, "model") and self.model.config.exit_threshold is not None
 
     @property
     def answers(self) -> Evaluation:
