@@ -22,7 +22,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -181,11 +181,25 @@ class Draw:
 def draw(data: Path, name: str, rows: int, seed: int) -> Draw:
     """So many `rows` of a set's training file, drawn by `seed`, and at most `TEST_ROWS` rows of its test.
 
-    The test rows depend on the set alone. Without a test file, the validation file is the test. A training row whose
-    texts are also those of a test row is never drawn.
-
     Raises:
         InputError: if a file or a column is missing, or the set has too few rows.
+    """
+    drawn = shuffled(data, name, seed)
+    if len(drawn.train) < rows:
+        raise InputError(
+            f"expected {rows} training rows in {data / name}, found {len(drawn.train)}. Ask for fewer with --rows."
+        )
+    return replace(drawn, train=drawn.train[:rows])
+
+
+def shuffled(data: Path, name: str, seed: int) -> Draw:
+    """All rows of a set's training file in an order that `seed` gives, and at most `TEST_ROWS` rows of its test.
+
+    The test rows depend on the set alone. Without a test file, the validation file is the test. A training row whose
+    texts are also those of a test row is left out.
+
+    Raises:
+        InputError: if a file or a column is missing.
     """
     folder = data / name
     train = _read(folder, "train")
@@ -198,10 +212,8 @@ def draw(data: Path, name: str, rows: int, seed: int) -> Draw:
     seen = {_words(row, texts) for row in test}
     kind = _kind(texts, label, train)
     train = [row for row in train if _words(row, texts) not in seen]
-    if len(train) < rows:
-        raise InputError(f"expected {rows} training rows in {folder}, found {len(train)}. Ask for fewer with --rows.")
     random.Random(f"{name} {seed}").shuffle(train)
-    return Draw(train[:rows], test, texts, label, kind)
+    return Draw(train, test, texts, label, kind)
 
 
 def _read(folder: Path, split: str) -> list[Row]:

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from lstmpool.benchmarks import first_run
+from lstmpool.benchmarks import few_shots, first_run
 from lstmpool.benchmarks import first_run_rivals as rivals
 from lstmpool.benchmarks.first_run import draw, main, metered
 from lstmpool.benchmarks.first_run_tables import Cell, Predictions, _counts, cells_of, goals, means, score_of
@@ -329,6 +329,53 @@ def test_the_page_is_made_of_the_files_alone(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*words[:-1], "another"])
     assert "expected results with another" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------- few shots
+def test_so_many_rows_of_each_class_in_the_order_of_the_draw(data):
+    found = few_shots.draw(data, "one", 3, seed=1)
+    assert sorted(row["label"] for row in found.train) == ["bad"] * 3 + ["good"] * 3
+    whole = draw(data, "one", 39, seed=1).train
+    assert found.train == [row for row in whole if row in found.train]
+    assert found.test == draw(data, "one", 10, seed=2).test
+    with pytest.raises(InputError, match="expected 20 rows of each class in .*one, found 19 of good"):
+        few_shots.draw(data, "one", 20, seed=1)  # "text number 3" is a row of the test
+    with pytest.raises(InputError, match="expected one class a row in .*two, found several labels"):
+        few_shots.draw(data, "two", 3, seed=1)
+
+
+def test_few_shots_go_on_and_are_shown_by_rows_a_class(data, tmp_path, monkeypatch, capsys):
+    seen = []
+    predicted = {"linear": ["good", "good", "good", "bad"] * 2, "setfit": ["bad"] * 8, "ours": ["good", "bad"] * 4}
+
+    def stand_in(args, key, drawn, output):
+        seen.append((key["contender"], len(drawn.train)))
+        Predictions(output).add(key, drawn.truth(), predicted[key["contender"]])
+        more = {"group": "development", "kind": "few classes", "metric": "accuracy", "score": "0.5"}
+        return key | more | {"cpu_seconds": "3", "peak_mb": "2", "versions": "v", "device": "d"}
+
+    monkeypatch.setattr(few_shots, "measure", stand_in)
+    output, page = tmp_path / "few_shots.csv", tmp_path / "FIRST_RUN.md"
+    page.write_text("before\n" + "".join(marks("few shots")) + "after\n")
+    words = [f"--data={data}", f"--output={output}", "--sets", "one", "--seeds", "1", "--shots", "2", "3", "--code=c"]
+    assert few_shots.main(words) == 0  # without SetFit's interpreter
+    assert few_shots.main([*words, "--setfit_python=python"]) == 0
+    assert seen == [("linear", 4), ("ours", 4), ("linear", 6), ("ours", 6), ("setfit", 4), ("setfit", 6)]
+    assert few_shots.main(["--table", f"--output={output}"]) == 0
+    text = page.read_text()
+    # of the test rows, good and bad in turn, linear has three of four, setfit a half, ours all
+    assert "| 2 | 1 | 75.0 | 50.0 | 100.0 | +25.0 | +50.0 | 3 | 3 | 3 |" in text
+    assert "| one | 3 | 1 | 75.0 | 50.0 | 100.0 | +25.0 [" in text
+    with pytest.raises(SystemExit):
+        few_shots.main(["--table", f"--output={tmp_path / 'other.csv'}"])
+    assert "expected results in" in capsys.readouterr().err
+
+
+def test_a_mean_gain_has_an_interval_over_sets():
+    cells = [cell(str(i), 100, "development", 80.0, 80.0 - gain, 50.0) for i, gain in enumerate((1.0, 2.0, 3.0))]
+    # t of 2 degrees of freedom 4.303, times 1 / sqrt(3)
+    assert few_shots.mean_gain(cells, "linear") == "+2.0 [-0.5, +4.5]"
+    assert few_shots.mean_gain(cells[:1], "linear") == "+1.0"
 
 
 @pytest.mark.slow
