@@ -179,6 +179,33 @@ def test_thresholds_of_the_head_are_in_the_exits_too(work, monkeypatch):
         assert same(weights(work / output), after)
 
 
+@pytest.mark.parametrize(
+    ("between", "kept"),
+    [(["--calibrate=temperature", "--do_eval"], "settled"), (["--max_steps=1", "--validation_size=0"], "trained")],
+)
+def test_thresholds_are_in_the_exits_whatever_runs_came_between(work, monkeypatch, between, kept):
+    """The run before the last tunes none, and may have no validation rows."""
+    tuned = work / "several_tuned"
+    first = json.loads((tuned / "metrics.json").read_text())["learned_on_validation"]["folded_thresholds"]
+    monkeypatch.chdir(work)
+    of_labels = [*WORDS, "--label_column_name=labels", "--train_file=train.csv"]
+    if kept == "settled":
+        of_labels += FILES
+    assert main(["--init_from=several_tuned", f"--output_dir=then_{kept}", *of_labels, *between]) == 0
+    metrics = json.loads((work / f"then_{kept}" / "metrics.json").read_text())
+    temperature = metrics["learned_on_validation"].get("temperature", 1.0)
+    assert metrics["head_thresholds"][kept] == pytest.approx(np.array(first) / temperature)
+    words = [f"--init_from=then_{kept}", f"--output_dir=early_{kept}", "--exit_threshold=0.5", *LATER]
+    assert main([*words, "--label_column_name=labels"]) == 0
+    exits = json.loads((work / f"early_{kept}" / "metrics.json").read_text())["early_exit"]
+    shares = np.array(exits["folded_thresholds"]) / (np.array(first) / temperature)
+    assert shares.min() >= 0 and shares.max() <= 1 + 1e-6 and shares.max() > 0.1
+    if kept == "settled":
+        assert shares == pytest.approx(1)
+        moved = weights(work / "several")["exits.heads.0.bias"] - weights(work / "early_settled")["exits.heads.0.bias"]
+        assert moved.numpy() == pytest.approx(exits["folded_thresholds"], abs=1e-5)
+
+
 def test_the_temperature_of_each_exit_is_in_its_weights(finished, monkeypatch):
     """Without it, the exit's logits would be those of the metrics times the temperature."""
     monkeypatch.chdir(finished)

@@ -160,13 +160,9 @@ def _blocks(state: State, found: Dataset) -> Iterator[np.ndarray]:
 
 # ------------------------------------------------------------------------------------------ what validation teaches
 def _folded_thresholds(state: State) -> np.ndarray:
-    """What was taken from the head's logits, (C,), by this run and, if it does not train, by the one before."""
-    learned, outputs = state.evaluation.learned, len(state.job.task.names)
-    thresholds = np.array(learned.get("folded_thresholds", np.zeros(outputs)))
-    earlier = [] if state.args.do_train else state.job.backbone.folded_thresholds()
-    if len(earlier) == outputs:
-        thresholds = thresholds + np.array(earlier) / learned.get("temperature", 1.0)
-    return thresholds
+    """What has been taken from the head's logits, (C,), by this run and by those before."""
+    evaluation = state.evaluation
+    return state.thresholds.left(state.job.task, evaluation.logits["validation"], evaluation.targets["validation"])
 
 
 def _fold(state: State, exits: LayerExits, of_exits: Arrays, thresholds: np.ndarray) -> list[float]:
