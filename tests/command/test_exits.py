@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from lstmpool.train_trainer import main
 from lstmpool.training.errors import InputError
 from lstmpool.training.output.finished import FinishedRun
+from lstmpool.training.runs import exits as last_step
 from lstmpool.training.runs import fit as steps
 from lstmpool.training.runs.exits import check_backbone, drop_exits
 
@@ -130,6 +131,29 @@ def test_exits_that_cannot_be_taken_are_off_in_a_measurement(capsys, processes, 
     drop_exits(model, args, wanted=False)
     assert model.config.exit_threshold == left and model.exits is not None
     assert ("every text is read to the end" in capsys.readouterr().out) is (left is None)
+
+
+def test_of_several_processes_only_the_first_fits_exits(monkeypatch):
+    """The others wait for it, and then write nothing. All read the layer states: each waits for all in that."""
+    read = []
+    for name in ("_training_rows", "_states"):
+        monkeypatch.setattr(last_step, name, lambda state, name=name: read.append(name))
+    state = SimpleNamespace(is_first_process=False, model=tiny_model())
+    assert last_step.fit_exits(state) is None
+    assert read == ["_training_rows", "_states"] and state.model.exits is None
+
+
+@pytest.mark.parametrize(("processes", "compiles"), [(2, False), (1, True)])
+def test_exits_that_cannot_be_taken_are_not_timed(monkeypatch, processes, compiles):
+    """Both ways would be the same, and the gain would be called 1."""
+    monkeypatch.setattr(last_step, "time_gains", lambda *_: {1: 1.0})
+    args = SimpleNamespace(world_size=processes, torch_compile=compiles)
+    job = SimpleNamespace(tokenizer=None)
+    tokens = {"test": SimpleNamespace(dataset=None)}
+    state = SimpleNamespace(args=args, answers_early=True, job=job, tokens=tokens, model=None)
+    assert last_step._gains(state) == {}
+    args.world_size, args.torch_compile = 1, False
+    assert last_step._gains(state) == {1: 1.0}
 
 
 @pytest.mark.parametrize("words", [["--max_steps=1"], ["--calibrate=temperature", "--do_eval"]])
