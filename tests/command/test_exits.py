@@ -122,15 +122,17 @@ def test_a_model_with_exits_is_measured_with_them(finished, monkeypatch, capsys)
     assert tables[0]["score_animal"].to_numpy() == pytest.approx(tables[1]["score_animal"].to_numpy(), abs=1e-5)
 
 
-@pytest.mark.parametrize(("processes", "compiles", "left"), [(1, False, 0.9), (2, False, None), (1, True, None)])
+@pytest.mark.parametrize(("processes", "compiles", "left"), [(1, False, 0.999985), (2, False, None), (1, True, None)])
 def test_exits_that_cannot_be_taken_are_off_in_a_measurement(capsys, processes, compiles, left):
     """Several processes read every text to the end: that must not be called the numbers with exits."""
-    model = tiny_model(early_exit=True, exit_threshold=0.9)
+    model = tiny_model(early_exit=True, exit_threshold=0.999985)
     off = {"do_train": False, "calibrate": None, "tune_thresholds": False}
     args = SimpleNamespace(world_size=processes, torch_compile=compiles, **off)
     drop_exits(model, args, wanted=False)
     assert model.config.exit_threshold == left and model.exits is not None
-    assert ("every text is read to the end" in capsys.readouterr().out) is (left is None)
+    said = capsys.readouterr().out
+    assert ("every text is read to the end" in said) is (left is None)
+    assert ("with a confidence of 0.999985 or more" in said) is (left is not None)  # and not of 1
 
 
 def test_of_several_processes_only_the_first_fits_exits(monkeypatch):
@@ -272,6 +274,21 @@ def test_a_backbone_whose_layers_are_not_certain_is_refused():
     model.lstmpool.capture.streams = False
     with pytest.raises(InputError, match="--early_exit needs a backbone whose layers lie in one list of their own"):
         check_backbone(model)
+
+
+@pytest.mark.parametrize(("wanted", "error"), [(True, InputError), (False, LookupError)])
+def test_it_is_refused_before_training_and_only_where_exits_are_wanted(wanted, error):
+    model = tiny_model()
+    model.lstmpool.capture.streams = False
+
+    def go_on(*_):
+        raise LookupError
+
+    backbone = SimpleNamespace(load_model=lambda fields: (model, True))
+    model_args = SimpleNamespace(early_exit=wanted, init_from=None)
+    job = SimpleNamespace(backbone=backbone, model_args=model_args, fields={}, check_tokens=go_on)
+    with pytest.raises(error):
+        steps._load_model(SimpleNamespace(job=job, args=None, resumed=None, tokens={}))
 
 
 def refused(capsys, *words):
