@@ -196,7 +196,9 @@ class _Taken:
 def _take_input(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
     """Pre-hook of the module above `layer`: what enters it is what left `layer`."""
     taken = getattr(_this_thread, "taken", None)
-    return None if taken is None else taken.enter(layer, module, args, kwargs)  # None: someone runs the bare backbone
+    if taken is None:  # someone runs the bare backbone
+        return None
+    return taken.enter(layer, module, args, kwargs)
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from .configuration_lstmpool import LstmPoolConfig
 from .families_lstmpool import Families
-from .fields_lstmpool import APART, MULTI, exit_bar
+from .fields_lstmpool import APART, MULTI, exit_confidence
 from .pairs_lstmpool import compare
 from .pooling_lstmpool import LayerStandardization
 
@@ -115,97 +115,37 @@ class _Part:
         return tensor
 
 
-class Departures:
-    """The exits of one run of the backbone: which rows are still read, and the answers of those that have left.
+class _Batch:
+    """The rows that the layers still read, and the columns of tokens that one of them needs.
 
-    `threshold` is the confidence with which a row leaves. Pairs that are read apart are 2 B rows of the backbone; the
-    texts of a pair, i and i + B, leave together.
+    It cuts what a layer is given to these.
     """
 
-    def __init__(self, exits: LayerExits, config: LstmPoolConfig, threshold: float):
-        self.exits = exits
-        self.threshold = threshold
-        self.layers, self.highest = config.layers[:-1], config.layers[-1]
-        self.problem_type = config.problem_type
-        self.apart = config.pair_encoding == APART
-        self.answers: list[tuple[Tensor, int, Tensor]] = []  # rows (b,), the layer that they left at, logits (b, C)
-        self._off = False
-
-    def start(self, kept: Tensor) -> None:
-        """The run begins: `kept` (rows of the backbone, T) is 0 where a token is padding."""
-        self.kept = kept
-        self.rows: Tensor | None = None  # (B',), those that are still read, once some have left
-        self._whole: _Part | None = None  # what stays of what the run began with
-        self._step: _Part | None = None  # what stays of what left the layer below
+    def __init__(self, kept: Tensor):
+        self.kept = kept  # (rows of the backbone, T), 0 where a token is padding
+        self._whole = _Part.all_of(kept)  # what stays of what the run began with
+        self._step = self._whole  # what stays of what left the layer below
         self._cut_before: dict[int, tuple[Tensor, Tensor]] = {}  # by its identity, a tensor and what stays of it
 
-    def enter(
-        self, layer: int, states: list[Tensor], module: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[tuple, dict[str, Any]] | None:
-        """Has rows leave at `layer`, whose state is the last of `states`, (rows, H) each, before `module` runs.
-
-        Returns what `module` is called with then, or None if that is what it would be called with anyway. The states
-        of rows that leave are removed. Raises AllLeft if no row stays.
-        """
-        if self._off:
-            return None
-        found = self._sure(layer, states[-1]) if layer in self.layers else None
-        if found is None and not self.answers:
-            return None
-        if self.rows is None:
-            self._whole = self._step = _Part.all_of(self.kept)
-            self.rows = self._whole.rows[: len(self.kept) // 2] if self.apart else self._whole.rows
-        given = dict(zip(_parameters(type(module)), args, strict=False)) | kwargs
-        unknown = [name for name, value in given.items() if not self._known(name, value)]
-        if unknown and not self.answers:
-            self._off = True
-            _say_once(f"the layers of {type(module).__name__} take {unknown}, of which nothing is known")
-            return None
-        if found is not None:
-            self._leave(layer, states, *found)
-        given = {name: self._part(name, value) for name, value in given.items()}
-        self._step = _Part.all_of(self.kept)
-        return tuple(given.values())[: len(args)], {name: given[name] for name in kwargs}
-
-    def merged(self, logits: Tensor | None) -> tuple[Tensor, Tensor]:
-        """All rows' logits (B, C) and the layers (B,) that they left at, from the `logits` (B', C) of those that were
-        read to the end, if any."""
-        if not self.answers:
-            return logits, torch.full((len(logits),), self.highest, device=logits.device)
-        answers = list(self.answers)
-        if logits is not None:
-            answers.append((self.rows, self.highest, logits))
-        device = answers[-1][-1].device
-        rows = torch.cat([rows.to(device) for rows, _, _ in answers])
-        layers = torch.cat([torch.full_like(rows, layer, device=device) for rows, layer, _ in answers])
-        order = rows.argsort()
-        return torch.cat([logits.to(device) for _, _, logits in answers])[order], layers[order]
-
-    def _sure(self, layer: int, vectors: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Which rows (B',) are sure at `layer`, and all rows' logits (B', C) there; None if no row is."""
-        if self.apart:
-            vectors = compare(vectors[:, None])[:, 0]  # (B', 4 H)
-        logits = self.exits.at(self.layers.index(layer), vectors)
-        sure = confidence(logits, self.problem_type) >= self.threshold  # NaN is not
-        return (sure, logits) if sure.any() else None
-
-    def _leave(self, layer: int, states: list[Tensor], sure: Tensor, logits: Tensor) -> None:
-        """Takes the `logits` of rows that are `sure`, and keeps the others."""
-        self.answers.append((self.rows[sure.to(self.rows.device)], layer, logits[sure]))
-        stay = (~sure).nonzero()[:, 0].to(self.rows.device)
-        if not len(stay):
-            raise AllLeft
-        self.rows = self.rows[stay]
-        if self.apart:
-            stay = torch.cat([stay, stay + len(sure)])
-        states[:] = [state.index_select(0, stay.to(state.device)) for state in states]
-        kept = self.kept[stay]
+    def keep(self, rows: Tensor) -> None:
+        """Only these `rows` are read from now on."""
+        size, kept = tuple(self.kept.shape), self.kept[rows]
         columns = (kept != 0).any(0).nonzero()[:, 0]
         first, stop = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, kept.size(1))
-        self._step = _Part(tuple(self.kept.shape), stay, first, stop)
+        self._step = _Part(size, rows, first, stop)
         self._whole = self._whole.then(self._step)
         self.kept = kept[:, first:stop]
         self._cut_before.clear()
+
+    def unknown(self, given: dict[str, Any]) -> list[str]:
+        """The names of what a layer is `given` of which it is not known which axes are rows and tokens."""
+        return [name for name, value in given.items() if not self._known(name, value)]
+
+    def cut(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What stays of what a layer is `given`, by name. What the layer then gives is cut already."""
+        parts = {name: self._part(name, value) for name, value in given.items()}
+        self._step = _Part.all_of(self.kept)
+        return parts
 
     def _known(self, name: str, value: Any) -> bool:
         """Whether it is known which axes of what a layer is given under `name` are rows and tokens."""
@@ -242,6 +182,91 @@ class Departures:
         return part
 
 
+class Departures:
+    """The exits of one run of the backbone: which rows are still read, and the answers of those that have left.
+
+    `threshold` is the confidence with which a row leaves. Pairs that are read apart are 2 B rows of the backbone; the
+    texts of a pair, i and i + B, leave together.
+    """
+
+    def __init__(self, exits: LayerExits, config: LstmPoolConfig, threshold: float):
+        self.exits = exits
+        self.threshold = threshold
+        self.layers, self.highest = config.layers[:-1], config.layers[-1]
+        self.problem_type = config.problem_type
+        self.apart = config.pair_encoding == APART
+        self.answers: list[tuple[Tensor, int, Tensor]] = []  # rows (b,), the layer that they left at, logits (b, C)
+        self._off = False
+
+    @property
+    def kept(self) -> Tensor:
+        """Of the rows that are still read, 0 where a token is padding, (rows of the backbone, T)."""
+        return self._batch.kept
+
+    def start(self, kept: Tensor) -> None:
+        """The run begins: `kept` (rows of the backbone, T) is 0 where a token is padding."""
+        self._batch = _Batch(kept)
+        texts = len(kept) // 2 if self.apart else len(kept)
+        self.rows = torch.arange(texts, device=kept.device)  # (B',), those that are still read
+
+    def enter(
+        self, layer: int, states: list[Tensor], module: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        """Has rows leave at `layer`, whose state is the last of `states`, (rows, H) each, before `module` runs.
+
+        Returns what `module` is called with then, or None if that is what it would be called with anyway. The states
+        of rows that leave are removed. Raises AllLeft if no row stays.
+        """
+        if self._off:
+            return None
+        found = self._sure(layer, states[-1]) if layer in self.layers else None
+        if found is None and not self.answers:
+            return None
+        given = dict(zip(_parameters(type(module)), args, strict=False)) | kwargs
+        if not self.answers and (unknown := self._batch.unknown(given)):
+            self._off = True
+            _say_once(f"the layers of {type(module).__name__} take {unknown}, of which nothing is known")
+            return None
+        if found is not None:
+            self._leave(layer, states, *found)
+        given = self._batch.cut(given)
+        return tuple(given.values())[: len(args)], {name: given[name] for name in kwargs}
+
+    def merged(self, logits: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All rows' logits (B, C) and the layers (B,) that they left at, from the `logits` (B', C) of those that were
+        read to the end, if any."""
+        if not self.answers:
+            return logits, torch.full((len(logits),), self.highest, device=logits.device)
+        answers = list(self.answers)
+        if logits is not None:
+            answers.append((self.rows, self.highest, logits))
+        device = answers[-1][-1].device
+        rows = torch.cat([rows.to(device) for rows, _, _ in answers])
+        layers = torch.cat([torch.full_like(rows, layer, device=device) for rows, layer, _ in answers])
+        order = rows.argsort()
+        return torch.cat([logits.to(device) for _, _, logits in answers])[order], layers[order]
+
+    def _sure(self, layer: int, vectors: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Which rows (B',) are sure at `layer`, and all rows' logits (B', C) there; None if no row is."""
+        if self.apart:
+            vectors = compare(vectors[:, None])[:, 0]  # (B', 4 H)
+        logits = self.exits.at(self.layers.index(layer), vectors)
+        sure = confidence(logits, self.problem_type) >= self.threshold  # NaN is not
+        return (sure, logits) if sure.any() else None
+
+    def _leave(self, layer: int, states: list[Tensor], sure: Tensor, logits: Tensor) -> None:
+        """Takes the `logits` of rows that are `sure`, and keeps the others."""
+        self.answers.append((self.rows[sure.to(self.rows.device)], layer, logits[sure]))
+        stay = (~sure).nonzero()[:, 0].to(self.rows.device)
+        if not len(stay):
+            raise AllLeft
+        self.rows = self.rows[stay]
+        if self.apart:
+            stay = torch.cat([stay, stay + len(sure)])
+        states[:] = [state.index_select(0, stay.to(state.device)) for state in states]
+        self._batch.keep(stay)
+
+
 @lru_cache
 def _parameters(layer: type[nn.Module]) -> list[str]:
     """The names of what the layers of a class take, in order."""
@@ -262,11 +287,11 @@ def departures_of(
     `threshold` is the confidence asked for, `tokens` are the run's `input_ids` or `inputs_embeds`, `others` its other
     inputs. Raises ValueError if the model has no exits, or no confidence is like `threshold`.
     """
-    exit_bar("exit_threshold", threshold)
+    exit_confidence("exit_threshold", threshold)
     if model.exits is None:
         raise ValueError(
-            f"exit_threshold={threshold} needs a model with exits, and this one has none. Train them with "
-            "early_exit=True, or leave exit_threshold at None."
+            f"exit_threshold={threshold} needs a model with exits, and this one has none. Add them with "
+            "the training command's --early_exit, or leave exit_threshold at None."
         )
     reason = _why_none_leaves(model, tokens, others)
     if reason is None:

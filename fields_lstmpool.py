@@ -51,7 +51,7 @@ def probability(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a probability in [0, 1), got {shown(value)}.")
 
 
-def exit_bar(name: str, value: Any) -> None:
+def exit_confidence(name: str, value: Any) -> None:
     """Raises ValueError if `value` is not a number of 0 or more, nor None."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
         raise ValueError(
@@ -239,7 +239,7 @@ class LstmPoolFields:
         "leave once its answer is clear. The command trains these exits after the model, which they leave as it is, "
         "and chooses exit_threshold on validation rows.",
     )
-    exit_threshold: Annotated[float | None, exit_bar] = _field(
+    exit_threshold: Annotated[float | None, exit_confidence] = _field(
         None,
         "The confidence with which a text leaves at an exit of early_exit: the lower, the faster. 0: all leave at the "
         "lowest layer; above 1: none leaves. Unset: every text is read to the end; the command chooses one with "

@@ -12,6 +12,8 @@ SIGKILL comes, in turn, at one of three moments:
 Then the command is given again. The SHA-256 of the best and the last weights, and of the numbers in metrics.json, must
 be that of the run that was never killed.
 
+With --early_exit, there is a fourth moment: soon after the fit of the exits has begun.
+
 With --overwrite, the folder holds an older run. There is a fourth moment: before a random file is removed or moved,
 once the new run takes the older one's place. After the kill, the older model must load, or the new one, or none if the
 kill came between the moves.
@@ -21,6 +23,7 @@ In the end, `tests/damage.py` has runs meet full disks and damaged files.
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -44,6 +47,7 @@ from lstmpool.training.model.backbone import quiet_loading
 from lstmpool.training.output.found import NEW_RUN
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.runs import finish as finish_of_run
+from lstmpool.training.runs import fit as steps_of_run
 
 from .training_fixtures import save_backbone, sentences, write_csv
 
@@ -56,6 +60,8 @@ KEPT = [JUDGED, "--save_total_limit=2"]  # the last checkpoint stays beside the 
 NONE_KEPT = "none is kept"  # in place of a flag: as without --save_total_limit
 PLACES = ("before a checkpoint was begun", "between saves", "inside a save", "between moves", "after the end")
 OVERWRITE = "--overwrite"
+EXITS = "--early_exit"
+EXIT_SECONDS = 0.5  # about as long as the exits are fitted and timed
 MOVES = 40  # a run that takes an older one's place removes and moves about so many files
 SETTINGS = {
     "random order": [],
@@ -83,6 +89,7 @@ SETTINGS = {
     "texts compared first": ["--contrastive_steps=5", *EVALUATED],
     "no checkpoint beside the model": [NONE_KEPT, *EVALUATED],
     "a start that is kept": ["--learning_rate=1", "--warmup_steps=0", *EVALUATED],
+    "with exits": [EXITS, "--early_exit_max_drop=40", *EVALUATED],
     "over an older run": [OVERWRITE],
     "over an older run, a save every 3 steps": [OVERWRITE, *EVALUATED],
 }
@@ -108,11 +115,16 @@ def prepare(folder: Path) -> None:
 
 
 def start(
-    words: list[str], log: Path | None = None, die_in: int | None = None, die_between_moves: int | None = None
+    words: list[str],
+    log: Path | None = None,
+    die_in: int | None = None,
+    die_between_moves: int | None = None,
+    die_in_exits: bool = False,
 ) -> int:
     """Forks a process that runs the command, and returns its id. The process adds what it prints to `log`.
 
-    It kills itself soon after it has begun step `die_in`, or before the move `die_between_moves`, if these are set.
+    It kills itself soon after it has begun step `die_in`, or before the move `die_between_moves`, or soon after it has
+    begun to fit exits, if these are set.
     """
     process = os.fork()
     if process:
@@ -122,6 +134,8 @@ def start(
         _die_in_step(die_in)
     if die_between_moves is not None:
         _die_between_moves(die_between_moves)
+    if die_in_exits:
+        _die_in_exits()
     with open(log or os.devnull, "a") as file:
         sys.stdout = file  # a test may have put another one there
         sys.stderr = file
@@ -141,10 +155,26 @@ def _die_in_step(number: int) -> None:
 
     def dying(self, *args, **kwargs):
         if self.state.global_step == number:
-            threading.Timer(random.uniform(0, 0.1), os.kill, (os.getpid(), signal.SIGKILL)).start()
+            _die_soon(0.1)
         return training_step(self, *args, **kwargs)
 
     LstmPoolTrainer.training_step = dying
+
+
+def _die_soon(seconds: float) -> None:
+    """Has this process kill itself within so many seconds."""
+    threading.Timer(random.uniform(0, seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
+def _die_in_exits() -> None:
+    """Has this process kill itself soon after it has begun to fit exits."""
+    fit_exits = steps_of_run.fit_exits
+
+    def dying(state):
+        _die_soon(EXIT_SECONDS)
+        return fit_exits(state)
+
+    steps_of_run.fit_exits = dying
 
 
 def _die_between_moves(number: int) -> None:
@@ -175,9 +205,11 @@ def finish(process: int) -> int:
 
 def digest(output: Path) -> str:
     """A digest of the weights that were kept (the best ones), of the last checkpoint's step and weights, if there is
-    one, and of the numbers."""
-    paths = [output / "model.safetensors", output / "metrics.json"]
-    found = hashlib.sha256()
+    one, and of the numbers, except for times."""
+    paths = [output / "model.safetensors"]
+    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    metrics.get("early_exit", {}).pop("times_as_fast", None)
+    found = hashlib.sha256(json.dumps(metrics).encode())
     for last in checkpoints_in(output)[:1]:
         found.update(last.name.encode())
         paths += sorted(last.glob("*.safetensors"))
@@ -222,11 +254,12 @@ def kill_and_resume(folder: Path, settings: list[str], seconds: float, number: i
     if overwrites:
         shutil.copytree(folder / "older", output)
     random.seed(number)
-    moment = number % (4 if overwrites else 3)
+    moment = number % (4 if overwrites or EXITS in settings else 3)
     process = start(
         words,
         die_in=random.randrange(steps) if moment == 2 else None,
-        die_between_moves=random.randrange(MOVES) if moment == 3 else None,
+        die_between_moves=random.randrange(MOVES) if moment == 3 and overwrites else None,
+        die_in_exits=moment == 3 and not overwrites,
     )
     if moment == 0:
         time.sleep(random.uniform(0, seconds))

@@ -185,7 +185,7 @@ def command(work, output, *more):
     ("launcher", "options"),
     [
         (TORCHRUN, []),
-        (TORCHRUN, ["--freeze_backbone"]),
+        (TORCHRUN, ["--freeze_backbone", "--early_exit", "--exit_threshold=0.8"]),
         (ACCELERATE, ["--train_sampling_strategy=group_by_length"]),
     ],
 )
@@ -199,9 +199,14 @@ def test_the_command_writes_what_it_writes_alone(work, launcher, options, monkey
     assert list(tables[0]["id"]) == list(tables[1]["id"]) == [f"test {i}" for i in range(21)]
     np.testing.assert_allclose(tables[0]["score_dog"], tables[1]["score_dog"], atol=1e-5)
     assert tables[0]["score_dog"].nunique() > 5  # so that an order of its own would be seen
-    results = [json.loads((work / output / "metrics.json").read_text())["results"] for output in ("both", "alone")]
+    metrics = [json.loads((work / output / "metrics.json").read_text()) for output in ("both", "alone")]
     for split in ("validation", "test"):
-        assert results[0][split] == pytest.approx(results[1][split], abs=1e-5)
+        assert metrics[0]["results"][split] == pytest.approx(metrics[1]["results"][split], abs=1e-5)
+    if "--early_exit" in options:  # no text leaves early where several processes run the model
+        exits = [of_run["early_exit"] for of_run in metrics]
+        assert exits[0]["times_as_fast"] == {} != exits[1]["times_as_fast"]
+        assert exits[0]["splits"]["test"] == exits[1]["splits"]["test"]
+        assert exits[0]["splits"]["test"]["mean_layers"] < 2
     weights = [load_file(work / output / "model.safetensors") for output in ("both", "alone")]
     assert_close(*weights, atol=1e-5, rtol=1e-4)
 

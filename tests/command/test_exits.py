@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from lstmpool.train_trainer import main
 from lstmpool.training.errors import InputError
 from lstmpool.training.output.finished import FinishedRun
+from lstmpool.training.runs import exits as last_step
 from lstmpool.training.runs import fit as steps
 from lstmpool.training.runs.exits import check_backbone, drop_exits
 
@@ -121,15 +122,40 @@ def test_a_model_with_exits_is_measured_with_them(finished, monkeypatch, capsys)
     assert tables[0]["score_animal"].to_numpy() == pytest.approx(tables[1]["score_animal"].to_numpy(), abs=1e-5)
 
 
-@pytest.mark.parametrize(("processes", "compiles", "left"), [(1, False, 0.9), (2, False, None), (1, True, None)])
+@pytest.mark.parametrize(("processes", "compiles", "left"), [(1, False, 0.999985), (2, False, None), (1, True, None)])
 def test_exits_that_cannot_be_taken_are_off_in_a_measurement(capsys, processes, compiles, left):
     """Several processes read every text to the end: that must not be called the numbers with exits."""
-    model = tiny_model(early_exit=True, exit_threshold=0.9)
+    model = tiny_model(early_exit=True, exit_threshold=0.999985)
     off = {"do_train": False, "calibrate": None, "tune_thresholds": False}
     args = SimpleNamespace(world_size=processes, torch_compile=compiles, **off)
     drop_exits(model, args, wanted=False)
     assert model.config.exit_threshold == left and model.exits is not None
-    assert ("every text is read to the end" in capsys.readouterr().out) is (left is None)
+    said = capsys.readouterr().out
+    assert ("every text is read to the end" in said) is (left is None)
+    assert ("with a confidence of 0.999985 or more" in said) is (left is not None)  # and not of 1
+
+
+def test_of_several_processes_only_the_first_fits_exits(monkeypatch):
+    """The others wait for it, and then write nothing. All read the layer states: each waits for all in that."""
+    read = []
+    for name in ("_training_rows", "_states"):
+        monkeypatch.setattr(last_step, name, lambda state, name=name: read.append(name))
+    state = SimpleNamespace(is_first_process=False, model=tiny_model())
+    assert last_step.fit_exits(state) is None
+    assert read == ["_training_rows", "_states"] and state.model.exits is None
+
+
+@pytest.mark.parametrize(("processes", "compiles"), [(2, False), (1, True)])
+def test_exits_that_cannot_be_taken_are_not_timed(monkeypatch, processes, compiles):
+    """Both ways would be the same, and the gain would be called 1."""
+    monkeypatch.setattr(last_step, "time_gains", lambda *_: {1: 1.0})
+    args = SimpleNamespace(world_size=processes, torch_compile=compiles)
+    job = SimpleNamespace(tokenizer=None)
+    tokens = {"test": SimpleNamespace(dataset=None)}
+    state = SimpleNamespace(args=args, answers_early=True, job=job, tokens=tokens, model=None)
+    assert last_step._gains(state) == {}
+    args.world_size, args.torch_compile = 1, False
+    assert last_step._gains(state) == {1: 1.0}
 
 
 @pytest.mark.parametrize("words", [["--max_steps=1"], ["--calibrate=temperature", "--do_eval"]])
@@ -179,6 +205,33 @@ def test_thresholds_of_the_head_are_in_the_exits_too(work, monkeypatch):
         assert same(weights(work / output), after)
 
 
+@pytest.mark.parametrize(
+    ("between", "kept"),
+    [(["--calibrate=temperature", "--do_eval"], "settled"), (["--max_steps=1", "--validation_size=0"], "trained")],
+)
+def test_thresholds_are_in_the_exits_whatever_runs_came_between(work, monkeypatch, between, kept):
+    """The run before the last tunes none, and may have no validation rows."""
+    tuned = work / "several_tuned"
+    first = json.loads((tuned / "metrics.json").read_text())["learned_on_validation"]["folded_thresholds"]
+    monkeypatch.chdir(work)
+    of_labels = [*WORDS, "--label_column_name=labels", "--train_file=train.csv"]
+    if kept == "settled":
+        of_labels += FILES
+    assert main(["--init_from=several_tuned", f"--output_dir=then_{kept}", *of_labels, *between]) == 0
+    metrics = json.loads((work / f"then_{kept}" / "metrics.json").read_text())
+    temperature = metrics["learned_on_validation"].get("temperature", 1.0)
+    assert metrics["head_thresholds"][kept] == pytest.approx(np.array(first) / temperature)
+    words = [f"--init_from=then_{kept}", f"--output_dir=early_{kept}", "--exit_threshold=0.5", *LATER]
+    assert main([*words, "--label_column_name=labels"]) == 0
+    exits = json.loads((work / f"early_{kept}" / "metrics.json").read_text())["early_exit"]
+    shares = np.array(exits["folded_thresholds"]) / (np.array(first) / temperature)
+    assert shares.min() >= 0 and shares.max() <= 1 + 1e-6 and shares.max() > 0.1
+    if kept == "settled":
+        assert shares == pytest.approx(1)
+        moved = weights(work / "several")["exits.heads.0.bias"] - weights(work / "early_settled")["exits.heads.0.bias"]
+        assert moved.numpy() == pytest.approx(exits["folded_thresholds"], abs=1e-5)
+
+
 def test_the_temperature_of_each_exit_is_in_its_weights(finished, monkeypatch):
     """Without it, the exit's logits would be those of the metrics times the temperature."""
     monkeypatch.chdir(finished)
@@ -221,6 +274,21 @@ def test_a_backbone_whose_layers_are_not_certain_is_refused():
     model.lstmpool.capture.streams = False
     with pytest.raises(InputError, match="--early_exit needs a backbone whose layers lie in one list of their own"):
         check_backbone(model)
+
+
+@pytest.mark.parametrize(("wanted", "error"), [(True, InputError), (False, LookupError)])
+def test_it_is_refused_before_training_and_only_where_exits_are_wanted(wanted, error):
+    model = tiny_model()
+    model.lstmpool.capture.streams = False
+
+    def go_on(*_):
+        raise LookupError
+
+    backbone = SimpleNamespace(load_model=lambda fields: (model, True))
+    model_args = SimpleNamespace(early_exit=wanted, init_from=None)
+    job = SimpleNamespace(backbone=backbone, model_args=model_args, fields={}, check_tokens=go_on)
+    with pytest.raises(error):
+        steps._load_model(SimpleNamespace(job=job, args=None, resumed=None, tokens={}))
 
 
 def refused(capsys, *words):

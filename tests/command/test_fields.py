@@ -14,7 +14,9 @@ from lstmpool.train_trainer import main
 from lstmpool.training import command_line
 from lstmpool.training.errors import InputError
 from lstmpool.training.evaluation.baselines import text_vectors
-from lstmpool.training.flags.conditions import UNFIT, Flags
+from lstmpool.training.flags.arguments import ModelArguments
+from lstmpool.training.flags.conditions import UNFIT, UNFIT_FOR_EXITS, Flags, training_or_exits
+from lstmpool.training.flags.defaults import LENGTH, OF_TRAINING
 from lstmpool.training.flags.rules import AT_ONCE, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.logits import predict_logits
@@ -129,6 +131,24 @@ TRAINING = {
     *("accelerator_config", "parallelism_config", "average_tokens_across_devices"),
     *("fsdp", "fsdp_config", "deepspeed", "ddp_backend"),
 }
+# What counts where exits are added to a finished model, and nothing is trained. All else is refused there.
+WITH_EXITS_ALONE = {
+    *("output_dir", "overwrite", "do_eval", "do_predict", "calibrate", "tune_thresholds", "early_exit_max_drop"),
+    *("early_exit_rule", "predictions_format", "predictions_with_text", "raw_csv", "show_errors", "disable_tqdm"),
+    # what predicts: the device, its memory and precision, how rows reach it, and the chance in the draw of rows
+    *("use_cpu", "per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object", "tf32"),
+    *("torch_compile", "torch_compile_backend", "torch_compile_mode", "seed", "full_determinism"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_in_order"),
+    *("dataloader_multiprocessing_context", "accelerator_config", "parallelism_config"),
+    *("local_rank", "ddp_backend", "ddp_timeout"),
+    # loggers, some of which note predictions, too
+    *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+    *("log_level", "log_level_replica", "log_on_each_node", "skip_memory_metrics"),
+}
+REFUSED_WITH_EXITS = {  # by other rules
+    *(REFUSED | UNFIT_FOR_EXITS.keys()),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision"),
+}
 CLASSES = [LEAVE_THE_WEIGHTS, PRECISION, REFUSED, CHOOSE_THE_WEIGHTS, AFTER_TRAINING, TRAINING]
 TASK = task_of(SingleLabel)
 ROWS = {
@@ -176,6 +196,23 @@ def test_each_field_is_in_one_class():
     classes = Counter(name for names in CLASSES for name in names)
     assert {name for name, count in classes.items() if count > 1} == set()
     assert {entry.name for entry in fields(TrainingArguments) if entry.init} == set(classes)
+
+
+def test_each_field_counts_or_is_refused_where_exits_are_added_to_a_finished_model():
+    of_training = set(OF_TRAINING) - {entry.name for entry in fields(ModelArguments)}
+    classes = Counter(name for names in (WITH_EXITS_ALONE, REFUSED_WITH_EXITS, of_training, LENGTH) for name in names)
+    assert {name for name, count in classes.items() if count > 1} == set()
+    assert {entry.name for entry in fields(TrainingArguments) if entry.init} == set(classes) - {"peft"}
+
+
+@pytest.mark.parametrize(("value", "refused"), [(5, True), (0.0, True), ("no", True), (False, False)])
+@pytest.mark.parametrize("name", ["logging_steps", "save_total_limit", "eval_strategy", "baselines"])
+def test_what_counts_in_training_alone_is_refused_where_nothing_is_trained(name, value, refused):
+    """What is off need not be refused."""
+    given = {"output_dir": "out", "init_from": "m", "early_exit": True, name: value}
+    found = training_or_exits(Flags(given=given))
+    assert found == ({"name": name} if refused else None)
+    assert training_or_exits(Flags(given=given | {"max_steps": 3})) is None
 
 
 def assert_same(found, plain):

@@ -14,7 +14,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
 from lstmpool.training.flags.arguments import LIMITS, OBJECTS, OF_DATA_SETS, OF_FILES, DataArguments, ModelArguments
-from lstmpool.training.flags.defaults import DOING, adds_exits_only, splits_of
+from lstmpool.training.flags.defaults import DOING, OF_TRAINING, adds_exits_only, splits_of
 
 
 class Bounds(NamedTuple):
@@ -115,16 +115,6 @@ UNFIT_FOR_AUTO = {  # flag -> why it does not go with a layer pooling that is ch
     "deepspeed": "the model is spread over processes. Name a pooling.",
 }
 OF_VALIDATION_ROWS = ("validation_file", "validation_split_name", "max_eval_samples")
-# Flags that say how to train. With --init_from and --early_exit nothing is trained unless a flag of LENGTH says so.
-OF_TRAINING = (
-    *("do_train", "learning_rate", "head_learning_rate", "layerwise_lr_decay", "weight_decay", "warmup_steps"),
-    *("lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "early_stopping_patience"),
-    *("class_weights", "label_smoothing_factor", "freeze_backbone", "freeze_embeddings", "freeze_layers", "peft"),
-    *("hp_search", "resume_from_checkpoint", "load_best_model_at_end", "eval_strategy", "bf16", "fp16"),
-    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_kwargs"),
-    *("gradient_checkpointing", "activation_checkpointing", "neftune_noise_alpha", "stages", "contrastive_steps"),
-    *("original_defaults", "layer_cache", "save_strategy", "eval_steps", "save_steps"),
-)
 NOT_WITH_ADAPTERS = ("freeze_backbone", "freeze_embeddings", "freeze_layers", "reinit_layers")
 
 
@@ -282,10 +272,11 @@ def unfit_for_exits(flags: Flags) -> Broken:
 
 
 def training_or_exits(flags: Flags) -> Broken:
-    """A flag says how to train, where only exits are added to a finished model."""
+    """A flag says how to train, where only exits are added to a finished model. To be off, it need not be on."""
     if not adds_exits_only(flags.given):
         return None
-    return _first([name for name in OF_TRAINING if flags.given.get(name)])
+    off = (None, False)
+    return _first([name for name in OF_TRAINING if not any(flags.given.get(name) is value for value in off)])
 
 
 def adapter_flag_alone(flags: Flags) -> Broken:

@@ -38,6 +38,25 @@ MOST_EVALUATIONS = 10  # of a run that is made longer: its epochs may be tiny
 LENGTH = ("num_train_epochs", "max_steps")
 EVALUATION = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps")
 LOGGING = ("logging_strategy", "logging_steps")
+# Flags that count in training alone: how to train, and how to evaluate, log and save meanwhile. With --init_from and
+# --early_exit nothing is trained unless a flag of LENGTH says so.
+OF_TRAINING = (
+    *("do_train", "learning_rate", "head_learning_rate", "layerwise_lr_decay", "weight_decay", "warmup_steps"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("class_weights", "label_smoothing_factor", "neftune_noise_alpha", "regression_loss", "standardize_targets"),
+    *("freeze_backbone", "freeze_embeddings", "freeze_layers", "peft", "stages", "contrastive_steps"),
+    *("original_defaults", "layer_cache", "baselines", "hp_search", "hp_space", "resume_from_checkpoint"),
+    *("bf16", "fp16", "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing"),
+    *("activation_checkpointing_kwargs", "use_cache", "torch_empty_cache_steps", "auto_find_batch_size"),
+    *("data_seed", "train_sampling_strategy", "length_column_name", "remove_unused_columns"),
+    *("average_tokens_across_devices", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
+    *("ddp_static_graph", "liger_kernel_config", "include_for_metrics", "include_num_input_tokens_seen"),
+    *("load_best_model_at_end", "metric_for_best_model", "early_stopping_patience"),
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "logging_strategy", "logging_steps"),
+    *("logging_first_step", "logging_nan_inf_filter", "save_strategy", "save_steps", "save_total_limit"),
+    *("save_on_each_node", "fsdp_config"),
+)
 
 
 FEW_ROWS = 500  # of fewer, none are held out: a tenth of them would decide by chance, and is missed in training

@@ -116,23 +116,12 @@ class Backbone:
         if config.pair_encoding == APART:
             return 2
         try:
-            return next(iter(self._metrics()["data"].values()))["texts_a_row"]
+            return next(iter(self.metrics()["data"].values()))["texts_a_row"]
         except (KeyError, TypeError, AttributeError, StopIteration):
             return None
 
-    def folded_thresholds(self) -> list[float]:
-        """What `--tune_thresholds` has taken from the logits of the finished model, of each output; empty if it is
-        nothing, or its metrics.json does not say."""
-        metrics = self._metrics()
-        for entry in ("early_exit", "learned_on_validation"):  # a model that got exits later has the first alone
-            found = metrics.get(entry)
-            found = found.get("folded_thresholds") if isinstance(found, dict) else None
-            if isinstance(found, list) and all(isinstance(value, float) for value in found):
-                return found
-        return []
-
-    def _metrics(self) -> dict[str, Any]:
-        """The metrics.json beside a finished model; empty if it cannot be read."""
+    def metrics(self) -> dict[str, Any]:
+        """The metrics.json beside a finished model; empty if there is none that can be read."""
         try:
             found = cached_file(self.path, "metrics.json", revision=self.loading["revision"])
             metrics = json.loads(Path(found).read_text(encoding="utf-8"))

@@ -36,7 +36,7 @@ from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.time_gain import time_gains
 from lstmpool.training.model.exit_training import AT_A_TIME, Rows, confidences_of, fit_heads, logits_of_exits
 from lstmpool.training.model.linear_start import ROWS
-from lstmpool.training.runs.stages import read_states, rows_in_memory, states_in, states_of_rows
+from lstmpool.training.runs.stages import raise_in_all, read_states, rows_in_memory, states_in, states_of_rows
 from lstmpool.training.runs.state import State
 
 
@@ -64,7 +64,7 @@ def drop_exits(model: PreTrainedModel, args: TrainingArguments, wanted: bool) ->
     elif args.do_train or args.calibrate or args.tune_thresholds:
         print("Exits: those of the model are removed, since it changes; --early_exit fits new ones.", flush=True)
         model.remove_exits()
-    elif config.exit_threshold is not None and (args.world_size > 1 or args.torch_compile):
+    elif config.exit_threshold is not None and not _may_leave(args):
         config.exit_threshold = None  # or the numbers of the whole model would be called those with exits
         print(
             "Exits: those of the model are off here, where several processes run it or it is compiled: every text is "
@@ -75,21 +75,32 @@ def drop_exits(model: PreTrainedModel, args: TrainingArguments, wanted: bool) ->
         print(f"Exits: texts leave early, with a confidence of {config.exit_threshold:.6g} or more.", flush=True)
 
 
-def fit_exits(state: State) -> ExitResults:
+def _may_leave(args: TrainingArguments) -> bool:
+    """Whether texts may leave a model that this run measures, see `_why_none_leaves` of the model."""
+    return args.world_size == 1 and not args.torch_compile
+
+
+def fit_exits(state: State) -> ExitResults | None:
     """Gives the model exits, measures them, and switches them on where a threshold was found.
+
+    All processes must call this. The first one fits the exits, and writes the model later; the others get None.
 
     Raises:
         InputError: if the layer states cannot be read or written; see `read_states`.
     """
     began = time.monotonic()
+    train, states = _training_rows(state), _states(state)
+    if not state.is_first_process:
+        return None
     task, evaluation, settings = state.job.task, state.evaluation, _settings(state)
-    train = _training_rows(state)
     exits = state.model.add_exits()
     to_both = _reads_both(state, settings, len(train.labels))
-    held_out = fit_heads(exits, train, _validation_rows(state), task.problem_type, to_both)
+    validation = _validation_rows(state, states["validation"])
+    held_out = fit_heads(exits, train, validation, task.problem_type, to_both)
     of_exits = {"validation": held_out} if to_both else {}  # (N, E, C) each
-    for name in evaluation.logits.keys() - of_exits.keys():
-        of_exits[name] = logits_of_exits(exits, _blocks(state, _states_of(state, name)))
+    for name in evaluation.logits:
+        if name not in of_exits:
+            of_exits[name] = logits_of_exits(exits, _blocks(state, states[name]))
     thresholds = _folded_thresholds(state)
     temperatures = _fold(state, exits, of_exits, thresholds)
     seconds = time.monotonic() - began
@@ -138,18 +149,28 @@ def _reads_both(state: State, settings: ExitSettings, rows: int) -> bool:
     return settings.rule != BOUNDED and rows + len(state.evaluation.targets["validation"]) <= most
 
 
-def _validation_rows(state: State) -> Rows:
-    """The validation rows, or as many of them, evenly spread, as may be in memory."""
+def _states(state: State) -> dict[str, Dataset]:
+    """The rows of each split that is measured, with their layer states. All processes must call this.
+
+    Raises InputError in all of them if one cannot read or write the states' files.
+    """
+    found, wrong = {}, ""
+    for name in sorted(state.evaluation.logits):
+        tokens = state.tokens[name].dataset
+        try:
+            found[name] = states_of_rows(state, state.model, tokens, np.arange(len(tokens)), name)
+        except InputError as error:
+            wrong = wrong or str(error)
+    raise_in_all(wrong)
+    return found
+
+
+def _validation_rows(state: State, states: Dataset) -> Rows:
+    """The validation rows with their `states`, or as many of them, evenly spread, as may be in memory."""
     labels = state.evaluation.targets["validation"]
     most = rows_in_memory(state.model, ROWS)
     chosen = np.arange(len(labels))[:: -(-len(labels) // most)]
-    return Rows(states_in(_states_of(state, "validation").select(chosen), state.model), labels[chosen])
-
-
-def _states_of(state: State, split: str) -> Dataset:
-    """The rows of a split with their layer states."""
-    tokens = state.tokens[split].dataset
-    return states_of_rows(state, state.model, tokens, np.arange(len(tokens)), split)
+    return Rows(states_in(states.select(chosen), state.model), labels[chosen])
 
 
 def _blocks(state: State, found: Dataset) -> Iterator[np.ndarray]:
@@ -160,13 +181,9 @@ def _blocks(state: State, found: Dataset) -> Iterator[np.ndarray]:
 
 # ------------------------------------------------------------------------------------------ what validation teaches
 def _folded_thresholds(state: State) -> np.ndarray:
-    """What was taken from the head's logits, (C,), by this run and, if it does not train, by the one before."""
-    learned, outputs = state.evaluation.learned, len(state.job.task.names)
-    thresholds = np.array(learned.get("folded_thresholds", np.zeros(outputs)))
-    earlier = [] if state.args.do_train else state.job.backbone.folded_thresholds()
-    if len(earlier) == outputs:
-        thresholds = thresholds + np.array(earlier) / learned.get("temperature", 1.0)
-    return thresholds
+    """What has been taken from the head's logits, (C,), by this run and by those before."""
+    evaluation = state.evaluation
+    return state.thresholds.left(state.job.task, evaluation.logits["validation"], evaluation.targets["validation"])
 
 
 def _fold(state: State, exits: LayerExits, of_exits: Arrays, thresholds: np.ndarray) -> list[float]:
@@ -241,7 +258,7 @@ def _curve(state: State, of_exits: Arrays, confidences: Arrays) -> dict[str, lis
 
 def _gains(state: State) -> dict[int, float]:
     """How many times as fast the exits make test rows, or validation rows; empty where they are not taken."""
-    if not state.answers_early:
+    if not state.answers_early or not _may_leave(state.args):
         return {}
     split = "test" if "test" in state.tokens else "validation"
     collator = DataCollatorWithPadding(state.job.tokenizer)

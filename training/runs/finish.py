@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from lstmpool.training.data.summary import remarks
+from lstmpool.training.evaluation.head_thresholds import ENTRY
 from lstmpool.training.evaluation.results import no_label_given, nothing_learnt
 from lstmpool.training.model.starts import loss_of_prior
 from lstmpool.training.output import markdown
@@ -110,6 +111,8 @@ def _metrics(state: State) -> dict[str, Any]:
     """The contents of metrics.json."""
     metrics = {"problem_type": state.job.task.problem_type, "data": state.summary}
     metrics |= state.evaluation.record()
+    if not state.thresholds.are_none:
+        metrics[ENTRY] = state.thresholds.record()
     metrics["baselines"] = state.baselines.scores
     if state.exits is not None:
         metrics["early_exit"] = state.exits.record()

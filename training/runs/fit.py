@@ -11,6 +11,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.summary import data_lines, describe_data
+from lstmpool.training.evaluation.head_thresholds import HeadThresholds
 from lstmpool.training.evaluation.learned_head import Arrays, Learned, calibrate, find_thresholds, fold_scale
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
@@ -284,9 +285,18 @@ def measure(state: State) -> None:
     targets = {name: np.asarray(job.splits[name].labels) for name in splits if name in state.labelled}
     logits, learned = _learn_from_validation(state, logits, targets)
     state.evaluation = Evaluation.of(job.task, logits, targets, learned)
+    state.thresholds = _earlier_thresholds(state).after(learned, trains=state.args.do_train)
     state.baselines = baselines_of(state, targets)
     if job.model_args.early_exit:
         _fit_exits(state)
+
+
+def _earlier_thresholds(state: State) -> HeadThresholds:
+    """What the runs before have taken from the logits of the head; none if it is new."""
+    outputs = len(state.job.task.names)
+    if state.is_fresh:
+        return HeadThresholds.none(outputs)
+    return HeadThresholds.read(state.job.backbone.metrics(), outputs)
 
 
 def _fit_exits(state: State) -> None:

@@ -10,6 +10,7 @@ import torch
 from lstmpool.train_trainer import main
 from lstmpool.training.errors import Diverged
 from lstmpool.training.evaluation import learned_head
+from lstmpool.training.evaluation.head_thresholds import ENTRY, HeadThresholds
 from lstmpool.training.flags.defaults import Limits
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.progress import TimeLeft, duration
@@ -84,6 +85,53 @@ def test_thresholds_are_looked_for_with_several_labels_alone(kind, learns):
     _, learned = _learn_from_validation(state, {"validation": STATES}, {"validation": LABELS})
     assert ("thresholds" in learned) == learns
     assert logits_of(state).tolist() == STATES.tolist()  # found, and not folded unless asked for
+
+
+# ------------------------------------------------------------------------ thresholds that earlier runs have folded
+def test_thresholds_travel_along_every_chain_of_runs():
+    """By hand: 2 and -1 are folded, then a temperature of 4, then 0.5 and 0. Training may undo what is there."""
+    tuned = HeadThresholds.none(2).after({"folded_thresholds": [2.0, -1.0]}, trains=True)
+    assert tuned.record() == {"settled": [2.0, -1.0], "trained": [0.0, 0.0]}
+    calibrated = HeadThresholds.read({ENTRY: tuned.record()}, 2).after({"temperature": 4.0}, trains=False)
+    assert calibrated.record() == {"settled": [0.5, -0.25], "trained": [0.0, 0.0]}
+    both = calibrated.after({"temperature": 0.5, "folded_thresholds": [0.5, 0.0]}, trains=False)
+    assert both.record() == {"settled": [1.5, -0.5], "trained": [0.0, 0.0]}
+    further = both.after({"temperature": 0.5, "folded_thresholds": [3.0, 0.0]}, trains=True)
+    assert further.record() == {"settled": [3.0, 0.0], "trained": [3.0, -1.0]}
+    assert further.after({}, trains=True).record() == {"settled": [0.0, 0.0], "trained": [6.0, -1.0]}
+    assert HeadThresholds.none(2).after({"temperature": 3.0}, trains=True).are_none and not further.are_none
+
+
+def test_what_a_folder_says_of_its_thresholds():
+    learned = {"learned_on_validation": {"folded_thresholds": [2.0, -1.0]}}
+    assert HeadThresholds.read(learned, 2).record() == {"settled": [2.0, -1.0], "trained": [0.0, 0.0]}  # earlier ones
+    assert HeadThresholds.read(learned, 3).are_none  # of other labels
+    for wrong in ({}, {ENTRY: 1}, {ENTRY: {"settled": "ab"}}, {ENTRY: {"settled": [1.0, float("nan")]}}):
+        assert HeadThresholds.read(wrong, 2).are_none
+    assert HeadThresholds.read({ENTRY: {}} | learned, 2).are_none  # this release's own entry counts
+
+
+@pytest.mark.parametrize(
+    ("moved", "left"),
+    [
+        ([2.0, -1.0], [2.0, -1.0]),  # training has left them as they were
+        ([0.0, 0.0], [0.0, 0.0]),  # or has undone them
+        ([0.5, -0.75], [0.5, -0.75]),  # or a part of them
+        ([-3.0, 4.0], [0.0, 0.0]),  # never more than all, nor the other way
+        ([9.0, -9.0], [2.0, -1.0]),
+    ],
+)
+def test_how_much_of_the_thresholds_training_has_left(moved, left):
+    """Of 100 rows a half and a quarter have the labels. Honest logits for all rows are log 1 and log 1/3."""
+    labels = np.stack([np.arange(100) % 2, np.arange(100) % 4 == 0], axis=1).astype(float)
+    honest = np.log([[1.0, 1 / 3]]).repeat(100, axis=0)
+    settled = np.array([0.25, 0.5])
+    thresholds = HeadThresholds(settled, np.array([2.0, -1.0]))
+    found = thresholds.left(task_of(MultiLabel, 2), honest - moved - settled, labels)
+    np.testing.assert_allclose(found, settled + left, atol=1e-6)
+    two = HeadThresholds(np.zeros(2), np.array([0.0, 2.0]))  # of two classes, the second one's alone is moved
+    logits = np.stack([honest[:, 0], honest[:, 0] - moved[0]], axis=1)
+    np.testing.assert_allclose(two.left(task_of(SingleLabel, 2), logits, labels[:, 0]), [0.0, left[0]], atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------ how long it is
