@@ -20,7 +20,8 @@ from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.exits_lstmpool import LayerExits
 from lstmpool.pooling_lstmpool import mean_and_scale
 from lstmpool.training.evaluation.calibration import fit_temperature
-from lstmpool.training.evaluation.exit_rules import choose_point, mixed, places_of
+from lstmpool.training.evaluation.exit_results import are_right
+from lstmpool.training.evaluation.exit_rules import choose_point, margin, mixed, places_of
 from lstmpool.training.model.exit_training import Rows, confidences_of, fit_heads, logits_of_exits
 from lstmpool.training.model.linear_start import label_tensor, summed_loss
 from lstmpool.training.tasks.intervals import bootstrap
@@ -92,6 +93,11 @@ class Compared:
 
         return bootstrap(difference, *own, *full) or (float(difference(*own, *full)),) * 2
 
+    def careful_points(self, split: str, logits: np.ndarray) -> float:
+        """The points of these `logits` (N, C), less one standard error of their change from `FULL`."""
+        whole, found = (are_right(self.task, of, self.labels[split]) for of in (self.logits[FULL, split], logits))
+        return self.points(split, logits) - 100 * margin(whole, found)
+
     def _by_row(self, split: str, logits: np.ndarray) -> tuple[np.ndarray, ...]:
         return self.task.by_row(self.task.decide(logits), self.labels[split])
 
@@ -112,7 +118,7 @@ def add_patience(compared: Compared, logits: Logits, drop: float) -> str:
     while found < least - 1e-9:  # ends where no exit is reached, which loses nothing
         patience += 1
         places = {split: first_of(of_split >= patience) for split, of_split in runs.items()}
-        found = compared.points("validation", compared.left("validation", logits, places["validation"]))
+        found = compared.careful_points("validation", compared.left("validation", logits, places["validation"]))
     compared.enter(PATIENCE, logits, places)
     return str(patience)
 
@@ -163,7 +169,7 @@ def add_control(compared: Compared, kind: str, logits: Logits, drop: float) -> s
     sure = {split: confidences_of(of_split, compared.task.problem_type) for split, of_split in calibrated.items()}
 
     def score(places: np.ndarray) -> float:
-        return compared.points("validation", compared.left("validation", calibrated, places))
+        return compared.careful_points("validation", compared.left("validation", calibrated, places))
 
     least = compared.points("validation", compared.logits[FULL, "validation"]) - drop
     threshold = choose_point(sure["validation"], score, least)

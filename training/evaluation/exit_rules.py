@@ -1,8 +1,9 @@
 """When a text may leave at an exit below the highest layer: the rules that choose one threshold on validation rows.
 
-`point` takes the lowest threshold that keeps the metric on these rows. `bounded` takes the lowest one with which so
-few rows are lost that a test rules out a larger risk on new rows, but for a chance of `DELTA`. This is learn-then-test
-(Angelopoulos et al. 2021, arXiv 2110.01052) with a fixed sequence of thresholds.
+`point` takes the lowest threshold that keeps the metric on these rows, with a margin of one standard error: rows that
+are lost and won cancel out in the metric, but each of them makes it less certain. `bounded` takes the lowest one with
+which so few rows are lost that a test rules out a larger risk on new rows, but for a chance of `DELTA`. This is
+learn-then-test (Angelopoulos et al. 2021, arXiv 2110.01052) with a fixed sequence of thresholds.
 
 N rows, E exits, C outputs. A row's place is the number of the exit where it leaves, the lowest's being 0, or E if it
 is read to the end.
@@ -68,6 +69,15 @@ def choose_point(confidences: np.ndarray, score: Callable[[np.ndarray], float], 
         return None
     lower = confidences[confidences < kept]
     return (kept + (float(lower.max()) if len(lower) else 0.0)) / 2
+
+
+def margin(before: np.ndarray, after: np.ndarray) -> float:
+    """One standard error of a change of the share of rows that are right, 0 to 1.
+
+    `before` and `after` say whether each row is right, (N,). A row that changes adds or takes 1 / N.
+    """
+    changed = int((before != after).sum())
+    return math.sqrt(changed) / len(before)
 
 
 def choose_bounded(confidences: np.ndarray, lost: np.ndarray, risk: float, delta: float = DELTA) -> float | None:

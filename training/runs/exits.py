@@ -28,7 +28,7 @@ from lstmpool.training.evaluation.exit_results import (
     headline_of,
     scores_alone,
 )
-from lstmpool.training.evaluation.exit_rules import choose_bounded, choose_point, mixed, places_of
+from lstmpool.training.evaluation.exit_rules import choose_bounded, choose_point, margin, mixed, places_of
 from lstmpool.training.evaluation.learned_head import Arrays
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.arguments import BOUNDED
@@ -221,9 +221,11 @@ def _point(state: State, drop: float, confidences: np.ndarray, of_exits: np.ndar
     """What the rule `point` chooses. Of classes and labels, the headline metric is the better the higher it is."""
     task = state.job.task
     logits, labels = state.evaluation.logits["validation"], state.evaluation.targets["validation"]
+    right = are_right(task, logits, labels)
 
     def score(places: np.ndarray) -> float:
-        return headline_of(task, mixed(of_exits, logits, places), labels)
+        answers = mixed(of_exits, logits, places)
+        return headline_of(task, answers, labels) - margin(right, are_right(task, answers, labels))
 
     return choose_point(confidences, score, least=headline_of(task, logits, labels) - drop)
 
