@@ -98,7 +98,8 @@ def _write_graphs(
     """Writes the graphs into `folder`; gives those that are kept, and a sentence on each other one."""
     from lstmpool.training.exporting.graph import check_graph, logits_of, write_graph
     from lstmpool.training.exporting.quantised import Graph, difference_on, quantise
-    from lstmpool.training.predicting.engine import FLOAT, GRAPHS, OnnxModel
+    from lstmpool.training.output.found import FLOAT, GRAPHS
+    from lstmpool.training.predicting.engine import OnnxModel
 
     model, path = predictor.models[0], folder / GRAPHS / FLOAT
     expected = [logits_of(model, batch) for batch in batches]

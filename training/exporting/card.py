@@ -13,7 +13,7 @@ from lstmpool.fields_lstmpool import MULTI, REGRESSION
 from lstmpool.training.exporting.graph import OPSET, TOLERANCE
 from lstmpool.training.exporting.quantised import Graph, Rows
 from lstmpool.training.output import markdown
-from lstmpool.training.predicting.engine import GRAPHS
+from lstmpool.training.output.found import GRAPHS
 from lstmpool.training.tasks.task import Task
 
 
