@@ -159,7 +159,7 @@ def _write_beside(
 ) -> None:
     """Writes all files but the graphs into `folder`."""
     from lstmpool.training.exporting.card import Contents, card
-    from lstmpool.training.exporting.folder import write_config, write_record, write_tokenizer
+    from lstmpool.training.exporting.folder import write_config, write_handler, write_record, write_tokenizer
 
     exported = predictor.models[0]
     contents = Contents(
@@ -172,10 +172,13 @@ def _write_beside(
         float_bytes=sum(weight.numel() * 4 for weight in exported.parameters()),
         rows=rows,
         left_out=left_out,
+        handler=request.options.handler,
         exits=bool(getattr(exported.config, "early_exit", False)),
     )
     write_config(folder, exported.config, predictor.tokenizer)
     write_tokenizer(folder, predictor.tokenizer)
+    if request.options.handler:
+        write_handler(folder)
     write_record(folder, model, graphs, rows)
     (folder / "README.md").write_text(card(contents), encoding="utf-8")
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from lstmpool.training.errors import InputError
 from lstmpool.training.exporting.options import Request
 from lstmpool.training.exporting.quantised import OF_COLUMNS, Graph, Rows
 from lstmpool.training.output.folder import forget_source
-from lstmpool.training.output.found import EXPORT_RECORD, GRAPHS, HANDLER, read_export
+from lstmpool.training.output.found import EXPORT_RECORD, GRAPHS, HANDLER, REQUIREMENTS, read_export
 from lstmpool.training.predicting.model import Finished
 from lstmpool.training.writing import digests_of, saving, settle
 
@@ -116,7 +117,7 @@ def write_record(folder: Path, model: Finished, graphs: list[Graph], rows: Rows 
 
     `predict.py` reads it, `--overwrite` knows the folder by it, and it is published only if they still match.
     """
-    handler = [HANDLER] if (folder / HANDLER).is_file() else []
+    handler = [name for name in (HANDLER, REQUIREMENTS) if (folder / name).is_file()]
     settings = {name: model.settings[name] for name in OF_COLUMNS if model.settings.get(name) is not None}
     record = {
         "made_from": model.digest(),
@@ -129,6 +130,13 @@ def write_record(folder: Path, model: Finished, graphs: list[Graph], rows: Rows 
         "digests": digests_of(folder, [*(f"{GRAPHS}/{graph.name}" for graph in graphs), TOKENIZER, *handler]),
     }
     (folder / EXPORT_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def write_handler(folder: Path) -> None:
+    """Writes the code by which an Inference Endpoint answers, and what it needs there."""
+    shutil.copyfile(Path(__file__).with_name(HANDLER), folder / HANDLER)
+    needed = [f"{name}>={version(name)}" for name in ("onnxruntime", "tokenizers")]
+    (folder / REQUIREMENTS).write_text("\n".join([*needed, "numpy"]) + "\n", encoding="utf-8")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, title: str) -> None:

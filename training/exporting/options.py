@@ -64,6 +64,13 @@ class Options:
             f"not kept; {MOST:g} keeps any. Of a regression, percent of the metric."
         },
     )
+    handler: bool = field(
+        default=False,
+        metadata={
+            "help": "Write handler.py, too, which answers requests of an Inference Endpoint as the pipeline for text "
+            "classification does."
+        },
+    )
     overwrite: bool = field(
         default=False, metadata={"help": "Replace an exported folder at --output, once the new one is whole."}
     )

@@ -22,7 +22,7 @@ from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.fields_lstmpool import PROBLEM_TYPES
 from lstmpool.training.code_files import CODE, code_of
 from lstmpool.training.errors import InputError, as_line, one_line
-from lstmpool.training.output.found import EXPORT_RECORD, FLOAT, HANDLER
+from lstmpool.training.output.found import EXPORT_RECORD, FLOAT, HANDLER, REQUIREMENTS
 from lstmpool.training.output.lock import HOLDER, LOCK
 
 
@@ -55,7 +55,7 @@ PUBLISHED = {
 PUBLISHED |= {path.name for path in CODE}
 # Of a folder that `export.py` has written: at its top, and in its folder of graphs.
 OF_MODEL = {"metrics.json"} | {path.name for path in CODE}
-PUBLISHED_EXPORT = (PUBLISHED - OF_MODEL) | {EXPORT_RECORD, HANDLER}
+PUBLISHED_EXPORT = (PUBLISHED - OF_MODEL) | {EXPORT_RECORD, HANDLER, REQUIREMENTS}
 PUBLISHED_GRAPHS = {
     FLOAT,
     "model_qint8_arm64.onnx",

@@ -44,6 +44,7 @@ EXPORT_RECORD = "export.json"  # what it is made from, and its files
 GRAPHS = "onnx"  # the folder of graphs in it, in which clients look for them
 FLOAT = "model.onnx"
 HANDLER = "handler.py"  # in which an Inference Endpoint looks for code
+REQUIREMENTS = "requirements.txt"  # and for packages to install
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def pair(model_folder, tmp_path_factory):
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     place = tmp_path_factory.mktemp("pair")
     shutil.copytree(model_folder, place / "parcels")
-    assert export([str(place / "parcels"), "--quantize=quantized"]) == 0
+    assert export([str(place / "parcels"), "--quantize=quantized", "--handler"]) == 0
     (place / "parcels-onnx" / "errors.csv").write_text("text\nmine\n")
     (place / "parcels-onnx" / "onnx" / "notes.txt").write_text("mine")
     return place
@@ -64,7 +64,7 @@ def test_names_of_graphs_that_are_published_are_those_that_the_export_gives():
 def test_both_repositories_hold_their_files_alone_and_lead_to_one_another(hub, pushed):
     model, graphs = hub.repos["ann/parcels"], hub.repos["ann/parcels-onnx"]
     names = {"README.md", "config.json", "export.json", "tokenizer.json", "tokenizer_config.json"}
-    names |= {".gitattributes", "onnx/model.onnx", "onnx/model_quantized.onnx"}
+    names |= {"handler.py", "requirements.txt", ".gitattributes", "onnx/model.onnx", "onnx/model_quantized.onnx"}
     first, second = graphs.pushed()
     assert set(first.files) == set(second.files) == names
     assert {name for name in names if POINTER.fullmatch(first.files[name])} == {
@@ -148,6 +148,11 @@ def with_a_graph_that_answers_otherwise(here):
     change_record(here / "parcels-onnx", digests=record["digests"] | {"onnx/model.onnx": digest_of(Path(path))})
 
 
+def with_another_handler(here):
+    path = here / "parcels-onnx" / "handler.py"
+    path.write_text(path.read_text().replace("ROWS = 32", "ROWS = 64"))
+
+
 def with_other_labels(here):
     path = here / "parcels-onnx" / "config.json"
     path.write_text(path.read_text().replace("broken", "early"))
@@ -187,6 +192,7 @@ def that_is_none(here):
         (without_made_from, "export.json cannot be read: 'made_from'. Export the model again"),
         (with_another_graph, r"onnx/model_quantized.onnx is not what was written .*--output parcels-onnx --overwrite"),
         (with_a_graph_that_answers_otherwise, "its float graph's logits differ by .* from the model's"),
+        (with_another_handler, "handler.py is not what was written"),
         (with_other_labels, "names other labels than the model"),
         (with_a_graph_too_many, "holds other graphs than its record names"),
         (with_a_link, "found links in parcels-onnx: config.json"),
