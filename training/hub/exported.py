@@ -42,6 +42,7 @@ from lstmpool.training.writing import changed_since, digests_of
 PROGRAM = Path(__file__).with_name("clean_export.py")
 TOLERANCE = 1e-4  # of the largest logit, or of 1: that of an export from torch
 SAME = 1e-5  # of one graph in two processes on one machine
+INSTALL = 'Install it: pip install -c constraints.txt -e ".[onnx]"'
 COMPARED = ("model*.safetensors", "tokenizer.json")  # of the model: the files of which the export must have been made
 CARD_HEADER = HEADER | {"library_name": "transformers.js"}
 
@@ -104,6 +105,8 @@ def checked_export(folder: Path, model: Path) -> Iterator[Export]:
     Raises:
         InputError: if the folder must not be published.
     """
+    with one_line("--onnx runs the graphs, for which ONNX Runtime is missing", ImportError, remedy=INSTALL):
+        import onnxruntime  # noqa: F401
     if read_export(folder) is None:
         raise InputError(
             f"--onnx expects a folder that python -m lstmpool.export has written, found no {EXPORT_RECORD} in "

@@ -207,6 +207,12 @@ def test_what_is_no_export_of_this_model_is_refused(here, spoil, message):
         pass
 
 
+def test_without_the_package_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"ONNX Runtime is missing: .* Install it: pip install"):
+        checked_export(Path("parcels-onnx"), Path("parcels")).__enter__()
+
+
 @pytest.mark.slow
 def test_a_check_is_for_both_and_without_the_flag_a_line_tells_of_it(here, capsys):
     assert main(["parcels", "--check", "--onnx"]) == 0
