@@ -98,7 +98,8 @@ def _write_graphs(
     """Writes the graphs into `folder`; gives those that are kept, and a sentence on each other one."""
     from lstmpool.training.exporting.graph import check_graph, logits_of, write_graph
     from lstmpool.training.exporting.quantised import Graph, difference_on, quantise
-    from lstmpool.training.predicting.engine import FLOAT, GRAPHS, OnnxModel
+    from lstmpool.training.output.found import FLOAT, GRAPHS
+    from lstmpool.training.predicting.engine import OnnxModel
 
     model, path = predictor.models[0], folder / GRAPHS / FLOAT
     expected = [logits_of(model, batch) for batch in batches]
@@ -158,7 +159,7 @@ def _write_beside(
 ) -> None:
     """Writes all files but the graphs into `folder`."""
     from lstmpool.training.exporting.card import Contents, card
-    from lstmpool.training.exporting.folder import write_config, write_record, write_tokenizer
+    from lstmpool.training.exporting.folder import write_config, write_handler, write_record, write_tokenizer
 
     exported = predictor.models[0]
     contents = Contents(
@@ -171,10 +172,13 @@ def _write_beside(
         float_bytes=sum(weight.numel() * 4 for weight in exported.parameters()),
         rows=rows,
         left_out=left_out,
+        handler=request.options.handler,
         exits=bool(getattr(exported.config, "early_exit", False)),
     )
     write_config(folder, exported.config, predictor.tokenizer)
     write_tokenizer(folder, predictor.tokenizer)
+    if request.options.handler:
+        write_handler(folder)
     write_record(folder, model, graphs, rows)
     (folder / "README.md").write_text(card(contents), encoding="utf-8")
 

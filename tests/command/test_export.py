@@ -1,18 +1,23 @@
 """The command `export` as users run it, and each snippet of the README that it writes, as it stands there (slow).
 
-The test in node installs transformers.js from npm, without the scripts of packages, which would fetch binaries.
+The tests in node and in a browser install transformers.js from npm, without the scripts of packages, which would fetch
+binaries.
 """
 
 import json
 import re
 import shutil
 import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from queue import Queue
 
 import numpy as np
 import pandas
 import pytest
 import torch
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, pipeline, set_seed
 
 from lstmpool.export import main
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
@@ -170,6 +175,63 @@ def test_wrong_input_is_one_line_and_leaves_nothing(here, words, message, capsys
     assert not (here / "refused").exists() and not (here / ".refused.unfinished").exists()
 
 
+# ---------------------------------------------------------------------------------------------------- on an Endpoint
+REQUESTS = [
+    {"inputs": TEXTS[0]},
+    {"inputs": [*TEXTS, "red " * 50]},  # the last one is cut
+    {"inputs": TEXTS[1], "parameters": {"top_k": None}},
+    {"inputs": TEXTS, "parameters": {"top_k": 2, "truncation": True}},
+]
+PAIR_REQUESTS = [
+    {"inputs": {"text": TEXTS[0], "text_pair": TEXTS[1]}},
+    {"inputs": [{"text": text, "text_pair": "red " * 50} for text in TEXTS], "parameters": {"top_k": None}},
+]
+HANDLED = """
+import sys
+for name in ("torch", "transformers", "lstmpool"):
+    sys.modules[name] = None
+import json
+sys.path.insert(0, sys.argv[1])
+from handler import EndpointHandler
+handler = EndpointHandler(sys.argv[1])
+print(json.dumps([handler(request) for request in json.loads(sys.argv[2])]))
+"""
+
+
+def flat(answers):
+    """Labels and scores of nested answers, in order."""
+    if isinstance(answers, dict):
+        return [answers["label"]], [answers["score"]]
+    parts = [flat(answer) for answer in answers]
+    return [label for labels, _ in parts for label in labels], [score for _, scores in parts for score in scores]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_the_handler_answers_as_the_pipeline_does_without_torch(here, name, tmp_path):
+    assert main([name, f"--output={tmp_path / 'made'}", "--quantize=none", "--handler"]) == 0
+    assert "handler.py" in (tmp_path / "made" / "README.md").read_text()
+    assert (tmp_path / "made" / "requirements.txt").read_text().startswith("onnxruntime>=")
+    requests = PAIR_REQUESTS if name in PAIRS else REQUESTS
+    words = ["-I", "-c", HANDLED, str(tmp_path / "made"), json.dumps(requests)]
+    done = run_python(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    classify = pipeline(
+        "text-classification",
+        model=LstmPoolForSequenceClassification.from_pretrained(name),
+        tokenizer=AutoTokenizer.from_pretrained(name),
+        device="cpu",
+    )
+    for request, found in zip(requests, json.loads(done.stdout), strict=True):
+        parameters = {"truncation": True} | request.get("parameters", {})
+        expected = classify(request["inputs"], **parameters)
+        assert (type(found), len(found)) == (type(expected), len(expected))
+        (labels, scores), (those, numbers) = flat(found), flat(expected)
+        assert labels == those
+        np.testing.assert_allclose(scores, numbers, atol=1e-4)
+    assert not (here / f"{name}-onnx" / "handler.py").exists()  # only if asked for
+
+
 # ------------------------------------------------------------------------------------------------------------- in node
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
@@ -195,3 +257,81 @@ def test_node_loads_the_folder_and_gives_the_same_logits(here, node, name):
     assert done.returncode == 0, done.stderr
     *_, last = done.stdout.splitlines()
     np.testing.assert_allclose(json.loads(last), logits_in_torch(here, name, TEXTS), atol=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------------- in a browser
+CHROMIUM = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
+PAGE = """<!doctype html>
+<script type="importmap">
+{"imports": {"@huggingface/transformers": "/node_modules/@huggingface/transformers/dist/transformers.min.js"}}
+</script>
+<script type="module">
+const refused = [];
+addEventListener("securitypolicyviolation", (event) => refused.push(event.blockedURI));
+let answer;
+try {
+    const { env } = await import("@huggingface/transformers");
+    env.backends.onnx.wasm.wasmPaths = "/node_modules/onnxruntime-web/dist/";  // not from a CDN
+    answer = await import("./program.mjs");
+} catch (error) {
+    answer = { error: error.stack };
+}
+await fetch("/answer", { method: "POST", body: JSON.stringify({ ...answer, refused }) });
+</script>
+"""
+
+
+class Site(SimpleHTTPRequestHandler):
+    """Serves a folder to pages that may ask nobody else, and keeps what they post."""
+
+    answers: Queue
+
+    def log_message(self, *args):
+        pass
+
+    def end_headers(self):
+        self.send_header(
+            "Content-Security-Policy", "default-src 'self' 'unsafe-inline' 'wasm-unsafe-eval' blob: data:"
+        )
+        super().end_headers()
+
+    def do_POST(self):
+        self.answers.put(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+
+def browsed(folder, seconds=300):
+    """What `index.html` in the folder posts, from a headless Chromium that reaches this server alone."""
+    site = type("Bound", (Site,), {"answers": Queue()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(site, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    flags += [
+        "--proxy-server=http://127.0.0.1:9",
+        "--proxy-bypass-list=127.0.0.1",
+        f"--user-data-dir={folder}/profile",
+    ]
+    command = [CHROMIUM, *flags, f"http://127.0.0.1:{server.server_address[1]}/index.html"]
+    browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        return site.answers.get(timeout=seconds)
+    finally:
+        browser.terminate()
+        browser.wait(60)
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found: install chromium")
+@pytest.mark.parametrize("name", ["single", "apart"])
+def test_a_browser_loads_the_folder_and_asks_no_other_host(here, node, name):
+    shutil.copytree(exported(here, name), node / f"{name}-onnx", dirs_exist_ok=True)
+    (program,) = snippets(node / f"{name}-onnx", "js")
+    program = program.replace('dtype: "q8"', 'dtype: "fp32"')
+    (node / "program.mjs").write_text(f"{program}\nexport const found = logits.tolist();\n")
+    (node / "index.html").write_text(PAGE)
+    answer = browsed(node)
+    assert answer.get("refused") == [] and "error" not in answer, answer
+    np.testing.assert_allclose(answer["found"], logits_in_torch(here, name, TEXTS), atol=1e-4)

@@ -13,7 +13,7 @@ from lstmpool.fields_lstmpool import MULTI, REGRESSION
 from lstmpool.training.exporting.graph import OPSET, TOLERANCE
 from lstmpool.training.exporting.quantised import Graph, Rows
 from lstmpool.training.output import markdown
-from lstmpool.training.predicting.engine import GRAPHS
+from lstmpool.training.output.found import GRAPHS
 from lstmpool.training.tasks.task import Task
 
 
@@ -32,6 +32,12 @@ ONE_IN_JS = "console.log(logits.tolist().map((row) => labels[row.indexOf(Math.ma
 
 FULL_DEPTH = "The model has exits by depth. The graphs have none: they read every text to the highest layer."
 
+HANDLER_TOLD = (
+    "`handler.py` answers as the pipeline for text classification does, by the float graph, and needs what "
+    '`requirements.txt` names. A request is `{"inputs": ["a text"], "parameters": {"top_k": null}}`; of a pair, '
+    '`{"inputs": {"text": "one", "text_pair": "other"}}`.'
+)
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -48,6 +54,7 @@ class Contents:
         rows: on which the files were measured; None if on none.
         left_out: a sentence on each file that was not kept.
         exits: whether the model has exits by depth, which the graphs lack.
+        handler: whether the folder has code for an Inference Endpoint.
     """
 
     name: str
@@ -60,6 +67,7 @@ class Contents:
     rows: Rows | None = None
     left_out: list[str] = field(default_factory=list)
     exits: bool = False
+    handler: bool = False
 
 
 def card(contents: Contents) -> str:
@@ -86,6 +94,11 @@ def card(contents: Contents) -> str:
         "As its source says, it serves a graph with an output `logits` and such a config; it reads `onnx/model.onnx`.",
         markdown.code_block(_tei_snippet(contents), "bash"),
     ]
+    if contents.handler:
+        parts += [
+            "## Inference Endpoints (this project's tests run the handler, and no Endpoint)",
+            HANDLER_TOLD,
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -213,6 +226,7 @@ def javascript_snippet(contents: Contents) -> str:
             'import { AutoModelForSequenceClassification, AutoTokenizer, env } from "@huggingface/transformers";',
             "",
             "env.allowRemoteModels = false;",
+            "env.allowLocalModels = true;  // off in browsers",
             'env.localModelPath = "./";',
             f"const name = {json.dumps(contents.name)};",
             "const tokenizer = await AutoTokenizer.from_pretrained(name);",

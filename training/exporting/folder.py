@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from lstmpool.training.errors import InputError
 from lstmpool.training.exporting.options import Request
 from lstmpool.training.exporting.quantised import OF_COLUMNS, Graph, Rows
 from lstmpool.training.output.folder import forget_source
-from lstmpool.training.predicting.engine import GRAPHS, RECORD, read_record
+from lstmpool.training.output.found import EXPORT_RECORD, GRAPHS, HANDLER, REQUIREMENTS, read_export
 from lstmpool.training.predicting.model import Finished
-from lstmpool.training.writing import saving, settle
+from lstmpool.training.writing import digests_of, saving, settle
 
 
 CLASSIFIES = "ForSequenceClassification"
@@ -54,7 +55,7 @@ def check_output(request: Request) -> None:
     if not os.path.lexists(output):
         return
     is_empty = output.is_dir() and not any(output.iterdir())
-    if output.is_symlink() or not output.is_dir() or (not is_empty and read_record(output) is None):
+    if output.is_symlink() or not output.is_dir() or (not is_empty and read_export(output) is None):
         raise InputError(f"{output} is there, and is no export of this command. Name another place with --output.")
     if not is_empty and not request.options.overwrite:
         raise InputError(f"{output} exists already. Choose another --output, or add --overwrite.")
@@ -112,7 +113,11 @@ def write_config(folder: Path, config: LstmPoolConfig, tokenizer: PreTrainedToke
 
 
 def write_record(folder: Path, model: Finished, graphs: list[Graph], rows: Rows | None) -> None:
-    """Writes what the folder is made from: `predict.py` reads it, and `--overwrite` knows the folder by it."""
+    """Writes what the folder is made from, and digests of what lies in it: the graphs, tokenizer and handler.
+
+    `predict.py` reads it, `--overwrite` knows the folder by it, and it is published only if they still match.
+    """
+    handler = [name for name in (HANDLER, REQUIREMENTS) if (folder / name).is_file()]
     settings = {name: model.settings[name] for name in OF_COLUMNS if model.settings.get(name) is not None}
     record = {
         "made_from": model.digest(),
@@ -122,8 +127,16 @@ def write_record(folder: Path, model: Finished, graphs: list[Graph], rows: Rows 
         "settings": settings,
         "rows": None if rows is None else {"title": rows.title, rows.task.headline: rows.metric},  # the model's own
         "files": [asdict(graph) for graph in graphs],
+        "digests": digests_of(folder, [*(f"{GRAPHS}/{graph.name}" for graph in graphs), TOKENIZER, *handler]),
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / EXPORT_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def write_handler(folder: Path) -> None:
+    """Writes the code by which an Inference Endpoint answers, and what it needs there."""
+    shutil.copyfile(Path(__file__).with_name(HANDLER), folder / HANDLER)
+    needed = [f"{name}>={version(name)}" for name in ("onnxruntime", "tokenizers")]
+    (folder / REQUIREMENTS).write_text("\n".join([*needed, "numpy"]) + "\n", encoding="utf-8")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, title: str) -> None:
@@ -141,7 +154,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(folder)
     path = str(folder / TOKENIZER)
     alone = Tokenizer.from_file(path)
-    alone.enable_truncation(tokenizer.model_max_length)
+    alone.enable_truncation(tokenizer.model_max_length, direction=tokenizer.truncation_side)
     alone.enable_padding(
         direction=tokenizer.padding_side,
         pad_id=tokenizer.pad_token_id,

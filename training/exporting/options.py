@@ -15,7 +15,6 @@ from lstmpool.training.predicting.options import with_values
 
 USAGE = "python -m lstmpool.export MODEL [--flag value ...]"
 NONE = "none"
-ENDING = "-onnx"
 MOST = 100.0  # points that a metric can lose
 
 
@@ -63,6 +62,13 @@ class Options:
         metadata={
             "help": "An int8 file whose metric on --test_file is lower than the model's by more points than this is "
             f"not kept; {MOST:g} keeps any. Of a regression, percent of the metric."
+        },
+    )
+    handler: bool = field(
+        default=False,
+        metadata={
+            "help": "Write handler.py, too, which answers requests of an Inference Endpoint as the pipeline for text "
+            "classification does."
         },
     )
     overwrite: bool = field(
@@ -135,11 +141,11 @@ def _variants(named: str) -> list[str]:
 
 def _output(model: str, named: str | None) -> Path:
     """The folder to write."""
+    from lstmpool.training.output.found import EXPORTED, export_of  # brings torch, which --help does not need
+
     if named is None:
         folder = Path(model)
-        beside = folder.resolve().parent if folder.is_dir() and folder.name in ("", "..") else folder.parent
-        name = folder.resolve().name if folder.is_dir() else folder.name
-        return (beside if folder.is_dir() else Path()) / f"{name}{ENDING}"
+        return export_of(folder) if folder.is_dir() else Path(f"{folder.name}{EXPORTED}")  # of the Hub: here
     if "://" in named or named.startswith("~"):
         raise InputError(f"--output {named}: expected a folder on this machine.")
     return Path(named)

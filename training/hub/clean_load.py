@@ -39,20 +39,23 @@ class LoadError(Exception):
     """The model cannot be loaded, or is another one. The message is one line."""
 
 
-def probe_logits(model: torch.nn.Module, tokenizer: Any) -> list[list[float]]:
-    """Logits (rows, C) of each probe alone and, if the tokenizer can pad, of all of them in one batch.
+def probe_batches(tokenizer: Any) -> list[list[str]]:
+    """Each probe alone and, if the tokenizer can pad, all of them in one batch."""
+    alone = [[text] for text in PROBES]
+    return alone if tokenizer.pad_token is None else [*alone, list(PROBES)]
 
-    A model that reads pairs apart gets each beside another one.
+
+def probe_logits(model: torch.nn.Module, tokenizer: Any, pairs: bool = False) -> list[list[float]]:
+    """Logits (rows, C) of the `probe_batches`.
+
+    With `pairs`, and for a model that reads pairs apart, each probe stands beside another one of its batch.
     """
-    apart = getattr(model.config, "pair_encoding", "joint") == "apart"
-    batches = [[text] for text in PROBES]
-    if tokenizer.pad_token is not None:
-        batches.append(list(PROBES))
+    pairs = pairs or getattr(model.config, "pair_encoding", "joint") == "apart"
     options = {"truncation": True, "max_length": min(tokenizer.model_max_length, TOKENS), "return_tensors": "pt"}
     rows = []
-    for batch in batches:
+    for batch in probe_batches(tokenizer):
         with torch.no_grad():
-            others = batch[::-1] if apart else None
+            others = batch[::-1] if pairs else None
             logits = model(**tokenizer(batch, others, padding=len(batch) > 1, **options)).logits  # (B, C)
         rows += logits.double().tolist()
     return rows
@@ -75,15 +78,33 @@ def load_in_fresh_process(
     Raises:
         LoadError: if the model does not load, or lacks weights.
     """
-    from_hub = revision is not None
+    place = str(Path(source).resolve()) if revision is None else source
+    words = [place, revision or "", str(torch.get_num_threads())]
+    return run_alone(__file__, words, inside, revision is not None, token)
+
+
+def run_alone(
+    program: str | Path, words: list[str], inside: Path, from_hub: bool, token: str | None = None
+) -> dict[str, Any]:
+    """Runs a file of Python in an isolated process, in an empty folder, with little of the environment.
+
+    Args:
+        program: the file. Its first word is the path at which it writes its answer, as JSON.
+        words: those that follow.
+        inside: the folder in which the process has its home, its cache and its temporary files.
+        from_hub: whether it may ask the Hub.
+        token: for a private repository.
+
+    Raises:
+        LoadError: if it fails, with the last line that it says.
+    """
     with tempfile.TemporaryDirectory(dir=inside, ignore_cleanup_errors=True) as own:
         answer = Path(own, "answer.json")
         empty = Path(own, "empty")
         empty.mkdir()
-        words = [source if from_hub else str(Path(source).resolve()), revision or "", str(answer)]
         try:
             done = subprocess.run(
-                [sys.executable, "-I", __file__, *words, str(torch.get_num_threads())],
+                [sys.executable, "-I", str(program), str(answer), *words],
                 cwd=empty,
                 env=_environment(own, from_hub, token),
                 stdin=subprocess.DEVNULL,
@@ -116,7 +137,7 @@ def largest_difference(logits: list[list[float]], others: list[list[float]]) -> 
     return difference if difference == difference else float("inf")  # NaN: a logit is not a number
 
 
-def _main(source: str, revision: str, answer: str, threads: str) -> None:
+def _main(answer: str, source: str, revision: str, threads: str) -> None:
     sys.modules["lstmpool"] = None  # cannot be imported, installed or not
     torch.set_num_threads(int(threads))  # the order of a sum, and so its rounding, depends on it
     options = {"revision": revision} if revision else {}

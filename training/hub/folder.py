@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.fields_lstmpool import PROBLEM_TYPES
 from lstmpool.training.code_files import CODE, code_of
-from lstmpool.training.errors import InputError, one_line
+from lstmpool.training.errors import InputError, as_line, one_line
+from lstmpool.training.output.found import EXPORT_RECORD, FLOAT, HANDLER, REQUIREMENTS
 from lstmpool.training.output.lock import HOLDER, LOCK
 
 
@@ -52,12 +53,30 @@ PUBLISHED = {
     "vocab.txt",
 }
 PUBLISHED |= {path.name for path in CODE}
+# Of a folder that `export.py` has written: at its top, and in its folder of graphs.
+OF_MODEL = {"metrics.json"} | {path.name for path in CODE}
+PUBLISHED_EXPORT = (PUBLISHED - OF_MODEL) | {EXPORT_RECORD, HANDLER, REQUIREMENTS}
+PUBLISHED_GRAPHS = {
+    FLOAT,
+    "model_qint8_arm64.onnx",
+    "model_qint8_avx512_vnni.onnx",
+    "model_quantized.onnx",
+    "model_quint8_avx2.onnx",
+}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 IMAGE = re.compile(r"!\[[^\]]*\]\(([\w.-]+\.(?:png|svg|jpg))\)")
 HEADER = {"library_name": "transformers", "pipeline_tag": "text-classification"}
 PATH = re.compile(r"~?/\w|[A-Za-z]:[\\/]")  # of a file, from the root or the home folder
 IGNORED = "/training_args.bin"
 RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
+
+
+class UnfitFolder(InputError):
+    """The folder is not fit to be published. Each of the `problems` is one line."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(" ".join(problems))
+        self.problems = [as_line(problem) for problem in problems]
 
 
 @dataclass(frozen=True)
@@ -92,24 +111,30 @@ def prepare_output_dir(model: PreTrainedModel, folder: str | Path) -> None:
         path.write_text(f"{text}{IGNORED}\n", encoding="utf-8")
 
 
-def choose_files(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of the files in a folder that are published, and of those that are left out."""
-    card = folder / "README.md"
-    images = set(IMAGE.findall(card.read_text(encoding="utf-8", errors="replace"))) if card.is_file() else set()
-    known = PUBLISHED | images | _weights(folder)
+def choose_files(folder: Path, known: set[str] | None = None) -> tuple[list[str], list[str]]:
+    """The names of the files in a folder that are published, and of those that are left out.
+
+    `known`: names that may be published. Unset: those of a model, its weights, and the images that its card shows.
+    """
+    if known is None:
+        card = folder / "README.md"
+        images = set(IMAGE.findall(card.read_text(encoding="utf-8", errors="replace"))) if card.is_file() else set()
+        known = PUBLISHED | images | _weights(folder)
     paths = [path for path in folder.iterdir() if path.name not in (LOCK, HOLDER)]
     names = sorted(path.name + ("/" if path.is_dir() and not path.is_symlink() else "") for path in paths)
     return [name for name in names if name in known], [name for name in names if name not in known]
 
 
-def copy_files(folder: Path, copy: Path) -> list[str]:
+def copy_files(folder: Path, copy: Path, known: set[str] | None = None) -> list[str]:
     """Copies the files that are published into `copy`, and returns the names of those that are left out.
+
+    `known`: as `choose_files` takes it.
 
     Raises:
         InputError: if one of them is a link, which may lead to any file of this machine, or cannot be read.
     """
     with one_line(f"{folder} cannot be read"):
-        published, left_out = choose_files(folder)
+        published, left_out = choose_files(folder, known)
         for name in published:
             shutil.copyfile(folder / name, copy / name, follow_symlinks=False)
     if links := [path.name for path in sorted(copy.iterdir()) if path.is_symlink()]:
@@ -143,10 +168,7 @@ def _is_path(value: Any) -> bool:
 
 def check_files(folder: Path) -> list[str]:
     """What is wrong with a folder of files to publish: one line each, with the remedy."""
-    wrong = []
-    for path in sorted(folder.iterdir()):
-        if _is_pickle(path):
-            wrong.append(f"{path.name} is a pickle or an archive. Remove it.")
+    wrong = check_pickles(folder)
     remedy = "Save the model again with save_pretrained."
     missing = [name for name in code_needed(folder) if not (folder / name).is_file()]
     wrong += [f"{name}, code of the model, not found. {remedy}" for name in missing]
@@ -155,7 +177,13 @@ def check_files(folder: Path) -> list[str]:
         return [*wrong, "config.json must be there and be JSON. Save the model with save_pretrained."]
     if config.get("model_type") != LstmPoolConfig.model_type:
         return [*wrong, f"config.json must say model_type 'lstmpool', found {config.get('model_type')!r}."]
-    return wrong + _check_config(config) + _check_references(folder) + _check_weights(folder) + _check_card(folder)
+    return wrong + _check_config(config) + _check_references(folder) + _check_weights(folder) + check_card(folder)
+
+
+def check_pickles(folder: Path) -> list[str]:
+    """A line for each file in the folder that is a pickle, by whatever name."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    return [f"{path.name} is a pickle or an archive. Remove it." for path in paths if _is_pickle(path)]
 
 
 def code_needed(folder: Path) -> list[str]:
@@ -244,10 +272,14 @@ def _check_weights(folder: Path) -> list[str]:
     return []
 
 
-def _check_card(folder: Path) -> list[str]:
-    """What is wrong with the header of the model card, as far as this machine can tell. A push asks the Hub, too."""
+def check_card(folder: Path, expected: dict[str, str] | None = None) -> list[str]:
+    """What is wrong with the header of the model card, as far as this machine can tell. A push asks the Hub, too.
+
+    `expected`: what it must say; unset, what that of a model says.
+    """
     path = folder / "README.md"
-    header = ", ".join(f"{key}: {value}" for key, value in HEADER.items())
+    expected = HEADER if expected is None else expected
+    header = ", ".join(f"{key}: {value}" for key, value in expected.items())
     lines = f"the lines ---, {header}, ---"
     if not path.is_file():
         return [f"README.md, the model card, not found. Write one that begins with {lines}."]
@@ -263,7 +295,7 @@ def _check_card(folder: Path) -> list[str]:
         return [f"README.md must begin with a header such as {lines}, found none."]
     return [
         f"the header of README.md must have {key}: {value}, found {header.get(key)!r}."
-        for key, value in HEADER.items()
+        for key, value in expected.items()
         if header.get(key) != value
     ]
 

@@ -5,7 +5,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.training.errors import InputError, as_line, did_you_mean
 from lstmpool.training.hub.card import Lines, pin_card
 from lstmpool.training.hub.clean_load import LoadError, largest_difference, load_in_fresh_process, probe_logits
-from lstmpool.training.hub.folder import CodeFile, check_files, compare_code, copy_files, read_json
+from lstmpool.training.hub.exported import ExportHub, Pair, checked_export
+from lstmpool.training.hub.folder import CodeFile, UnfitFolder, check_files, compare_code, copy_files, read_json
 from lstmpool.training.hub.options import Options, make_parser
 from lstmpool.training.hub.repository import Hub, PushError
 from lstmpool.training.hub.scratch import scratch
 from lstmpool.training.model.backbone import LONGEST, how_to_merge
+from lstmpool.training.output.found import EXPORTED, export_of, read_export
 from lstmpool.training.output.markdown import visible
 from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.tasks.inference import TASKS
@@ -29,14 +31,6 @@ from lstmpool.training.tasks.inference import TASKS
 
 NO_LIMIT = 10**9  # tokens; a tokenizer that says more does not know where to cut
 TOLERANCE = 1e-5  # of the largest logit: two processes on one machine may round differently, a lost weight is far off
-
-
-class UnfitFolder(InputError):
-    """The folder is not fit to be published. Each of the `problems` is one line."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__(" ".join(problems))
-        self.problems = [as_line(problem) for problem in problems]
 
 
 @dataclass(frozen=True)
@@ -57,6 +51,14 @@ class Published:
     repo_id: str
     commit: str
     snippet: str
+    export: str = ""  # what is said of the other half of the pair
+
+    @property
+    def told(self) -> str:
+        """What the command says."""
+        return (
+            f"{self.repo_id} at commit {self.commit} loads and gives the same logits:\n\n{self.snippet}{self.export}"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,13 +71,7 @@ def main(argv: list[str] | None = None) -> int:
             flags = [flag for action in parser._actions for flag in action.option_strings]
             hint = did_you_mean(unknown[0].split("=")[0], flags)
             raise InputError(f"unknown argument {unknown[0]!r}.{hint} --help lists all.")
-        hub = None if options.check else Hub.connect(words.repo_id, options.branch)  # before the long work
-        with checked(Path(words.folder), options.trust_remote_code) as model:
-            print(describe(model), flush=True)
-            if hub:
-                published = push(model, hub, options)
-                print(f"{published.repo_id} at commit {published.commit} loads and gives the same logits:")
-                print(f"\n{published.snippet}")
+        run(Path(words.folder), words.repo_id, options)
     except InputError as error:
         for line in getattr(error, "problems", [error]):
             print(f"error: {line}", file=sys.stderr)
@@ -84,6 +80,28 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {as_line(error)}", file=sys.stderr)
         return 3
     return 0
+
+
+def run(folder: Path, repo_id: str | None, options: Options) -> None:
+    """Checks what is asked for, and pushes it. Raises InputError or PushError, as `push` does."""
+    hub = pair_hub = None
+    beside = export_of(folder) if options.onnx == "" else Path(options.onnx or "")
+    if not options.check:  # before the long work
+        hub = Hub.connect(repo_id, options.branch)
+        if options.onnx is not None:
+            pair_hub = ExportHub.connect(f"{repo_id}{EXPORTED}", options.branch)
+    with ExitStack() as stack:
+        model = stack.enter_context(checked(folder, options.trust_remote_code))
+        print(describe(model), flush=True)
+        pair = None
+        if options.onnx is not None:
+            export = stack.enter_context(checked_export(beside, model.folder))
+            print(export.describe(), flush=True)
+            pair = Pair(export, pair_hub)
+        elif read_export(export_of(folder)):
+            print(f"{export_of(folder)} is not published: for that, add --onnx.")
+        if hub is not None:
+            print(push(model, hub, options, pair).told)
 
 
 @contextmanager
@@ -135,8 +153,10 @@ def _check_code(code: list[CodeFile]) -> None:
         )
 
 
-def push(model: Checked, hub: Hub, options: Options) -> Published:
+def push(model: Checked, hub: Hub, options: Options, pair: Pair | None = None) -> Published:
     """Pushes a checked folder, loads the commit in a fresh process, and pins the model card to it.
+
+    `pair`: the model's export, which is pushed once the model is right, and before its card leads to it.
 
     Raises:
         InputError: if nothing was published.
@@ -145,6 +165,8 @@ def push(model: Checked, hub: Hub, options: Options) -> Published:
     card = (model.folder / "README.md").read_text(encoding="utf-8")
     hub.check_card(card)
     hub.open(options.private, options.tag)
+    if pair is not None:
+        pair.open(hub, options)
     commit = hub.push({path.name: path for path in model.folder.iterdir()})
     pushed = f"{hub.repo_id} has the new commit {commit}"
     try:
@@ -156,10 +178,18 @@ def push(model: Checked, hub: Hub, options: Options) -> Published:
     if loaded["code"] != {file.name: file.sha256 for file in model.code}:
         raise PushError(f"{pushed}, whose code is not the folder's: {loaded['code']}.")
     card, snippet = pin_card(card, hub.repo_id, commit, model.name, _lines(model.folder))
+    export = ""
+    if pair is not None:
+        mine = pair.push(hub, commit)
+        card = pair.link(card)
+        export = (
+            f"\n\n{pair.hub.repo_id} at commit {mine} gives the same logits without torch:\n\n{pair.snippet(mine)}"
+        )
     hub.push_card(card, commit)
     if options.tag:
-        hub.tag(options.tag)
-    return Published(hub.repo_id, commit, snippet)
+        for each in [hub] if pair is None else [hub, pair.hub]:
+            each.tag(options.tag)
+    return Published(hub.repo_id, commit, snippet, export)
 
 
 def describe(model: Checked) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import (
@@ -54,6 +54,15 @@ class Hub:
     head: str = ""
     files: tuple[str, ...] = ()
     so_far: str = "Nothing was pushed."
+    # What such a repository holds: in words, the file that shows it, and the names that pushes put there.
+    kind: ClassVar[str] = "an lstmpool model"
+    mark: ClassVar[str] = "config.json"
+    published: ClassVar[set[str]] = PUBLISHED
+
+    @staticmethod
+    def is_of_kind(marked: dict[str, Any]) -> bool:
+        """Whether a `mark` with this content shows it."""
+        return marked.get("model_type") == LstmPoolConfig.model_type
 
     @classmethod
     def connect(cls, repo_id: str | None, branch: str, token: str | None = None) -> "Hub":
@@ -120,7 +129,9 @@ class Hub:
         if not self.private:
             files = {name: path for name, path in files.items() if not _is_private(name)}
         operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
-        operations += [CommitOperationDelete(name) for name in self.files if name not in files and _is_stale(name)]
+        operations += [
+            CommitOperationDelete(name) for name in self.files if name not in files and self._is_stale(name)
+        ]
         commit = self._commit(operations, message)
         self.so_far = f"Commit {commit} was pushed."
         return commit
@@ -157,16 +168,23 @@ class Hub:
         others = [name for name in self.files if name not in {*KEPT, ".gitattributes", ".gitignore"}]
         if not others:
             return
-        config = None
-        if "config.json" in others:
+        marked = None
+        if self.mark in others:
             with scratch() as cache:
-                path = self.api.hf_hub_download(self.repo_id, "config.json", revision=self.head, cache_dir=cache)
-                config = read_json(Path(path))
-        if (config or {}).get("model_type") != LstmPoolConfig.model_type:
+                path = self.api.hf_hub_download(self.repo_id, self.mark, revision=self.head, cache_dir=cache)
+                marked = read_json(Path(path))
+        if not self.is_of_kind(marked or {}):
             raise InputError(
-                f"the name {self.repo_id} is taken by something that is not an lstmpool model ({others[0]}). Choose "
+                f"the name {self.repo_id} is taken by something that is not {self.kind} ({others[0]}). Choose "
                 f"another name. {self.so_far}"
             )
+
+    def _is_stale(self, name: str) -> bool:
+        """Whether this must not stand beside a new model: a file of an older one, a pickle, or a checkpoint."""
+        of_model = (
+            name in self.published - KEPT or re.fullmatch(r"[^/]+\.safetensors(\.index\.json)?", name) is not None
+        )
+        return of_model or _is_private(name)
 
     def _commit(self, operations: list[Any], message: str) -> str:
         """Makes a commit on top of `head`, and of nothing else; returns its id.
@@ -228,9 +246,3 @@ class Hub:
 def _is_private(name: str) -> bool:
     """Whether a file is pickled, or is one that a run resumes from."""
     return name.endswith(PICKLES) or name.startswith(("checkpoint", LAST))
-
-
-def _is_stale(name: str) -> bool:
-    """Whether this must not stand beside a new model: a file of an older one, a pickle, or a checkpoint."""
-    of_model = name in PUBLISHED - KEPT or re.fullmatch(r"[^/]+\.safetensors(\.index\.json)?", name) is not None
-    return of_model or _is_private(name)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import ADAPTER_CONFIG_NAME
 
@@ -37,6 +38,13 @@ WEIGHTS = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json
 OF_TRAINER = re.compile(
     r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|\.tmp\w+|\..*\.unfinished"
 )
+# The folder that `export.py` makes of a model.
+EXPORTED = "-onnx"  # ends its name
+EXPORT_RECORD = "export.json"  # what it is made from, and its files
+GRAPHS = "onnx"  # the folder of graphs in it, in which clients look for them
+FLOAT = "model.onnx"
+HANDLER = "handler.py"  # in which an Inference Endpoint looks for code
+REQUIREMENTS = "requirements.txt"  # and for packages to install
 
 
 @dataclass(frozen=True)
@@ -270,3 +278,19 @@ def _named(folder: Path, named: str | None) -> Named | None:
         in_output=path.parent.resolve() == folder.resolve(),
         beside=saved_in(path.parent),
     )
+
+
+# --------------------------------------------------------------------------------------------------------- an export
+def export_of(folder: Path) -> Path:
+    """Where `export.py` writes its folder, unless told otherwise: beside that of the model."""
+    beside = folder.resolve().parent if folder.name in ("", "..") else folder.parent
+    return beside / f"{folder.resolve().name}{EXPORTED}"
+
+
+def read_export(folder: Path) -> dict[str, Any] | None:
+    """The record in `folder`, or None if there is none: the folder is then no export."""
+    try:
+        found = json.loads((folder / EXPORT_RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("files"), list) else None

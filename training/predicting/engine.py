@@ -3,7 +3,6 @@
 B batch, T tokens, C labels.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,15 +14,15 @@ from transformers import AutoTokenizer
 
 from lstmpool.training.errors import InputError, one_line
 from lstmpool.training.model.backbone import DAMAGED
+from lstmpool.training.output.found import EXPORT_RECORD, GRAPHS
+from lstmpool.training.output.found import FLOAT as FLOAT  # benchmarks/export.py finds both here
+from lstmpool.training.output.found import read_export as read_record
 from lstmpool.training.predicting.model import Predictor
 from lstmpool.training.tasks.inference import TASKS
 from lstmpool.training.tasks.task import Task
 from lstmpool.training.writing import digests_of
 
 
-RECORD = "export.json"  # what the folder is made from, and its files
-GRAPHS = "onnx"  # the folder of graphs, in which clients look for them
-FLOAT = "model.onnx"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # (B, T) each
 INSTALL = 'Install it: pip install -c constraints.txt -e ".[onnx]"'
 AGAIN = "Export the model again, with --overwrite."
@@ -77,12 +76,12 @@ class Exported:
         record = read_record(folder)
         if record is None:
             raise InputError(
-                f"--engine onnx expects a folder that python -m lstmpool.export has written, found no {RECORD} in "
-                f"{name}. Export the model first, or leave --engine out."
+                "--engine onnx expects a folder that python -m lstmpool.export has written, found no "
+                f"{EXPORT_RECORD} in {name}. Export the model first, or leave --engine out."
             )
-        with one_line(f"{folder / RECORD} cannot be read", KeyError, TypeError, AttributeError, remedy=AGAIN):
+        with one_line(f"{folder / EXPORT_RECORD} cannot be read", KeyError, TypeError, AttributeError, remedy=AGAIN):
             files = [file["name"] for file in record["files"] if (file["weights"] != "float32") == is_int8]
-            task = TASKS[record["problem_type"]](list(record["labels"]), f"{RECORD} says so")
+            task = TASKS[record["problem_type"]](list(record["labels"]), f"{EXPORT_RECORD} says so")
             settings, reads_pairs = dict(record["settings"]), record["reads_pairs"]
         if not files:
             kind = "int8" if is_int8 else "float"
@@ -103,12 +102,3 @@ class Exported:
             tokenizer = AutoTokenizer.from_pretrained(self.folder)
         model = OnnxModel(self.folder / self.file)
         return Predictor(self.title, [model], tokenizer, self.task, torch.device("cpu"), bf16=False)
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record in `folder`, or None if there is none: the folder is then no export."""
-    try:
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("files"), list) else None

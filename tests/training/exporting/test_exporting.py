@@ -278,6 +278,32 @@ def test_answers_agree_where_all_of_a_rows_labels_do():
     assert agreement(task_of(Regression, 1), np.ones((2, 1)), np.zeros((2, 1))) is None
 
 
+# --------------------------------------------------------------------------------------------------------- the handler
+@pytest.mark.parametrize(
+    ("problem_type", "expected"),
+    [
+        ("single_label_classification", [0.6652, 0.2447, 0.0900]),  # e^2, e and 1, of their sum
+        ("multi_label_classification", [0.8808, 0.7311, 0.5]),
+        ("regression", [2.0, 1.0, 0.0]),
+    ],
+)
+def test_scores_of_a_handler_by_hand(problem_type, expected):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    from lstmpool.training.exporting.handler import EndpointHandler, _applied
+
+    handler = object.__new__(EndpointHandler)
+    handler.labels, handler.needs_pairs, handler.applied = ["c", "a", "b"], False, _applied(problem_type, 3)
+    handler._logits = lambda rows: np.array([[1.0, 2.0, 0.0]] * len(rows))
+    ranked = handler({"inputs": "x", "parameters": {"top_k": None}})
+    assert [entry["label"] for entry in ranked] == ["a", "c", "b"]
+    assert [entry["score"] for entry in ranked] == pytest.approx(expected, abs=5e-5)
+    assert handler({"inputs": ["x", "y"]}) == [ranked[0], ranked[0]] and handler({"inputs": "x"}) == [ranked[0]]
+    assert handler({"inputs": {"text": "x", "text_pair": "y"}}) == handler({"inputs": [["x", "y"]]}) == ranked[0]
+    for wrong in ({"inputs": []}, {}, {"inputs": [3]}, {"inputs": "x", "parameters": {"topk": 1}}):
+        with pytest.raises(ValueError, match="expected"):
+            handler(wrong)
+
+
 # ------------------------------------------------------------------------------------------------------------ the card
 GRAPHS = [
     Graph("model.onnx", "float32", 94_660_000, "any client", "", 2e-7, 1.0, 0.815),
