@@ -9,8 +9,8 @@
     python -m lstmpool.predict outputs/mine-onnx new.csv --output predictions.csv --engine onnx
     torchrun --nproc_per_node 8 -m lstmpool.predict outputs/mine new.csv --output predictions
 
-MODEL is a folder that train_trainer.py has written, or its name on the Hub: a whole model, an adapter, or the folds of
-a cross-validation, whose predictions are averaged. The rows have the text columns that it was trained on.
+MODEL is a folder that train_trainer.py has written, or its name on the Hub: a whole model, an adapter, or the folder
+of folds or seeds, whose predictions are averaged. The rows have the text columns that it was trained on.
 
 The table has the columns id, prediction and confidence. With one label a text, the confidence is the probability of
 that label. With any number of labels, it is the probability of the least sure of all yes and no. A regression has

@@ -11,6 +11,7 @@
         --output_dir outputs/early
     python train_trainer.py --backbone distilbert-base-uncased --train_file train.csv --cv_folds 5 \\
         --output_dir outputs/folds
+    python train_trainer.py recipes/demo.yaml --seeds 5 --output_dir outputs/seeds
     python train_trainer.py recipes/demo.yaml --hp_search 20 --output_dir outputs/searched
     python train_trainer.py recipes/demo.yaml --push_to_hub --hub_model_id your-name/support-mail
 
@@ -93,7 +94,7 @@ def run(
     places: dict[str, str],
     command: list[str],
 ) -> None:
-    """Trains on the rows at `places` and writes the finished folder, or cross-validates.
+    """Trains on the rows at `places` and writes the finished folder, or those of all folds or seeds.
 
     Args:
         model_args: the flags of the model.
@@ -136,6 +137,7 @@ def _run_alone(
     from lstmpool.training.runs.job import read_job
     from lstmpool.training.runs.search import Search, check_goes_on, unsearched
     from lstmpool.training.runs.search_space import of_rows, space_of
+    from lstmpool.training.runs.seeds import repeat_with_seeds
     from lstmpool.training.runs.stages import as_begun
 
     # All checks come before any weights are read.
@@ -155,8 +157,9 @@ def _run_alone(
     for line in job.said:
         print(as_line(line), flush=True)
 
-    if data_args.cv_folds:
-        cross_validate(job, args, start)
+    if data_args.cv_folds or args.seeds:
+        run_all = cross_validate if data_args.cv_folds else repeat_with_seeds
+        run_all(job, args, start)
         _forget_states(job, args)
         return
     try:

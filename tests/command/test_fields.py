@@ -115,6 +115,7 @@ PRECISION = {"bf16", "fp16", "tf32"}  # of training alone; tests/training/loop/t
 REFUSED = {*UNFIT, "greater_is_better", "hub_token"}
 CHOOSE_THE_WEIGHTS = {
     *("load_best_model_at_end", "early_stopping_patience", "resume_from_checkpoint", "hp_search", "hp_space"),
+    "seeds",  # each run has the weights of its own seed; see tests/training/runs/test_seeds.py
 }
 AFTER_TRAINING = {  # folded into the head, see `learned_head`, or about the exits beside it
     *("calibrate", "tune_thresholds", "early_exit_max_drop", "early_exit_rule"),
@@ -299,10 +300,11 @@ def values_of(groups):
         ],
         ["--num_train_epochs=1", "--freeze_backbone", "--train_sampling_strategy=group_by_length", "--baselines"],
         ["--num_train_epochs=1", "--cv_folds=2"],
+        ["--num_train_epochs=1", "--seeds=2"],
         ["--num_train_epochs=1", "--hp_search=1"],
         ["--num_train_epochs=1", "--label_column_name=score"],
     ],
-    ids=["plain", "frozen", "folds", "search", "numbers"],
+    ids=["plain", "frozen", "folds", "seeds", "search", "numbers"],
 )
 def test_no_run_writes_to_the_parsed_arguments(work, tmp_path, monkeypatch, words):
     """What was typed stays as it was typed."""

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lstmpool.families_lstmpool import stack_config
 from lstmpool.fields_lstmpool import APART
 from lstmpool.training.errors import InputError, one_line
+from lstmpool.training.output.found import SEED, Members
 from lstmpool.training.predicting.engine import INPUTS, OnnxModel
 from lstmpool.training.predicting.model import Predictor
 
@@ -75,9 +76,11 @@ def model_to_export(predictor: Predictor) -> PreTrainedModel:
     """
     title = predictor.title
     if len(predictor.models) > 1:
+        first = next(Members.within(Path(title)).names(), "fold-1")
+        kind = "seeds" if first.startswith(SEED) else "folds"
         raise InputError(
-            f"{title} is an ensemble of {len(predictor.models)} folds, and a graph holds one model. Export one of its "
-            f"folders, such as {Path(title, 'fold-1')}."
+            f"{title} is an ensemble of {len(predictor.models)} {kind}, and a graph holds one model. Export one of "
+            f"its folders, such as {Path(title, first)}."
         )
     model = predictor.models[0].float()
     family = stack_config(model.config.backbone_config).model_type

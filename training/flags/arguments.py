@@ -346,6 +346,13 @@ class TrainingFields:
             "warn if it is better. The most frequent label stands beside them."
         },
     )
+    seeds: int | None = field(
+        default=None,
+        metadata={
+            "help": "Run this many times on the same rows, with the seeds seed, seed + 1 and so on. output_dir gets "
+            "a folder for each seed, their results with mean and spread, and the mean of their predictions."
+        },
+    )
     hp_search: int | None = field(
         default=None,
         metadata={

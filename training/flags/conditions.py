@@ -40,6 +40,7 @@ COUNT = Bounds(0, 2**31, above=True)
 STEPS = Bounds(0, above=True)
 RATE = Bounds(0)
 SEED = Bounds(0, 2**32)
+SEVERAL = Bounds(2, 1001)  # runs; each of them takes a folder and its time
 PROCESSES = 1024  # more of them would bring down the machine
 BOUNDS = {
     "per_device_train_batch_size": COUNT,
@@ -48,6 +49,7 @@ BOUNDS = {
     "gradient_accumulation_steps": COUNT,
     "early_stopping_patience": COUNT,
     "hp_search": COUNT,
+    "seeds": SEVERAL,
     "eval_accumulation_steps": COUNT,
     "save_total_limit": COUNT,  # the library takes 0 for no limit
     "torch_empty_cache_steps": COUNT,
@@ -102,6 +104,13 @@ UNFIT_FOR_FOLDS = {  # flag -> why it does not go with folds
     "hp_search": "a search needs one validation split. Search without folds first.",
     "early_exit": "the threshold would be chosen on the very rows that a fold predicts. Leave it out.",
 }
+UNFIT_FOR_SEEDS = {  # flag -> why it does not go with several seeds
+    "cv_folds": "the spread of seeds and that of folds would be one. Leave one of them out.",
+    "push_to_hub": "there is one model a seed, and none stands for all. Publish one with lstmpool.training.publish.",
+    "resume_from_checkpoint": "each seed goes on by itself when you repeat the command. Leave it out.",
+    "hp_search": "each seed would find other settings. Search first, and give what was found.",
+    "early_exit": "each model would have exits of its own. Add them to one of the models later, with --init_from.",
+}
 UNFIT_FOR_EXITS = {  # flag -> why it does not go with exits
     "fsdp": "the model is spread over processes",
     "deepspeed": "the model is spread over processes",
@@ -146,6 +155,11 @@ Broken = Mapping[str, Any] | bool | None  # values for the braces of a message; 
 
 def _first(names: list[str]) -> Broken:
     return {"name": names[0]} if names else None
+
+
+def unfit(flags: Flags, reasons: Mapping[str, str]) -> Broken:
+    """A flag is named that cannot work with another one, by `reasons`."""
+    return next(({"name": name, "reason": why} for name, why in reasons.items() if flags.given.get(name)), None)
 
 
 def out_of_bounds(flags: Flags) -> Broken:
@@ -244,22 +258,6 @@ def folds_and_validation_rows(flags: Flags) -> Broken:
     if flags.data.cv_folds is None:
         return None
     return _first([name for name in OF_VALIDATION_ROWS if getattr(flags.data, name) is not None])
-
-
-def unfit_for_folds(flags: Flags) -> Broken:
-    """A flag cannot work with folds."""
-    for name, reason in UNFIT_FOR_FOLDS.items():
-        if flags.data.cv_folds is not None and flags.given.get(name):
-            return {"name": name, "reason": reason}
-    return None
-
-
-def unfit_for_auto(flags: Flags) -> Broken:
-    """A flag cannot work with a layer pooling that is chosen."""
-    for name, reason in UNFIT_FOR_AUTO.items():
-        if flags.model.chooses_pooling and flags.given.get(name):
-            return {"name": name, "reason": reason}
-    return None
 
 
 def unfit_for_exits(flags: Flags) -> Broken:

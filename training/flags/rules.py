@@ -15,6 +15,9 @@ from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import BOUNDED
 from lstmpool.training.flags.conditions import (
+    UNFIT_FOR_AUTO,
+    UNFIT_FOR_FOLDS,
+    UNFIT_FOR_SEEDS,
     Broken,
     Flags,
     adapter_flag_alone,
@@ -42,9 +45,8 @@ from lstmpool.training.flags.conditions import (
     settled_by_init_from,
     split_without_rows,
     training_or_exits,
-    unfit_for_auto,
+    unfit,
     unfit_for_exits,
-    unfit_for_folds,
     unfit_value,
     unknown_metric,
     without_its_switch,
@@ -119,7 +121,18 @@ FOLDS = (
         "--{name} does not go with --cv_folds, where each fold in turn serves as validation rows. Leave it out, also "
         "of the recipe.",
     ),
-    Rule(unfit_for_folds, "--{name} does not go with --cv_folds: {reason}"),
+    Rule(
+        lambda f: f.data.cv_folds is not None and unfit(f, UNFIT_FOR_FOLDS),
+        "--{name} does not go with --cv_folds: {reason}",
+    ),
+)
+SEEDS = (
+    Rule(lambda f: "seeds" in f.given and unfit(f, UNFIT_FOR_SEEDS), "--{name} does not go with --seeds: {reason}"),
+    Rule(
+        lambda f: f.given.get("seed", 0) + f.given.get("seeds", 0) > 2**32,
+        "--seeds counts on from --seed, and the last of them must be below 4294967296; got {flags.given[seeds]} from "
+        "{flags.given[seed]} on. Begin with a lower one.",
+    ),
 )
 ADAPTERS = (
     Rule(adapter_flag_alone, "--{name} needs --peft lora. Add it, or leave this out."),
@@ -230,7 +243,11 @@ AT_ONCE = (  # known from the command line and the recipe alone
     *SETTINGS,
     Rule(unfit_value, "--{name} cannot be {value} here: {reason}. Leave it out."),
     *FOLDS,
-    Rule(unfit_for_auto, "--{name} does not go with --layer_pooling auto: {reason}"),
+    *SEEDS,
+    Rule(
+        lambda f: f.model.chooses_pooling and unfit(f, UNFIT_FOR_AUTO),
+        "--{name} does not go with --layer_pooling auto: {reason}",
+    ),
     *ADAPTERS,
     *SEARCH,
     *EXITS,
@@ -241,6 +258,11 @@ WITH_SPLITS = (  # known once the splits are found
         "--cv_folds needs training rows, found none. Name them with --train_file or --dataset_name.",
     ),
     Rule(half_of_folds, "--cv_folds trains and evaluates, found that {name} is off. Add --{name}."),
+    Rule(
+        lambda f: "seeds" in f.given and not f.training.get("do_train"),
+        "--seeds trains a model with each seed, found nothing to train. Name training rows and --do_train, or leave "
+        "it out.",
+    ),
     Rule(
         groups_without_use,
         "--group_column keeps rows together in --cv_folds, or where validation rows are held out of the training "
@@ -310,6 +332,10 @@ WITH_PROCESSES = (  # known once the library has read its arguments
     Rule(
         lambda f: f.data.cv_folds is not None and f.processes > 1,
         "--cv_folds runs in one process, found {flags.processes}. Start it with python alone.",
+    ),
+    Rule(
+        lambda f: f.training["seeds"] is not None and f.processes > 1,
+        "--seeds runs in one process, found {flags.processes}. Start it with python alone.",
     ),
     Rule(
         lambda f: f.training["hp_search"] is not None and f.processes > 1,

@@ -23,7 +23,7 @@ from lstmpool.training.hub.options import Options, make_parser
 from lstmpool.training.hub.repository import Hub, PushError
 from lstmpool.training.hub.scratch import scratch
 from lstmpool.training.model.backbone import LONGEST, how_to_merge
-from lstmpool.training.output.found import EXPORTED, export_of, read_export
+from lstmpool.training.output.found import EXPORTED, FOLD, SEED, export_of, read_export
 from lstmpool.training.output.markdown import visible
 from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.tasks.inference import TASKS
@@ -134,12 +134,13 @@ def _check_kind(folder: Path) -> None:
         raise InputError(f"expected the folder of a saved model, found none at {folder}.")
     if (folder / ADAPTER_CONFIG_NAME).exists():
         raise InputError(f"{folder} holds an adapter, which does not load by itself. {how_to_merge(str(folder))}")
-    folds = sorted(path.parent for path in folder.glob(f"fold-*/{RECORD}"))
-    if folds and not (folder / "config.json").exists():
-        raise InputError(
-            f"{folder} holds the {len(folds)} folds of a cross-validation, each with a model of its own, and no model "
-            f"for all. Publish one of them, such as {folds[0]}."
-        )
+    for kind, what in ((FOLD, "folds of a cross-validation"), (SEED, "runs of several seeds")):
+        members = sorted(path.parent for path in folder.glob(f"{kind}*/{RECORD}"))
+        if members and not (folder / "config.json").exists():
+            raise InputError(
+                f"{folder} holds the {len(members)} {what}, each with a model of its own, and no model for all. "
+                f"Publish one of them, such as {members[0]}."
+            )
 
 
 def _check_code(code: list[CodeFile]) -> None:

@@ -20,6 +20,7 @@ from lstmpool.training.evaluation.differences import DRAWS, Difference, is_lower
 from lstmpool.training.output import markdown
 from lstmpool.training.output.finished import NOT_KNOWN, OUT_OF_FOLD, FinishedRun, common_split, common_task
 from lstmpool.training.output.folder import json_writer, text_writer
+from lstmpool.training.output.found import SEED
 from lstmpool.training.output.tables import write_table
 from lstmpool.training.output.terminal import aligned, text_table
 from lstmpool.training.tasks.intervals import LEVEL
@@ -156,7 +157,7 @@ class Comparison:
     def kept_lines(self, named: Callable[[object], str], shown: Callable[[object], str]) -> list[str]:
         """Which model each run has kept. `shown` says how the sentence is written."""
         runs = self.runs.items()
-        return [f"{named(name)}: {shown(run.record.kept or NOT_KNOWN)}" for name, run in runs if not run.folds]
+        return [f"{named(name)}: {shown(run.record.kept or NOT_KNOWN)}" for name, run in runs if not run.members]
 
     # --------------------------------------------------------------------------------------------------------- forms
     def text(self) -> str:
@@ -299,6 +300,12 @@ def _notes(runs: dict[str, FinishedRun], against: str, split: str) -> list[str]:
         )
     if split != "test" and any(run.record.settings.get("load_best_model_at_end") for run in runs.values()):
         notes.append("Epochs were chosen on these rows, so the numbers of the runs are somewhat too good.")
+    for name, run in runs.items():
+        if run.kind == SEED:
+            notes.append(
+                f"{markdown.name(name)} is {len(run.members)} models: its answers are the mean of those of its seeds. "
+                "To compare a single run, name a folder in it."
+            )
     searched = [markdown.name(name) for name, run in runs.items() if run.was_searched]
     if split == "validation" and searched:
         notes.append(f"A search has chosen the settings of {', '.join(searched)} on these rows, which flatters it.")

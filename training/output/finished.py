@@ -19,7 +19,7 @@ from lstmpool.training.errors import InputError, did_you_mean, one_line
 from lstmpool.training.evaluation.differences import Answered, Answers
 from lstmpool.training.evaluation.exit_results import results_of
 from lstmpool.training.flags.arguments import AUTO
-from lstmpool.training.output.found import FOLD, WEIGHTS
+from lstmpool.training.output.found import FOLD, SEED, WEIGHTS, Members
 from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.tasks.inference import TASKS
@@ -52,9 +52,9 @@ class FinishedRun:
         folder: as it was typed.
         record: its `run.json`.
         metrics: its `metrics.json`.
-        data: what metrics.json says of the rows of each split; of a cross-validation, that of its first fold.
+        data: what metrics.json says of the rows of each split; of folds or seeds, those of the first.
         task: what was predicted.
-        folds: the folders of a cross-validation's folds; empty for a single run.
+        members: the folders of folds or seeds; empty for a single run.
     """
 
     folder: Path
@@ -62,7 +62,7 @@ class FinishedRun:
     metrics: dict[str, Any]
     data: dict[str, dict[str, Any]]
     task: Task
-    folds: tuple[Path, ...] = ()
+    members: tuple[Path, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> "FinishedRun":
@@ -71,19 +71,19 @@ class FinishedRun:
             record = _record_of(folder)
             _check_whole(folder, record)
             metrics = _json_of(folder / METRICS)
-            folds = _folds_of(folder, record)
-            described = _json_of(folds[0] / METRICS) if folds else metrics
+            members = _members_of(folder, record)
+            described = _json_of(members[0] / METRICS) if members else metrics
         data = described.get("data")
         splits = data.items() if isinstance(data, dict) else ()
         data = {name: of_split for name, of_split in splits if isinstance(of_split, dict)}
-        return cls(folder, record, metrics, data, _task_of(folder, metrics["problem_type"], data), folds)
+        return cls(folder, record, metrics, data, _task_of(folder, metrics["problem_type"], data), members)
 
     def setting(self, name: str) -> Any:
         """A setting of its record, or `NOT_KNOWN`. With `--layer_pooling auto`, what was chosen stands beside it."""
         value = self.record.settings.get(name, NOT_KNOWN)
         if name != CHOICE or value != AUTO:
             return value
-        each = [_json_of(fold / METRICS) for fold in self.folds] if self.folds else [self.metrics]
+        each = [_json_of(member / METRICS) for member in self.members] or [self.metrics]
         return f"{AUTO}: {'; '.join(map(_chosen_in, each))}"
 
     @property
@@ -98,14 +98,19 @@ class FinishedRun:
         return found
 
     @property
+    def kind(self) -> str:
+        """`FOLD` or `SEED` if it is of several runs, which both have folders of their own; else empty."""
+        return Members.of(self.record.settings).kind
+
+    @property
     def seconds(self) -> float:
-        """How long the command took that finished the run, or that of each fold together; 0 if that is not known."""
-        records = [RunRecord.read(fold) for fold in self.folds] if self.folds else [self.record]
+        """How long the command took that finished the run, or those of all members; 0 if that is not known."""
+        records = [RunRecord.read(member) for member in self.members] or [self.record]
         return sum(record.seconds for record in records if record is not None)
 
     def row_count(self, split: str) -> int | None:
         """How many rows a split has; None if metrics.json does not say."""
-        parts = ("train", "validation") if self.folds and split in ("train", OUT_OF_FOLD) else (split,)
+        parts = ("train", "validation") if self.kind == FOLD and split in ("train", OUT_OF_FOLD) else (split,)
         counts = [self.data.get(part, {}).get("rows") for part in parts]
         return sum(counts) if all(isinstance(count, int) for count in counts) else None
 
@@ -124,8 +129,8 @@ class FinishedRun:
         return self.record.rows.get("train" if split == OUT_OF_FOLD else split)
 
     def weights(self) -> Weights | None:
-        """The size of the weights, of all folds together; None if the folder has none. Raises InputError."""
-        paths = [path for folder in self.folds or (self.folder,) for path in sorted(folder.glob("*.safetensors"))]
+        """The size of the weights, of all folds or seeds together; None if the folder has none. Raises InputError."""
+        paths = [path for folder in self.members or (self.folder,) for path in sorted(folder.glob("*.safetensors"))]
         parameters, size = 0, 0
         for path in paths:
             if not WEIGHTS.fullmatch(path.name):
@@ -181,15 +186,17 @@ def _record_of(folder: Path) -> RunRecord:
     return record
 
 
-def _folds_of(folder: Path, record: RunRecord) -> tuple[Path, ...]:
-    """The folders of a cross-validation's folds; none for a single run. Raises InputError if one is missing."""
-    count = record.settings.get("cv_folds")
-    if count is None:
+def _members_of(folder: Path, record: RunRecord) -> tuple[Path, ...]:
+    """The folders of folds or seeds; none for a single run. Raises InputError if one is missing."""
+    members = Members.of(record.settings)
+    if not members.kind:
         return ()
-    numbers = range(1, count + 1) if isinstance(count, int) else ()
-    found = tuple(takewhile(Path.is_dir, (folder / f"{FOLD}{number}" for number in numbers)))
+    count, what = record.settings.get("cv_folds"), "folds"
+    if members.kind == SEED:
+        count, what = record.settings["seeds"], "seeds"
+    found = tuple(takewhile(Path.is_dir, (folder / name for name in members.names())))
     if not found or len(found) != count:
-        raise InputError(f"expected the folders of {count!r} folds in {folder}, found {len(found)}. {AGAIN}")
+        raise InputError(f"expected the folders of {count!r} {what} in {folder}, found {len(found)}. {AGAIN}")
     return found
 
 

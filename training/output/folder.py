@@ -27,7 +27,7 @@ from lstmpool.training.code_files import CODE
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.checkpoints import MANIFEST, checkpoints_in, damage, remove_checkpoint, write_manifest
 from lstmpool.training.loop.checkpoints import PREFIX as CHECKPOINT
-from lstmpool.training.output.found import CONFIGS, FOLD, NEW_RUN, STAGING, WEIGHTS, all_of_run, files_of
+from lstmpool.training.output.found import CONFIGS, MEMBERS, NEW_RUN, STAGING, WEIGHTS, all_of_run, files_of
 from lstmpool.training.output.run_record import MOVES, REMOVES, RunRecord, list_files
 from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.output.start import Start
@@ -160,7 +160,8 @@ def _hand_over(new: Path, folder: Path) -> None:
     if record.handover != MOVES:
         _check_way(new, folder)
         replace(record, handover=REMOVES).write(new)
-        for run in (new, *new.glob(f"{FOLD}*")):
+        members = [path for kind in MEMBERS for path in new.glob(f"{kind}*")]
+        for run in (new, *members):
             for checkpoint in checkpoints_in(run):
                 _correct_best(checkpoint)
         _remove_run(folder)
@@ -235,7 +236,7 @@ def _check_way(new: Path, folder: Path) -> None:
     for path in new.iterdir():
         if path.name.startswith(CHECKPOINT) or not _fills(path, folder / path.name):
             replacing.append(path.name)
-        elif path.name.startswith(FOLD):
+        elif path.name.startswith(MEMBERS):
             _check_way(path, folder / path.name)
     _check_free(folder, replacing, all_of_run(folder))
 
@@ -290,10 +291,10 @@ def _remove_staging(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, a checkpoint or the run of a fold. A link is removed, and never what it leads to."""
+    """Removes a file, a checkpoint or the run of a fold or seed. A link is removed, and never what it leads to."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
-    elif path.name.startswith(FOLD):
+    elif path.name.startswith(MEMBERS):
         _remove_run(path)
         _remove_empty(path)
     else:

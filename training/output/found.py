@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers.utils import ADAPTER_CONFIG_NAME
 
@@ -16,7 +16,10 @@ from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.output.run_record import RunRecord
 
 
-FOLD = "fold-"
+FOLD, SEED = "fold-", "seed-"  # what the folders of runs are called that one command makes
+MEMBERS = (FOLD, SEED)
+NUMBERED = re.compile(r"(fold-|seed-)(0|[1-9]\d*)(?!\d)", re.ASCII)
+MOST_MEMBERS = 2**32  # a record that says more is damaged
 CODE_NAMES = {path.name for path in CODE}
 NEW_RUN = ".new_run"  # in the output folder: where a run works that will replace the one that is there
 STAGING = ".unfinished"  # in a run's folder: what it is about to move into place
@@ -45,6 +48,55 @@ GRAPHS = "onnx"  # the folder of graphs in it, in which clients look for them
 FLOAT = "model.onnx"
 HANDLER = "handler.py"  # in which an Inference Endpoint looks for code
 REQUIREMENTS = "requirements.txt"  # and for packages to install
+
+
+class Members(NamedTuple):
+    """The runs that one command makes, each in a folder of its own: the folds, or the seeds.
+
+    Args:
+        kind: `FOLD` or `SEED`, with which the names of the folders begin; empty for a command of a single run.
+        numbers: that follow in these names.
+    """
+
+    kind: str = ""
+    numbers: range = range(0)
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> "Members":
+        """Those of a command with these settings, see `settings_of`. The run of a fold is itself a single one."""
+        folds, seeds, seed = (settings.get(name) for name in ("cv_folds", "seeds", "seed"))
+        if folds and "fold" not in settings:
+            return cls(FOLD, range(1, 1 + folds) if _is_count(folds) else range(0))
+        if seeds:
+            return cls(SEED, range(seed, seed + seeds) if _is_count(seeds) and _is_count(seed) else range(0))
+        return cls()
+
+    @classmethod
+    def within(cls, folder: Path) -> "Members":
+        """Those of the command that has written the folder; none if no record says so."""
+        record = RunRecord.read(folder)
+        return cls() if record is None else cls.of(record.settings)
+
+    def add_to(self, settings: dict[str, Any]) -> bool:
+        """Whether these are seeds, and more of them than `settings` ask for."""
+        fewer = Members.of(settings)
+        return self.kind == fewer.kind == SEED and len(self.numbers) > len(fewer.numbers)
+
+    def names(self) -> Iterator[str]:
+        """The names of the folders."""
+        return (f"{self.kind}{number}" for number in self.numbers)
+
+    def would_use(self, name: str) -> bool:
+        """Whether `name` begins with the name of such a folder. A fold may have any number.
+
+        Runs by hand are often called seed-1 and so on, and lie in one folder: those of other seeds stay.
+        """
+        match = NUMBERED.match(name)
+        return match is not None and match[1] == self.kind and (self.kind == FOLD or int(match[2]) in self.numbers)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < MOST_MEMBERS
 
 
 @dataclass(frozen=True)
@@ -79,10 +131,10 @@ class Found:
         holds_code: whether the code that is running lies in it.
         record: the record of the folder's run, if there is one.
         files: sorted names of the files that the folder's run has written, see `files_of`.
-        folds: names of the folders of a cross-validation's folds, each with a record of its own.
+        members: names of the folders of folds or seeds, each with a record of its own.
         checkpoints: those in the folder, the newest first.
         foreign: what no run of ours has written, and a run would replace. It belongs to the user.
-        foreign_folds: the same, of what a cross-validation would replace.
+        foreign_members: the same, of what folds or seeds would replace.
         another_kind: names of the weights, config or checkpoints of another kind of model, if there is one.
         new: the run that was to replace the folder's run, and was cut off; None if there is none.
         named: the folder that `--resume_from_checkpoint` names, unless it says "last".
@@ -94,10 +146,10 @@ class Found:
     holds_code: bool = False
     record: RunRecord | None = None
     files: tuple[str, ...] = ()
-    folds: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
     checkpoints: tuple[Saved, ...] = ()
     foreign: tuple[str, ...] = ()
-    foreign_folds: tuple[str, ...] = ()
+    foreign_members: tuple[str, ...] = ()
     another_kind: tuple[str, ...] = ()
     new: "Found | None" = None
     named: Named | None = None
@@ -105,7 +157,7 @@ class Found:
     @property
     def all_of_run(self) -> tuple[str, ...]:
         """Names of all that the folder's run has left, in the order in which it is removed."""
-        return _in_order(self.folds, [each.path for each in self.checkpoints], self.files)
+        return _in_order(self.members, [each.path for each in self.checkpoints], self.files)
 
 
 def look(folder: Path, resume_from_checkpoint: str | None = None) -> Found:
@@ -114,7 +166,7 @@ def look(folder: Path, resume_from_checkpoint: str | None = None) -> Found:
     if folder.exists() and not folder.is_dir():
         return Found(folder, resolved, is_file=True)
     record = RunRecord.read(folder)
-    folds, foreign_folds = _folds(folder)
+    members, foreign_members = _members(folder, record)
     new = folder / NEW_RUN
     return Found(
         folder,
@@ -122,10 +174,10 @@ def look(folder: Path, resume_from_checkpoint: str | None = None) -> Found:
         holds_code=any(resolved in (path.parent.resolve(), path.resolve().parent) for path in CODE),
         record=record,
         files=tuple(files_of(folder, record)),
-        folds=tuple(folds),
+        members=tuple(members),
         checkpoints=tuple(each for each in saved_in(folder) if _is_our_checkpoint(each.path, record)),
         foreign=tuple(_foreign(folder, record)),
-        foreign_folds=tuple(foreign_folds),
+        foreign_members=tuple(foreign_members),
         another_kind=tuple(_another_kind(folder, record)),
         new=look(new, resume_from_checkpoint) if RunRecord.read(new) is not None else None,
         named=_named(folder, resume_from_checkpoint),
@@ -158,17 +210,17 @@ def all_of_run(folder: Path) -> tuple[str, ...]:
     """`Found.all_of_run`, without a look at what the checkpoints hold."""
     record = RunRecord.read(folder)
     checkpoints = [path for path in checkpoints_in(folder) if _is_our_checkpoint(path, record)]
-    return _in_order(_folds(folder)[0], checkpoints, files_of(folder, record))
+    return _in_order(_members(folder, record)[0], checkpoints, files_of(folder, record))
 
 
-def _in_order(folds: Iterable[str], checkpoints: Iterable[Path], files: Iterable[str]) -> tuple[str, ...]:
+def _in_order(members: Iterable[str], checkpoints: Iterable[Path], files: Iterable[str]) -> tuple[str, ...]:
     """Names in the order in which they are removed.
 
     The config is the first file: without it, the folder does not load. The record is last: until then, the folder is
     known for ours.
     """
     sorted_files = sorted(files, key=lambda name: (name == RECORD, name not in CONFIGS, name))
-    return (*folds, *(path.name for path in checkpoints), *sorted_files)
+    return (*members, *(path.name for path in checkpoints), *sorted_files)
 
 
 def _foreign(folder: Path, record: RunRecord | None) -> list[str]:
@@ -190,16 +242,21 @@ def _foreign(folder: Path, record: RunRecord | None) -> list[str]:
     return foreign
 
 
-def _folds(folder: Path) -> tuple[list[str], list[str]]:
-    """The folders of a cross-validation's folds, and what another cross-validation would replace of the user's."""
-    folds, foreign = [], []
-    for path in sorted(folder.glob(f"{FOLD}*")):
-        if not _numbered(path, FOLD):
+def _members(folder: Path, record: RunRecord | None) -> tuple[list[str], list[str]]:
+    """The folders of folds or seeds, and what other folds or seeds would replace of the user's.
+
+    A fold is ours by its own record. A seed is ours only if the folder's record says so: else it is a run by hand.
+    """
+    ours = Members() if record is None else Members.of(record.settings)
+    members, foreign = [], []
+    for path in sorted(path for kind in MEMBERS for path in folder.glob(f"{kind}*") if _numbered(path, kind)):
+        if path.name.startswith(SEED) and not ours.would_use(path.name):
+            foreign.append(_told(path))
             continue
         if not path.is_symlink() and RunRecord.read(path) is not None:
-            folds.append(path.name)
+            members.append(path.name)
         foreign += _foreign_inside(path)
-    return folds, foreign
+    return members, foreign
 
 
 def _foreign_inside(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lstmpool.training.errors import InputError, one_line
+from lstmpool.training.output.found import MEMBERS
 from lstmpool.training.writing import write_text
 
 
@@ -29,8 +30,8 @@ def locked(folder: Path) -> Iterator[None]:
     refuses by itself.
 
     Raises:
-        InputError: if another run holds the folder, one around it or a fold in it, and says which one; or if nothing
-            can be written there.
+        InputError: if another run holds the folder, one around it or a fold or seed in it, and says which one; or if
+            nothing can be written there.
     """
     place = folder.resolve()
     if not _held.isdisjoint([place, *place.parents]) or (folder.exists() and not folder.is_dir()):
@@ -38,8 +39,8 @@ def locked(folder: Path) -> Iterator[None]:
         return
     with ExitStack() as stack:
         with one_line(f"--output_dir {folder} cannot be written"):
-            folds = [lock.parent for lock in place.glob(f"fold-*/{LOCK}")]
-            for other in (*place.parents, *folds):
+            members = [lock.parent for kind in MEMBERS for lock in place.glob(f"{kind}*/{LOCK}")]
+            for other in (*place.parents, *members):
                 with suppress(OSError):  # a file of another user
                     if (other / LOCK).is_file():  # of a cross-validation, for example, or of one of its folds
                         _acquire(folder, other).release()

@@ -127,9 +127,10 @@ class RunRecord:
 
     def differs(self, settings: dict[str, Any]) -> str:
         """Says which settings differ from the record's, up to three of them; empty if none does."""
-        common = sorted(self.settings.keys() & settings.keys())  # another version of the library may have others
-        other = [name for name in common if self.settings[name] != settings[name]]
-        return ", ".join(f"{name} {self.settings[name]} there and {settings[name]} here" for name in other[:3])
+        there = {"seeds": None} | self.settings  # which earlier releases did not know
+        common = sorted(there.keys() & settings.keys())  # another version of the library may have others
+        other = [name for name in common if there[name] != settings[name]]
+        return ", ".join(f"{name} {there[name]} there and {settings[name]} here" for name in other[:3])
 
     def check_rows(self, folder: Path) -> None:
         """Raises InputError if the run in `folder`, which is to be resumed, was given other rows."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.checkpoints import Saved, newest_whole
-from lstmpool.training.output.found import CODE_NAMES, NEW_RUN, Found, look
+from lstmpool.training.output.found import CODE_NAMES, FOLD, NEW_RUN, Found, Members, look
 from lstmpool.training.output.run_record import NAME as RECORD
 
 
@@ -28,9 +28,9 @@ class Wanted:
     init_from: Path | None = None
 
     @property
-    def cross_validates(self) -> bool:
-        """Whether it is a cross-validation, and not one run, such as that of a fold."""
-        return bool(self.settings.get("cv_folds")) and "fold" not in self.settings
+    def members(self) -> Members:
+        """The runs that the command makes, if it makes several."""
+        return Members.of(self.settings)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Resume(_Begun):
 
 @dataclass(frozen=True)
 class GoOn(_Begun):
-    """With the folds that a cross-validation which was cut off has yet to run."""
+    """With the folds or seeds that a command has yet to run."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _keep_another_kind_of_model(found: Found, wanted: Wanted, flags: StartFlags)
 
 def _keep_what_is_foreign(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
     """Refuses to replace what no run has written, even with --overwrite: it belongs to the user."""
-    foreign = found.foreign + (found.foreign_folds if wanted.cross_validates else ())
+    foreign = [*found.foreign, *filter(wanted.members.would_use, found.foreign_members)]
     if not foreign:
         return None
     return Refuse(
@@ -188,8 +188,9 @@ def _go_on_with_the_same_run(found: Found, wanted: Wanted, flags: StartFlags) ->
     """Goes on with a run that was cut off if the same command is given again, whatever --overwrite says."""
     if not _is_cut_off(found) or found.record.differs(wanted.settings) or not _begins_where_it_began(found, flags):
         return None
-    if wanted.cross_validates:
-        return GoOn(said=(f"{found.folder} holds this cross-validation, which was cut off. It goes on.",))
+    if wanted.members.kind:
+        what = "this cross-validation" if wanted.members.kind == FOLD else "this run with several seeds"
+        return GoOn(said=(f"{found.folder} holds {what}, which was cut off. It goes on.",))
     said = _left_out(found.checkpoints)
     checkpoint = newest_whole(found.checkpoints)
     if checkpoint is None and flags.resume_from_checkpoint:
@@ -208,6 +209,17 @@ def _go_on_with_the_same_run(found: Found, wanted: Wanted, flags: StartFlags) ->
         removed=_replaced_by(checkpoint, found),
         said=(*said, f"{cut_off} It goes on from {checkpoint.path}."),
     )
+
+
+def _add_seeds(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
+    """Keeps the seeds that the folder holds if the command differs only in that it wants more of them."""
+    record = found.record
+    if record is None or found.new is not None or flags.overwrite:
+        return None
+    before = record.settings.get("seeds")
+    if not wanted.members.add_to(record.settings) or record.differs(wanted.settings | {"seeds": before}):
+        return None
+    return GoOn(said=(f"{found.folder} holds a run with {before} of these seeds. The others are added.",))
 
 
 def _resume_within_the_new_run(found: Found, wanted: Wanted, flags: StartFlags) -> Decision | None:
@@ -289,6 +301,7 @@ RULES = (
     _keep_what_is_foreign,
     _go_on_with_the_new_run,
     _go_on_with_the_same_run,
+    _add_seeds,
     _resume_within_the_new_run,
     _resume_within_the_folder,
     _keep_a_new_run,
@@ -384,4 +397,4 @@ def _all_of_new(found: Found) -> tuple[str, ...]:
 def _held(found: Found) -> list[str]:
     """Names of what the user would lose. The record and the code, which a run writes first, do not count."""
     saved = [each.path.name for each in found.checkpoints]
-    return [*sorted({*found.files, *saved} - {RECORD, *CODE_NAMES}), *found.folds]
+    return [*sorted({*found.files, *saved} - {RECORD, *CODE_NAMES}), *found.members]

@@ -1,6 +1,7 @@
-"""The finished model that predicts: one folder, an adapter on its backbone, or the folds of a cross-validation.
+"""The finished model that predicts: one folder, an adapter on its backbone, or the folds of a cross-validation, or
+the runs of several seeds.
 
-Folds are an ensemble, as in training: their probabilities, or numbers, are averaged.
+Folds and seeds are ensembles, as in training: their probabilities, or numbers, are averaged.
 """
 
 import os
@@ -23,7 +24,7 @@ from lstmpool.training.data.rows import encode_rows
 from lstmpool.training.errors import InputError, did_you_mean, one_line, tokenizing
 from lstmpool.training.model.backbone import LONGEST, WEIGHTS, Backbone, quiet_loading
 from lstmpool.training.model.token_limits import TokenLimits
-from lstmpool.training.output.found import FOLD
+from lstmpool.training.output.found import Members
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.predicting.rows import Chunk
 from lstmpool.training.tasks.inference import task_of_model
@@ -106,18 +107,18 @@ class Finished:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folder of the model, or those of the folds."""
+    """The folder of the model, or those of the folds or seeds."""
     if (folder / "config.json").is_file():
         return [folder]
     record = RunRecord.read(folder)
-    folds = record.settings.get("cv_folds") if record else None
-    if folds:
-        found = [folder / f"{FOLD}{fold}" for fold in range(1, folds + 1)]
-        for fold in found:
-            of_fold = RunRecord.read(fold)
-            if of_fold is None or not of_fold.finished:
-                raise InputError(f"{fold} is not finished. Give the command of its cross-validation once more.")
-        return found
+    members = []
+    for name in Members.within(folder).names():
+        of_member = RunRecord.read(folder / name)
+        if of_member is None or not of_member.finished:
+            raise InputError(f"{folder / name} is not finished. Give the command that has made {folder} once more.")
+        members.append(folder / name)
+    if members:
+        return members
     if record is not None and not record.finished:
         raise InputError(f"{folder} holds a run that was cut off. Give its command once more, or name a checkpoint.")
     inner = [path.name for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]

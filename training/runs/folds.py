@@ -3,12 +3,16 @@
 Each training row is predicted by the model that was trained without it (`oof.parquet`). Test rows, if there are any,
 are predicted by all models, and their probabilities, or numbers, are averaged. A finished fold is not run again, so
 the same command goes on where it was cut off. All folds share their tokens and, with a frozen backbone, one cache.
+
+`seeds` makes several runs in the same way, with `Member`, `prepare` and `run_member`.
 """
 
 import gc
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -21,6 +25,7 @@ from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.output.artifacts import Writers, predictions_of
 from lstmpool.training.output.folder import handover, json_writer, prepare_output, repair, write_output
+from lstmpool.training.output.found import FOLD
 from lstmpool.training.output.run_record import RunRecord, reopen_if_damaged
 from lstmpool.training.output.start import GoOn, Start, choose_start
 from lstmpool.training.output.tables import prediction_table, write_table
@@ -30,10 +35,119 @@ from lstmpool.training.runs.fit import Extras, fit
 from lstmpool.training.runs.job import Job, Tokens
 
 
-LOGITS = "logits.npz"  # in a fold's folder: its model's logits of the rows that it was not trained on
+LOGITS = "logits.npz"  # in the folder of a fold or seed: its model's logits of the rows that it was not trained on
 ALL = "out of fold"
 
 
+@dataclass(frozen=True)
+class Member:
+    """One of the runs that a command makes: that of a fold, or of a seed.
+
+    Args:
+        title: what is printed before it.
+        job: its rows and settings.
+        args: its arguments, with a folder of its own.
+    """
+
+    title: str
+    job: Job
+    args: TrainingArguments
+
+    @property
+    def folder(self) -> Path:
+        """Where it works."""
+        return Path(self.args.output_dir)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its folder is whole."""
+        record = RunRecord.read(self.folder)
+        return record is not None and record.finished
+
+    def start(self) -> Start:
+        """How it begins. Raises InputError if it cannot."""
+        return choose_start(self.folder, self.job.settings)
+
+    def logits(self) -> dict[str, np.ndarray]:
+        """What its finished model gave, (N, C) by split. Raises InputError if the file is damaged."""
+        path = self.folder / LOGITS
+        remedy = f"Remove {self.folder}, and give the same command again: it repeats this run."
+        unreadable = one_line(f"{path} cannot be read", ValueError, KeyError, BadZipFile, remedy=remedy)
+        with unreadable, np.load(path) as saved:
+            return {split: saved[split] for split in self.job.splits if split != "train"}
+
+
+def args_of_member(args: TrainingArguments, name: str, **others: Any) -> TrainingArguments:
+    """The arguments of the run in the folder `name`. It replaces nothing; its errors are shown with those of all."""
+    return changed(args, output_dir=str(Path(args.output_dir, name)), overwrite=False, show_errors=False, **others)
+
+
+# ----------------------------------------------------------------------------------------------- of folds and of seeds
+def prepare(args: TrainingArguments, start: Start, record: RunRecord, members: Collection[Member], what: str) -> None:
+    """Checks all runs before one is begun, and prepares the folder. A damaged run counts as cut off afterwards.
+
+    Args:
+        args: with the folder where all of them work.
+        start: how the command begins in it.
+        record: of the command.
+        members: its runs.
+        what: they are, for a message.
+
+    Raises:
+        InputError: if one of them cannot begin, or their rows are others than before.
+    """
+    folder = Path(args.output_dir)
+    if isinstance(start, GoOn) and args.process_index == 0:
+        for member in members:
+            repair(member.folder)
+    for member in members:
+        if RunRecord.read(member.folder) is None:
+            member.start()  # called for its errors
+    if not isinstance(start, GoOn):
+        prepare_output(folder, start, record, with_code=False)  # the code lies with the models, in their folders
+        return
+    if args.process_index == 0:
+        for member in members:
+            reopen_if_damaged(member.folder)
+    args.distributed_state.wait_for_everyone()
+    _check_rows(folder, record, members, what)
+    earlier = RunRecord.read(folder)
+    if earlier.differs(record.settings):  # seeds are added
+        replace(earlier, settings=record.settings, finished=False, digests={}).write(folder)
+
+
+def run_member(member: Member, tokens: dict[str, Tokens], final: Path) -> None:
+    """Does a run, unless it is finished. `final`: the folder in which its own will lie in the end."""
+    before = member.is_finished
+    print(f"\n{member.title}:{' finished before.' if before else ''}", flush=True)
+    if before:
+        return
+    extras = Extras(files=_logits_writer, shown=final / member.folder.name)
+    fit(member.job, member.args, member.start(), tokens, extras)
+    gc.collect()  # model and trainer refer to each other, and would stay on the device beside the next model
+
+
+def _check_rows(folder: Path, record: RunRecord, members: Collection[Member], what: str) -> None:
+    """Raises InputError if the rows or their groups are others than before: the runs would not belong together."""
+    wanted = {folder: record}
+    for member in members:
+        if member.is_finished:
+            wanted[member.folder] = RunRecord.of(member.job.settings, member.job.splits)
+    for place, expected in wanted.items():
+        if RunRecord.read(place).rows != expected.rows:
+            raise InputError(
+                f"the rows are not those that {what} in {folder} was begun with (see {place}). Give the same files, "
+                "or begin anew in another folder."
+            )
+
+
+def _logits_writer(evaluation: Evaluation) -> Writers:
+    """The file that `Member.logits` reads."""
+    logits = {name: values for name, values in evaluation.logits.items() if name != "train"}
+    return {LOGITS: partial(np.savez, **logits)}
+
+
+# ------------------------------------------------------------------------------------------------------------ of folds
 def cross_validate(job: Job, args: TrainingArguments, start: Start) -> Evaluation:
     """Runs the folds that are not finished, and writes the results of all folds to `args.output_dir`.
 
@@ -51,84 +165,28 @@ def cross_validate(job: Job, args: TrainingArguments, start: Start) -> Evaluatio
     args = changed(args, output_dir=str(folder))
     record = RunRecord.of(job.settings, job.splits)
     assigned = assign_folds(job.splits["train"], job.task, job.data_args.cv_folds, job.data_args.shuffle_seed)
-    jobs = {fold: _job_of(job, assigned, fold) for fold in range(1, job.data_args.cv_folds + 1)}
-    _prepare(args, start, record, jobs)
-    _train(job, args, jobs, assigned, final)
-    evaluation = _evaluate(job, folder, assigned)
+    members = {fold: _member_of(job, args, assigned, fold) for fold in range(1, job.data_args.cv_folds + 1)}
+    prepare(args, start, record, members.values(), "the cross-validation")
+    all_tokens = job.encode()  # once for all folds
+    for fold, member in members.items():
+        run_member(member, _tokens_of(all_tokens, assigned, fold), final)
+    evaluation = _evaluate(job, members, assigned)
     _write(job, args, evaluation, assigned)
     if start.within:
         handover(final)
     record.finish(final)
     print(
         f"{final} holds the predictions for every row by the model that was trained without it (oof.parquet), and "
-        f"these numbers (metrics.json). Its folders fold-1 to fold-{len(jobs)} hold a model each."
+        f"these numbers (metrics.json). Its folders fold-1 to fold-{len(members)} hold a model each."
     )
     return evaluation
 
 
-def _prepare(args: TrainingArguments, start: Start, record: RunRecord, jobs: dict[int, Job]) -> None:
-    """Checks all folds before one is trained, and prepares the folder. A damaged fold counts as cut off afterwards."""
-    folder = Path(args.output_dir)
-    if isinstance(start, GoOn) and args.process_index == 0:
-        for fold in jobs:
-            repair(folder / f"fold-{fold}")
-    for fold, job in jobs.items():
-        if RunRecord.read(folder / f"fold-{fold}") is None:
-            _start_of_fold(job, _args_of(args, fold))  # called for its errors
-    if not isinstance(start, GoOn):
-        prepare_output(folder, start, record, with_code=False)  # the code lies with the models, in the folds' folders
-        return
-    if args.process_index == 0:
-        for fold in jobs:
-            reopen_if_damaged(folder / f"fold-{fold}")
-    args.distributed_state.wait_for_everyone()
-    _check_rows(folder, record, jobs)
-
-
-def _train(job: Job, args: TrainingArguments, jobs: dict[int, Job], assigned: np.ndarray, final: Path) -> None:
-    """Runs the folds that are not finished. Their folders will lie in `final`."""
-    all_tokens = job.encode()  # once for all folds
-    for fold, job_of_fold in jobs.items():
-        splits = job_of_fold.splits
-        rows = f"{len(splits['train'])} rows train, {len(splits['validation'])} are held out"
-        before = _is_finished(Path(args.output_dir, f"fold-{fold}"))
-        print(f"\nFold {fold} of {len(jobs)}, {rows}:{' finished before.' if before else ''}", flush=True)
-        if before:
-            continue
-        own = _args_of(args, fold)
-        tokens = _tokens_of(all_tokens, assigned, fold)
-        extras = Extras(files=_logits_writer, shown=final / f"fold-{fold}")
-        fit(job_of_fold, own, _start_of_fold(job_of_fold, own), tokens, extras)
-        gc.collect()  # model and trainer refer to each other, and would stay on the device beside the next model
-
-
-def _args_of(args: TrainingArguments, fold: int) -> TrainingArguments:
-    """The arguments of a fold's run. It replaces nothing, and its errors are shown with those of all folds."""
-    place = str(Path(args.output_dir, f"fold-{fold}"))
-    return changed(args, output_dir=place, overwrite=False, show_errors=False)
-
-
-def _start_of_fold(job: Job, args: TrainingArguments) -> Start:
-    return choose_start(args.output_dir, job.settings)
-
-
-def _is_finished(folder: Path) -> bool:
-    record = RunRecord.read(folder)
-    return record is not None and record.finished
-
-
-def _check_rows(folder: Path, record: RunRecord, jobs: dict[int, Job]) -> None:
-    """Raises InputError if the rows or their groups are others than before: the folds would not be the same."""
-    wanted = {folder: record}
-    for fold, job in jobs.items():
-        if _is_finished(folder / f"fold-{fold}"):
-            wanted[folder / f"fold-{fold}"] = RunRecord.of(job.settings, job.splits)
-    for place, expected in wanted.items():
-        if RunRecord.read(place).rows != expected.rows:
-            raise InputError(
-                f"the rows are not those that the cross-validation in {folder} was begun with (see {place}). Give the "
-                "same files, or begin anew in another folder."
-            )
+def _member_of(job: Job, args: TrainingArguments, assigned: np.ndarray, fold: int) -> Member:
+    """The run of a fold."""
+    own = _job_of(job, assigned, fold)
+    rows = f"{len(own.splits['train'])} rows train, {len(own.splits['validation'])} are held out"
+    return Member(f"Fold {fold} of {job.data_args.cv_folds}, {rows}", own, args_of_member(args, f"{FOLD}{fold}"))
 
 
 def _job_of(job: Job, assigned: np.ndarray, fold: int) -> Job:
@@ -158,13 +216,7 @@ def _rows_outside(fold: int, assigned: np.ndarray) -> list[int]:
     return np.flatnonzero(assigned != fold).tolist()
 
 
-def _logits_writer(evaluation: Evaluation) -> Writers:
-    """The file of a fold from which `_evaluate` reads."""
-    logits = {name: values for name, values in evaluation.logits.items() if name != "train"}
-    return {LOGITS: partial(np.savez, **logits)}
-
-
-def _evaluate(job: Job, folder: Path, assigned: np.ndarray) -> Evaluation:
+def _evaluate(job: Job, members: dict[int, Member], assigned: np.ndarray) -> Evaluation:
     """Measures each fold's rows, all rows at once, and the test rows."""
     task, train = job.task, job.splits["train"]
     labels = np.array(train.labels)
@@ -172,15 +224,12 @@ def _evaluate(job: Job, folder: Path, assigned: np.ndarray) -> Evaluation:
     logits: dict[str, np.ndarray] = {}
     targets: dict[str, np.ndarray] = {}
     test_logits = []  # (N, C) for each fold
-    for fold in range(1, job.data_args.cv_folds + 1):
+    for fold, member in members.items():
         held = assigned == fold
-        path = folder / f"fold-{fold}" / LOGITS
-        remedy = f"Remove {path.parent}, and give the same command again: it repeats this fold."
-        unreadable = one_line(f"{path} cannot be read", ValueError, KeyError, BadZipFile, remedy=remedy)
-        with unreadable, np.load(path) as saved:
-            out_of_fold[held] = saved["validation"]
-            if "test" in saved:
-                test_logits.append(saved["test"])
+        of_fold = member.logits()
+        out_of_fold[held] = of_fold["validation"]
+        if "test" in of_fold:
+            test_logits.append(of_fold["test"])
         logits[f"fold {fold}"] = out_of_fold[held]
         targets[f"fold {fold}"] = labels[held]
     logits[ALL] = out_of_fold

@@ -228,7 +228,7 @@ def as_begun(
         folders = [Path(named).parent]
     for folder in folders:
         record = RunRecord.read(folder)
-        if record is None or record.finished or "stages" in record.settings:
+        if record is None or record.finished or "stages" in record.settings or args.seeds:  # which it did not have
             continue
         known = {name: value for name, value in settings.items() if name in record.settings}
         changes: dict[str, Any] = {"limits": Limits()}

@@ -282,6 +282,7 @@ BESIDE = {  # beginning of a flag -> flags that it needs, to be looked at; None:
     "cv_folds": {"validation_file": None},
     "shuffle_seed": {"validation_file": None, "cv_folds": "2"},
     "validation_size": {"validation_file": None},
+    "seeds": {"seed": "4294967290"},
     "group_column": {"validation_file": None},
 }
 FLAGS = [action.dest for action in make_parser("", TrainingArguments)._actions if action.nargs != 0]

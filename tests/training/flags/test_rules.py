@@ -36,6 +36,7 @@ PLAIN = {
     "do_train": True,
     "do_eval": True,
     "hp_search": None,
+    "seeds": None,
     "report_to": [],
     "mixed_precision": "no",
 }
@@ -165,6 +166,15 @@ CASES = [
     (at_once(data=FOLDS, resume_from_checkpoint="last"), "each fold goes on by itself"),
     (at_once(data=FOLDS, hp_search=3), "Search without folds first"),
     (at_once({"layer_pooling": "auto"}, hp_search=3), "--hp_search does not go with --layer_pooling auto: each trial"),
+    # seeds
+    (at_once(seeds=1), "--seeds must be 2 or more, got 1."),
+    (at_once(seeds=1001), "--seeds must be below 1001, got 1001."),
+    (at_once(seeds=2, seed=2**32 - 1), "must be below 4294967296; got 2 from 4294967295 on. Begin with a lower one."),
+    (at_once(seeds=2, data=FOLDS), "--cv_folds does not go with --seeds: the spread of seeds and that of folds"),
+    (at_once(seeds=2, push_to_hub=True, hub_model_id="a/b"), "--push_to_hub does not go with --seeds: there is one"),
+    (at_once(seeds=2, resume_from_checkpoint="last"), "each seed goes on by itself"),
+    (at_once(seeds=2, hp_search=3), "--hp_search does not go with --seeds: each seed would find other settings"),
+    (at_once(EXITS, seeds=2), "--early_exit does not go with --seeds: each model would have exits of its own"),
     # adapters
     (at_once({"lora_rank": 4}), "--lora_rank needs --peft lora"),
     (at_once({"merge": True}), "--merge needs --peft lora"),
@@ -231,6 +241,11 @@ CASES = [
     ),
     (with_splits(ALL, EXITS, do_eval=False), "--early_exit needs validation rows, which"),
     (with_splits(TRAIN, EXITS | {"init_from": "m"}, do_train=False), "--early_exit needs validation rows, which say"),
+    (with_splits({"test": "t.csv"}, {"init_from": "m"}, seeds=2), "--seeds trains a model with each seed, found noth"),
+    (
+        with_splits(ALL, seeds=2, do_predict=True),
+        "--seeds trains a model with each seed, found nothing to train.",
+    ),
     # with the processes
     (
         with_processes(report_to=["none_such"], loggers=("tensorboard",)),
@@ -238,6 +253,7 @@ CASES = [
     ),
     (with_processes(mixed_precision="fp16"), "--fp16 needs a GPU, found none: the library would train in float32."),
     (with_processes(data=FOLDS, processes=2), "--cv_folds runs in one process, found 2. Start it with python alone."),
+    (with_processes(seeds=2, processes=2), "--seeds runs in one process, found 2. Start it with python alone."),
     (with_processes(hp_search=1, processes=2), "--hp_search runs in one process, found 2. Start it with python"),
     # with the task
     (with_task(REGRESSION, label_smoothing_factor=0.1), "is for one label a text; this task is regression. Leave"),
@@ -266,6 +282,8 @@ KEPT = [
     at_once({"init_from": "m", "freeze_layers": 2}, learning_rate=0.0, save_only_model=False),
     at_once(LORA | {"merge": True}, push_to_hub=True, hub_model_id="a/b", hub_strategy="end"),
     at_once(data=FOLDS | {"group_column": "essay"}),
+    at_once(seeds=1000, seed=2**32 - 1000, calibrate="temperature", data={"group_column": "essay"}),
+    with_splits(ALL, {"init_from": "m"}, seeds=2),
     at_once(
         data={"text_column_delimiter": "\n", "text_column_names": "a, b"}, warmup_steps=2**63 - 1, output_dir="no"
     ),

@@ -328,12 +328,15 @@ def test_other_ends_of_lines_are_other_code(folder, capsys):
 
 
 def test_a_folder_of_folds_and_one_without_a_card_are_told_what_to_do(folder, capsys, tmp_path):
-    for name in ("fold-1", "fold-2"):
-        (tmp_path / "cv" / name).mkdir(parents=True)
-        (tmp_path / "cv" / name / "run.json").write_text("{}")
+    for name in ("cv/fold-1", "cv/fold-2", "seeds/seed-5", "seeds/seed-6"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "run.json").write_text("{}")
     assert main([str(tmp_path / "cv"), "--check"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "holds the 2 folds of a cross-validation" in line and line.endswith("/cv/fold-1.")
+    assert main([str(tmp_path / "seeds"), "--check"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds the 2 runs of several seeds" in line and line.endswith("/seeds/seed-5.")
     (folder / "README.md").unlink()
     (folder / "training_args.bin").write_bytes(b"PK\x03\x04")
     assert main([str(folder), "--check"]) == 2

@@ -56,7 +56,7 @@ def test_what_a_run_has_left(tmp_path, monkeypatch):
         tmp_path / "out",
         record=record,
         files=found.files,
-        folds=("fold-1", "fold-2"),
+        members=("fold-1", "fold-2"),
         checkpoints=saved,
     )
 
@@ -100,8 +100,8 @@ def test_a_record_that_does_not_read_as_ours_is_the_users(tmp_path, content):
     put(tmp_path, "run.json", content=content)
     put(tmp_path / "fold-1", "run.json", content=content)
     found = look(tmp_path)
-    assert (found.record, found.folds, found.all_of_run) == (None, (), ())
-    assert (found.foreign, found.foreign_folds) == (("run.json",), ("fold-1/run.json",))
+    assert (found.record, found.members, found.all_of_run) == (None, (), ())
+    assert (found.foreign, found.foreign_members) == (("run.json",), ("fold-1/run.json",))
 
 
 @pytest.mark.parametrize("name", [*sorted(CODE_NAMES), "README.md", "vocab.txt", "metrics.json", ".unfinished"])
@@ -137,9 +137,9 @@ def test_links_and_other_peoples_checkpoints_and_folds_are_the_users(tmp_path):
     put(out / "fold-3", "config.json")
     RunRecord({}, {}, files=["run.json"]).write(out)
     found = look(out)
-    assert [each.path.name for each in found.checkpoints] == ["checkpoint-11"] and found.folds == ()
+    assert [each.path.name for each in found.checkpoints] == ["checkpoint-11"] and found.members == ()
     assert found.foreign == (".new_run (a link)", "checkpoint-10", "checkpoint-8 (a link)", "checkpoint-9")
-    assert found.foreign_folds == ("fold-2 (a link)", "fold-3/config.json")
+    assert found.foreign_members == ("fold-2 (a link)", "fold-3/config.json")
 
 
 @pytest.mark.parametrize(

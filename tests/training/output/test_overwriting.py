@@ -116,12 +116,12 @@ def test_how_a_run_begins_beside_another_one(case):
 
 def test_folds_go_on_by_themselves_and_keep_what_is_the_users():
     wanted = Wanted(FOLDS)
-    running = found(("run.json",), record=cut_off(cv_folds=2), folds=("fold-1",))
+    running = found(("run.json",), record=cut_off(cv_folds=2), members=("fold-1",))
     said = "holds this cross-validation, which was cut off. It goes on."
     assert decide(running, wanted, StartFlags()) == GoOn(said=(f"out {said}",))
     beside = found(MODEL, record=FINISHED, new=replace(new(), record=cut_off(cv_folds=2)))
     assert decide(beside, wanted, OVERWRITE) == GoOn(within=".new_run", said=(f"out/.new_run {said}",))
-    of_user = decide(replace(running, foreign_folds=("fold-2 (a link)",)), wanted, OVERWRITE)
+    of_user = decide(replace(running, foreign_members=("fold-2 (a link)",)), wanted, OVERWRITE)
     assert of_user.message.startswith("--output_dir out holds fold-2 (a link), which no run")
     fold = Wanted(FOLDS | {"fold": 1})  # a fold's own run is one run
     assert isinstance(decide(replace(running, record=cut_off(cv_folds=2, fold=1)), fold, StartFlags()), Replace)

@@ -176,12 +176,13 @@ def test_a_second_run_is_told_who_has_the_folder_and_a_kill_lets_it_go(tmp_path)
     assert not list(folder.iterdir())
 
 
-def test_a_cross_validation_waits_for_a_run_in_the_folder_of_a_fold(tmp_path):
-    process = hold(tmp_path / "fold-2")
+@pytest.mark.parametrize("name", ["fold-2", "seed-2"])
+def test_a_command_waits_for_a_run_in_the_folder_of_a_fold_or_seed(tmp_path, name):
+    process = hold(tmp_path / name)
     try:
         with pytest.raises(InputError, match=f"is in use by another run, process {process} on"), locked(tmp_path):
             pass
-        assert [path.name for path in tmp_path.iterdir()] == ["fold-2"]
+        assert [path.name for path in tmp_path.iterdir()] == [name]
     finally:
         kill(process)
     with locked(tmp_path):

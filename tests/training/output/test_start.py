@@ -226,7 +226,7 @@ TABLE = {
     ),
     "a folder of the user's that is called like a fold": (
         1,
-        found(foreign_folds=("fold-1/run.json",)),
+        found(foreign_members=("fold-1/run.json",)),
         StartFlags(),
         Fresh(),
     ),
@@ -287,7 +287,7 @@ TABLE = {
     ),
     "folds": (
         1,
-        found(("run.json",), record=FINISHED, folds=("fold-1", "fold-2")),
+        found(("run.json",), record=FINISHED, members=("fold-1", "fold-2")),
         StartFlags(),
         Refuse(
             "--output_dir out holds a run already (fold-1, fold-2). Choose another folder, or replace it with "
@@ -296,7 +296,7 @@ TABLE = {
     ),
     "a run with folds, and --overwrite": (
         1,
-        found(("a.csv", "run.json", "z.csv"), (FIVE,), record=FINISHED, folds=("fold-1", "fold-2")),
+        found(("a.csv", "run.json", "z.csv"), (FIVE,), record=FINISHED, members=("fold-1", "fold-2")),
         OVERWRITE,
         BESIDE,
     ),
@@ -350,7 +350,8 @@ def test_every_rule_decides_in_one_row_of_the_table():
                 break
     left = {rule.__name__ for rule in set(module.RULES) - decided}
     beside = {"_go_on_with_the_new_run", "_resume_within_the_new_run", "_keep_a_new_run"}  # see test_overwriting.py
-    assert left == {"_keep_the_model_to_start_from"} | beside  # the first one is above
+    seeds = {"_add_seeds"}  # see ../runs/test_seeds.py
+    assert left == {"_keep_the_model_to_start_from"} | beside | seeds  # the first one is above
 
 
 @pytest.mark.parametrize(
