@@ -346,6 +346,14 @@ class TrainingFields:
             "warn if it is better. The most frequent label stands beside them."
         },
     )
+    layer_report: bool = field(
+        default=False,
+        metadata={
+            "help": "Say which layers of the finished model matter. From the layer states of training rows, linear "
+            "models are fitted to some of the layers, and judged on validation rows. It takes seconds to minutes, and "
+            "the model stays as it is."
+        },
+    )
     hp_search: int | None = field(
         default=None,
         metadata={

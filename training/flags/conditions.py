@@ -14,7 +14,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
 from lstmpool.training.flags.arguments import LIMITS, OBJECTS, OF_DATA_SETS, OF_FILES, DataArguments, ModelArguments
-from lstmpool.training.flags.defaults import DOING, adds_exits_only, splits_of
+from lstmpool.training.flags.defaults import DOING, only_looks, splits_of
 
 
 class Bounds(NamedTuple):
@@ -101,6 +101,7 @@ UNFIT_FOR_FOLDS = {  # flag -> why it does not go with folds
     "resume_from_checkpoint": "each fold goes on by itself when you repeat the command. Leave it out.",
     "hp_search": "a search needs one validation split. Search without folds first.",
     "early_exit": "the threshold would be chosen on the very rows that a fold predicts. Leave it out.",
+    "layer_report": "it is about one model, and there is one a fold. Train one without folds.",
 }
 UNFIT_FOR_EXITS = {  # flag -> why it does not go with exits
     "fsdp": "the model is spread over processes",
@@ -115,7 +116,7 @@ UNFIT_FOR_AUTO = {  # flag -> why it does not go with a layer pooling that is ch
     "deepspeed": "the model is spread over processes. Name a pooling.",
 }
 OF_VALIDATION_ROWS = ("validation_file", "validation_split_name", "max_eval_samples")
-# Flags that say how to train. With --init_from and --early_exit nothing is trained unless a flag of LENGTH says so.
+# Flags that say how to train. They do not go with a model that is taken as it is, see `only_looks`.
 OF_TRAINING = (
     *("do_train", "learning_rate", "head_learning_rate", "layerwise_lr_decay", "weight_decay", "warmup_steps"),
     *("lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "early_stopping_patience"),
@@ -282,10 +283,10 @@ def unfit_for_exits(flags: Flags) -> Broken:
 
 
 def training_or_exits(flags: Flags) -> Broken:
-    """A flag says how to train, where only exits are added to a finished model."""
-    if not adds_exits_only(flags.given):
-        return None
-    return _first([name for name in OF_TRAINING if flags.given.get(name)])
+    """A flag says how to train, where a finished model is taken as it is."""
+    switch = only_looks(flags.given)
+    found = [name for name in OF_TRAINING if flags.given.get(name)] if switch else []
+    return {"name": found[0], "switch": switch} if found else None
 
 
 def adapter_flag_alone(flags: Flags) -> Broken:

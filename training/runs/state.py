@@ -13,6 +13,7 @@ from transformers.data.data_collator import DataCollator
 
 from lstmpool.training.evaluation.baselines import Baselines, Vectors
 from lstmpool.training.evaluation.exit_results import ExitResults
+from lstmpool.training.evaluation.layer_report import LayerReport
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
@@ -74,6 +75,7 @@ class State:
     # measure
     evaluation: Evaluation = field(init=False)
     baselines: Baselines = field(init=False)
+    layer_report: LayerReport | None = None  # of a run with --layer_report, see `report_layers`
     exits: ExitResults | None = None  # of a run with --early_exit, see `fit_exits`
 
     @property
