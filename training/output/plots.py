@@ -211,7 +211,7 @@ def which_layers_matter(report: LayerReport, path: Path, title: str) -> None:
         axes.set(xlabel="layer", axisbelow=True)
         axes.grid(alpha=0.3)
     figure.supxlabel(
-        f"{report.validation_rows:,} validation rows; band and whiskers: 95% intervals of the difference to all layers",
+        f"{report.validation_rows:,} validation rows; band and whiskers: 95% intervals of the difference to all",
         fontsize=9,
     )
     _save(figure, path)
