@@ -14,7 +14,7 @@ from transformers.integrations import get_available_reporting_integrations
 from lstmpool.training.data.sources import named_splits
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import MAPS, DataArguments, ModelArguments
-from lstmpool.training.flags.defaults import Limits, adds_exits_only, worked_out
+from lstmpool.training.flags.defaults import Limits, only_looks, worked_out
 from lstmpool.training.flags.documents import parse_document, typed
 from lstmpool.training.flags.help import exit_with_help_if_asked, make_parser
 from lstmpool.training.flags.recipe import unknown, with_recipe
@@ -43,7 +43,7 @@ def parse_arguments(
 
     places = named_splits(data_args)
     of_training = _of_group(given, TrainingArguments)
-    if adds_exits_only(given):
+    if only_looks(given):
         of_training["do_train"] = False
     values = worked_out(of_training, DEFAULTS, data_args, places)
     check(WITH_SPLITS, Flags(model_args, data_args, given, values, places))

@@ -1,4 +1,6 @@
-"""Runs with --early_exit: the finished folder answers with its exits, and its model is what it would be without."""
+"""Runs with --early_exit: the finished folder answers with its exits, and its model is what it would be without.
+
+And runs with --layer_report, which change nothing."""
 
 import json
 import shutil
@@ -38,10 +40,10 @@ def same(found, wanted):
 
 @pytest.fixture(scope="module")
 def finished(work):
-    """A run with exits, with a threshold at which some texts leave, and the same run without."""
+    """A run with exits, with a threshold at which some texts leave, and a layer report; and the same run without."""
     with pytest.MonkeyPatch.context() as patch:
         run(work, patch, "plain", *ONE)
-        run(work, patch, "early", *ONE, "--early_exit", SURE)
+        run(work, patch, "early", *ONE, "--early_exit", SURE, "--layer_report")
     return work
 
 
@@ -93,6 +95,46 @@ def test_exits_can_be_added_to_a_finished_model(finished, monkeypatch, capsys):
     assert "Training:" not in said and "Exits: linear heads on layers 1, fitted to 96 training rows" in said
     tables = [pandas.read_csv(finished / name / "test_predictions.csv") for name in ("later", "early")]
     assert (tables[0]["prediction"] == tables[1]["prediction"]).all()
+
+
+def test_the_report_says_which_layers_matter(finished):
+    folder = finished / "early"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    report = metrics["layer_report"]
+    assert (report["layers"], report["rows"], report["validation_rows"]) == ([1, 2], 96, 32)
+    assert report["model"] == metrics["results"]["validation"]["accuracy"]
+    assert report["up_to"][1]["score"] == report["all_layers"] and report["without"][1] == report["up_to"][0]
+    card = (folder / "README.md").read_text()
+    assert "## Which layers matter" in card and "![which layers matter](layer_report.png)" in card
+    assert f"whose own accuracy on these rows is {report['model']:.3f}" in card
+    assert f"| 1 | {report['up_to'][0]['score']:.3f} | " in card and "- A linear model " in card
+    assert (folder / "layer_report.png").stat().st_size > 5000
+    assert "layer_report" not in json.loads((finished / "plain" / "metrics.json").read_text())
+    assert not (finished / "plain" / "layer_report.png").exists()
+
+
+@pytest.mark.parametrize("start", ["plain", "early"])
+def test_a_finished_model_has_the_same_report_also_with_exits(finished, monkeypatch, capsys, start):
+    """It is the same model, which is not trained, and not saved again."""
+    monkeypatch.chdir(finished)
+    output = finished / f"report_on_{start}"
+    assert main([f"--init_from={start}", f"--output_dir={output}", "--layer_report", *WORDS, *FILES]) == 0
+    said = capsys.readouterr().out
+    assert "Layers: A linear model" in said and "Layers: All this was fitted to 96 training rows" in said
+    assert not (output / "model.safetensors").exists() and (output / "layer_report.png").exists()
+    reports = [json.loads((f / "metrics.json").read_text())["layer_report"] for f in (output, finished / "early")]
+    for report in reports:
+        report.pop("seconds")
+    model = [report.pop("model") for report in reports]
+    assert reports[0] == reports[1] and (start == "early" or model[0] == model[1])
+
+
+def test_several_targets_of_pairs_read_apart_have_a_report_in_their_own_units(finished, monkeypatch):
+    words = ["--label_column_name=price,weight", "--text_column_names=text,key", "--pair_encoding=apart"]
+    words += ["--freeze_backbone", "--max_steps=2", "--layer_report", "--token_pooling=mean"]
+    _, metrics = run(finished, monkeypatch, "numbers", *ONE, *words)
+    report = metrics["layer_report"]
+    assert 10 < report["all_layers"] < 1000 < report["model"]  # of one answer for all rows it would be 1,837
 
 
 def test_a_rule_chooses_on_validation_rows(finished, monkeypatch, capsys):
@@ -291,8 +333,8 @@ def test_it_is_refused_before_training_and_only_where_exits_are_wanted(wanted, e
         steps._load_model(SimpleNamespace(job=job, args=None, resumed=None, tokens={}))
 
 
-def refused(capsys, *words):
-    assert main([*WORDS, "--early_exit", "--output_dir=refused", *words]) == 2
+def refused(capsys, *words, flag="--early_exit"):
+    assert main([*WORDS, flag, "--output_dir=refused", *words]) == 2
     return capsys.readouterr().err
 
 
@@ -309,5 +351,9 @@ def test_what_can_have_no_exits_is_refused_before_the_work(finished, monkeypatch
     assert "--early_exit needs validation rows" in refused(capsys, *later)
     monkeypatch.setattr("lstmpool.families_lstmpool.Families.EARLY_EXIT", frozenset({"roberta"}))
     assert "a family that texts can leave early: roberta. Found bert. Name another" in refused(capsys, *new)
+    flag = "--layer_report"
+    assert "--layer_report needs two layers or more that are read" in refused(capsys, *new, "--layers=2", flag=flag)
+    assert "these rows have other labels than its own: a" in refused(capsys, "--init_from=plain", *others, flag=flag)
+    assert "--layer_report needs training rows, to which" in refused(capsys, *later, flag=flag)
     assert not (finished / "refused").exists() or not list((finished / "refused").glob("checkpoint-*"))
     shutil.rmtree(finished / "refused", ignore_errors=True)

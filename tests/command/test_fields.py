@@ -49,6 +49,7 @@ LEAVE_THE_WEIGHTS = {
     "predictions_with_text": True,
     "raw_csv": True,
     "show_errors": True,
+    "layer_report": True,
     "baselines": False,
     # logging
     "logging_strategy": "steps",
@@ -135,7 +136,15 @@ TRAINING = {
 # What counts where exits are added to a finished model, and nothing is trained. All else is refused there.
 WITH_EXITS_ALONE = {
     *("output_dir", "overwrite", "do_eval", "do_predict", "calibrate", "tune_thresholds", "early_exit_max_drop"),
-    *("early_exit_rule", "predictions_format", "predictions_with_text", "raw_csv", "show_errors", "disable_tqdm"),
+    *(
+        "early_exit_rule",
+        "layer_report",
+        "predictions_format",
+        "predictions_with_text",
+        "raw_csv",
+        "show_errors",
+        "disable_tqdm",
+    ),
     # what predicts: the device, its memory and precision, how rows reach it, and the chance in the draw of rows
     *("use_cpu", "per_device_eval_batch_size", "eval_accumulation_steps", "eval_use_gather_object", "tf32"),
     *("torch_compile", "torch_compile_backend", "torch_compile_mode", "seed", "full_determinism"),
@@ -148,7 +157,7 @@ WITH_EXITS_ALONE = {
 }
 REFUSED_WITH_EXITS = {  # by other rules
     *(REFUSED | UNFIT_FOR_EXITS.keys()),
-    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision"),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "seeds"),
 }
 CLASSES = [LEAVE_THE_WEIGHTS, PRECISION, REFUSED, CHOOSE_THE_WEIGHTS, AFTER_TRAINING, TRAINING]
 TASK = task_of(SingleLabel)
@@ -212,7 +221,7 @@ def test_what_counts_in_training_alone_is_refused_where_nothing_is_trained(name,
     """What is off need not be refused."""
     given = {"output_dir": "out", "init_from": "m", "early_exit": True, name: value}
     found = training_or_exits(Flags(given=given))
-    assert found == ({"name": name} if refused else None)
+    assert found == ({"name": name, "switch": "early_exit"} if refused else None)
     assert training_or_exits(Flags(given=given | {"max_steps": 3})) is None
 
 

@@ -18,10 +18,10 @@ from transformers.data.data_collator import DataCollator
 from lstmpool.fields_lstmpool import APART
 from lstmpool.training.data.order import by_length, lengths_of
 from lstmpool.training.data.rows import Split
+from lstmpool.training.evaluation.differences import paired_interval
 from lstmpool.training.evaluation.linear import ROWS, drawn, fit_linear, linear_features, rows_fitted
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.loop.measuring import same_random_numbers
-from lstmpool.training.tasks.intervals import bootstrap
 from lstmpool.training.tasks.metrics import LOWER_IS_BETTER
 from lstmpool.training.tasks.task import SCORED, Task
 
@@ -221,13 +221,7 @@ def _lead(split: str, linear: np.ndarray, trained: np.ndarray, labels: np.ndarra
     is_better = of_linear < of_trained if metric in LOWER_IS_BETTER else of_linear > of_trained
     if not is_better:
         return None
-    columns = task.by_row(linear, labels)
-
-    def difference(*by_row: np.ndarray, axis: int = -1) -> np.ndarray:
-        first, second = by_row[: len(columns)], by_row[len(columns) :]
-        return task.headline_of(*first, axis=axis) - task.headline_of(*second, axis=axis)
-
-    interval = bootstrap(difference, *columns, *task.by_row(trained, labels))
+    interval = paired_interval(task, linear, trained, labels)
     if interval is None:
         return Lead(split, of_linear, of_trained, len(labels) >= TELLING)
     return Lead(split, of_linear, of_trained, not interval[0] <= 0 <= interval[1])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lstmpool.training.errors import InputError
-from lstmpool.training.tasks.intervals import LEVEL, SEED
+from lstmpool.training.tasks.intervals import LEVEL, SEED, bootstrap
 from lstmpool.training.tasks.metrics import LOWER_IS_BETTER
 from lstmpool.training.tasks.task import Classification, Task
 
@@ -183,6 +183,19 @@ def paired_differences(
             of_run[metric] = Difference(observed[against][metric], own[metric], _interval(column))
         found.append({} if i == against else of_run)
     return found
+
+
+def paired_interval(
+    task: Task, answers: np.ndarray, others: np.ndarray, labels: np.ndarray
+) -> tuple[float, float] | None:
+    """The interval of the headline metric of `answers` less that of `others`, to the same rows; see `bootstrap`."""
+    columns = task.by_row(answers, labels)
+
+    def difference(*by_row: np.ndarray, axis: int = -1) -> np.ndarray:
+        own, other = by_row[: len(columns)], by_row[len(columns) :]
+        return task.headline_of(*own, axis=axis) - task.headline_of(*other, axis=axis)
+
+    return bootstrap(difference, *columns, *task.by_row(others, labels))
 
 
 def _measured(

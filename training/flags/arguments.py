@@ -353,6 +353,14 @@ class TrainingFields:
             "a folder for each seed, their results with mean and spread, and the mean of their predictions."
         },
     )
+    layer_report: bool = field(
+        default=False,
+        metadata={
+            "help": "Say which layers of the finished model matter. From the layer states of training rows, linear "
+            "models are fitted to some of the layers, and judged on validation rows. It takes seconds to minutes, and "
+            "the model stays as it is."
+        },
+    )
     hp_search: int | None = field(
         default=None,
         metadata={

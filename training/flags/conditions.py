@@ -14,7 +14,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from lstmpool.fields_lstmpool import DEFAULTS as CONFIG_FIELDS
 from lstmpool.training.flags.arguments import LIMITS, OBJECTS, OF_DATA_SETS, OF_FILES, DataArguments, ModelArguments
-from lstmpool.training.flags.defaults import DOING, OF_TRAINING, adds_exits_only, splits_of
+from lstmpool.training.flags.defaults import DOING, OF_TRAINING, only_looks, splits_of
 
 
 class Bounds(NamedTuple):
@@ -103,6 +103,7 @@ UNFIT_FOR_FOLDS = {  # flag -> why it does not go with folds
     "resume_from_checkpoint": "each fold goes on by itself when you repeat the command. Leave it out.",
     "hp_search": "a search needs one validation split. Search without folds first.",
     "early_exit": "the threshold would be chosen on the very rows that a fold predicts. Leave it out.",
+    "layer_report": "it is about one model, and there is one a fold. Train one without folds.",
 }
 UNFIT_FOR_SEEDS = {  # flag -> why it does not go with several seeds
     "cv_folds": "the spread of seeds and that of folds would be one. Leave one of them out.",
@@ -270,11 +271,13 @@ def unfit_for_exits(flags: Flags) -> Broken:
 
 
 def training_or_exits(flags: Flags) -> Broken:
-    """A flag says how to train, where only exits are added to a finished model. To be off, it need not be on."""
-    if not adds_exits_only(flags.given):
+    """A flag says how to train, where a finished model is taken as it is. To be off, it need not be on."""
+    switch = only_looks(flags.given)
+    if not switch:
         return None
     off = (None, False)
-    return _first([name for name in OF_TRAINING if not any(flags.given.get(name) is value for value in off)])
+    found = [name for name in OF_TRAINING if not any(flags.given.get(name) is value for value in off)]
+    return {"name": found[0], "switch": switch} if found else None
 
 
 def adapter_flag_alone(flags: Flags) -> Broken:

@@ -63,7 +63,7 @@ FEW_ROWS = 500  # of fewer, none are held out: a tenth of them would decide by c
 VALIDATION = (
     *("validation_size", "do_eval", "eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end"),
     *("metric_for_best_model", "greater_is_better", "early_stopping_patience", "calibrate", "tune_thresholds"),
-    *("hp_search", "max_eval_samples", "group_column", "early_exit"),
+    *("hp_search", "max_eval_samples", "group_column", "early_exit", "layer_report"),
 )
 
 
@@ -137,12 +137,14 @@ def worked_out(
     return values
 
 
-def adds_exits_only(given: Mapping[str, Any]) -> bool:
-    """Whether the flags `given` ask for exits of a finished model, which is then not trained further.
+def only_looks(given: Mapping[str, Any]) -> str:
+    """The flag among those `given` that takes a finished model as it is, with training rows; empty if there is none.
 
-    It is trained further only where a flag says for how long.
+    The model is trained further only where a flag says for how long.
     """
-    return bool(given.get("init_from") and given.get("early_exit")) and not any(name in given for name in LENGTH)
+    if not given.get("init_from") or any(name in given for name in LENGTH):
+        return ""
+    return next((name for name in ("early_exit", "layer_report") if given.get(name)), "")
 
 
 def splits_of(data: DataArguments, places: Mapping[str, str], trains: bool) -> set[str]:

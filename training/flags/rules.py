@@ -180,8 +180,8 @@ EXITS = (
     Rule(unfit_for_exits, "--{name} does not go with --early_exit: {reason}. Leave one of them out."),
     Rule(
         training_or_exits,
-        "--{name} is about training, but --early_exit with --init_from adds exits to the model as it is. Leave it "
-        "out; or name --num_train_epochs or --max_steps, and the model is trained further first.",
+        "--{name} is about training, but --{switch} with --init_from takes the model as it is. Leave it out; or name "
+        "--num_train_epochs or --max_steps, and the model is trained further first.",
     ),
     Rule(
         lambda f: "exit_threshold" in f.given and "early_exit_rule" in f.given,
@@ -191,6 +191,13 @@ EXITS = (
         lambda f: f.given.get("early_exit_rule") == BOUNDED and f.given.get("early_exit_max_drop") == 0,
         "--early_exit_rule bounded needs an --early_exit_max_drop above 0: no number of rows shows that none is ever "
         "lost. Raise it, or use the rule point.",
+    ),
+)
+LAYERS = (
+    Rule(
+        lambda f: f.given.get("layer_report") and (f.given.get("fsdp") or f.given.get("deepspeed")),
+        "--layer_report needs a whole model, but --fsdp and --deepspeed spread it over processes. Leave one of them "
+        "out.",
     ),
 )
 VALUES = (  # of any flag
@@ -251,6 +258,7 @@ AT_ONCE = (  # known from the command line and the recipe alone
     *ADAPTERS,
     *SEARCH,
     *EXITS,
+    *LAYERS,
 )
 WITH_SPLITS = (  # known once the splits are found
     Rule(
@@ -286,6 +294,11 @@ WITH_SPLITS = (  # known once the splits are found
         lambda f: f.model.early_exit and not f.training.get("do_eval"),
         "--early_exit needs validation rows, which say when a text may leave, found none. Name them with "
         "--validation_file, or leave --early_exit out.",
+    ),
+    Rule(
+        lambda f: f.training.get("layer_report") and not ("train" in f.places and f.training.get("do_eval")),
+        "--layer_report needs training rows, to which linear models are fitted, and validation rows, which judge "
+        "them; one of them is missing. Name them with --train_file and --validation_file, or leave it out.",
     ),
     Rule(
         lambda f: not any(f.training.get(flag) for flag in DOING),

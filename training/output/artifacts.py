@@ -10,6 +10,7 @@ import numpy as np
 
 from lstmpool.training.data.rows import Split
 from lstmpool.training.evaluation.exit_results import ExitResults
+from lstmpool.training.evaluation.layer_report import LayerReport
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.output.plots import (
@@ -19,6 +20,7 @@ from lstmpool.training.output.plots import (
     learning_curve,
     predicted_against_true,
     reliability,
+    which_layers_matter,
 )
 from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.tasks.task import Task
@@ -43,15 +45,21 @@ PICTURES = {  # by the names in `Task.pictures`
 }
 
 
-def plots_of(evaluation: Evaluation, log_history: list[dict[str, Any]], exits: ExitResults | None = None) -> Writers:
+def plots_of(
+    evaluation: Evaluation,
+    log_history: list[dict[str, Any]],
+    exits: ExitResults | None = None,
+    layers: LayerReport | None = None,
+) -> Writers:
     """The plots of the test rows, or of validation if those have no labels; and the learning curve, if it trained.
 
-    They show the whole model, and one of them its `exits`, if it has any.
+    They show the whole model, and one of them its `exits`, if it has any. Another one shows which `layers` matter, if
+    that was asked for.
     """
     task = evaluation.task
+    title = task.titles[task.headline]
     plots: Writers = {}
     if log_history:
-        title = task.titles[task.headline]
         plots["learning_curve.png"] = partial(learning_curve, log_history, metric=task.headline, title=title)
     split = next((name for name in ("test", "validation") if name in evaluation.results), None)
     if split is None:
@@ -63,7 +71,9 @@ def plots_of(evaluation: Evaluation, log_history: list[dict[str, Any]], exits: E
     if "temperature" in evaluation.learned:
         plots["reliability.png"] = _reliability(evaluation, logits, labels)
     if exits is not None:
-        plots["exits.png"] = partial(depth_curve, exits, split, title=task.titles[task.headline])
+        plots["exits.png"] = partial(depth_curve, exits, split, title=title)
+    if layers is not None:
+        plots["layer_report.png"] = partial(which_layers_matter, layers, title=title)
     return plots
 
 

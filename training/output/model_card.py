@@ -22,12 +22,14 @@ from lstmpool.training.data.summary import balance_words
 from lstmpool.training.errors import counted
 from lstmpool.training.evaluation.by_class import ByClass
 from lstmpool.training.evaluation.exit_results import ExitResults
+from lstmpool.training.evaluation.layer_report import LayerReport
 from lstmpool.training.evaluation.results import judged_split
 from lstmpool.training.flags.arguments import LIMITS, DataArguments, ModelArguments
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.output import markdown
 from lstmpool.training.output.exits import depth_rows, saving_words, threshold_words
+from lstmpool.training.output.layers import layer_lines, layer_rows, measured
 from lstmpool.training.output.terminal import (
     about_classes,
     choice_rows,
@@ -43,7 +45,7 @@ from lstmpool.training.tasks.task import Task
 
 
 FOLDERS = re.compile(r"""(?<=['"])(~|\.\.)?/([^'"/]*/)*""")  # of a path in quotes, such as one in a flag's JSON
-EXITS = "exits.png"
+EXITS, LAYERS = "exits.png", "layer_report.png"  # which have sections of their own
 NAMED = 200  # outputs that the card lists
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
@@ -73,6 +75,7 @@ class CardContents:
     contrastive_steps: int = 0  # in which the backbone first learnt which texts share a label
     by_class: ByClass | None = None  # the numbers of `judged_on` class by class, unless outputs are numbers
     exits: ExitResults | None = None  # of --early_exit
+    layers: LayerReport | None = None  # of --layer_report
 
     @property
     def answered(self) -> dict[str, dict[str, float]]:
@@ -121,8 +124,9 @@ def model_card(run: CardContents) -> str:
         tuned_for=_tuned_for(run),
         by_class=_by_class(run),
         confused=_confused(run),
-        plots=[plot for plot in run.plots if plot != EXITS],
+        plots=[plot for plot in run.plots if plot not in (EXITS, LAYERS)],
         exits=_exits(run),
+        layer_report=_layers(run),
         caveats=run.caveats,
         choice=_choice(run),
         data=_data(run),
@@ -269,6 +273,21 @@ def _exits(run: CardContents) -> dict[str, str]:
         "off": off,
         "table": markdown.table(depth_rows(exits, exits.answers.task.titles[exits.answers.task.headline]), words=1),
         "picture": EXITS if EXITS in run.plots else "",
+    }
+
+
+def _layers(run: CardContents) -> dict[str, Any]:
+    """What there is to say of the layers; nothing if it was not asked for."""
+    report = run.layers
+    if report is None:
+        return {}
+    return {
+        "title": report.task.titles[report.task.headline],
+        "rows": counted(report.validation_rows, "validation row"),
+        "model": measured(report, report.model_score),
+        "said": layer_lines(report),
+        "table": markdown.table(layer_rows(report), words=1),
+        "picture": LAYERS,
     }
 
 

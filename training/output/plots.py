@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from lstmpool.training.evaluation.by_class import FEW
 from lstmpool.training.evaluation.calibration import BINS
 from lstmpool.training.evaluation.exit_results import ExitResults, Tried
+from lstmpool.training.evaluation.layer_report import LayerReport, LayerSet
 from lstmpool.training.output.markdown import short
 
 
@@ -179,6 +180,46 @@ def _spread(curve: list[Tried]) -> list[Tried]:
         if tried.mean_layers - kept[-1].mean_layers > GAP * width:
             kept.append(tried)
     return kept
+
+
+def which_layers_matter(report: LayerReport, path: Path, title: str) -> None:
+    """Draws the metric `title` of linear models over depth, and the difference that leaving out each layer makes."""
+    places = np.arange(len(report.layers))
+    figure = Figure(figsize=(max(9.6, 2 + 0.55 * len(places)), 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    low, high = _bounds(report.up_to)
+    left.axhline(report.model_score, color="black", linewidth=1, linestyle=":", label="the trained model")
+    left.axhline(report.whole, color=GREY, linewidth=1, label="all layers")
+    left.fill_between(places, report.whole + low, report.whole + high, color=BLUE, alpha=0.2, linewidth=0)
+    left.plot(places, [of.score for of in report.up_to], "o-", color=BLUE, markersize=5, label="layers up to this one")
+    left.plot(places, [of.score for of in report.alone], "s--", color=ORANGE, markersize=5, label="this layer alone")
+    left.set(title="Linear models of some layers", ylabel=title)
+    left.legend(loc="best", fontsize=9)
+    low, high = _bounds(report.without)
+    differences = np.array([report.difference(of) for of in report.without])
+    around = np.clip([differences - low, high - differences], 0, None)
+    loses = np.array([report.loses(of) for of in report.without])
+    right.axhline(0, color="black", linewidth=1)
+    for chosen, color, hatch, label in ((~loses, BLUE, None, "no loss shows"), (loses, ORANGE, "//", "a loss shows")):
+        if chosen.any():
+            right.bar(places[chosen], differences[chosen], color=color, hatch=hatch, edgecolor="white", label=label)
+    right.errorbar(places, differences, around, fmt="none", ecolor="black", capsize=3, linewidth=1)
+    right.set(title="Without one layer", ylabel=f"difference of {title} to all layers")
+    right.legend(loc="best", fontsize=9)
+    for axes in (left, right):
+        axes.set_xticks(places, report.layers)
+        axes.set(xlabel="layer", axisbelow=True)
+        axes.grid(alpha=0.3)
+    figure.supxlabel(
+        f"{report.validation_rows:,} validation rows; band and whiskers: 95% intervals of the difference to all",
+        fontsize=9,
+    )
+    _save(figure, path)
+
+
+def _bounds(sets: list[LayerSet]) -> np.ndarray:
+    """The bounds of the intervals of the differences, (2, L): 0 where there is none."""
+    return np.array([of.interval or (0.0, 0.0) for of in sets]).T
 
 
 def _save(figure: Figure, path: Path) -> None:

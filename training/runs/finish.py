@@ -14,6 +14,7 @@ from lstmpool.training.output import markdown
 from lstmpool.training.output.artifacts import Writers, plots_of, predictions_of
 from lstmpool.training.output.exits import ROW, exit_lines
 from lstmpool.training.output.folder import handover, json_writer, text_writer, write_output
+from lstmpool.training.output.layers import layer_lines
 from lstmpool.training.output.model_card import CardContents, model_card
 from lstmpool.training.output.terminal import (
     about_linear,
@@ -33,7 +34,7 @@ def write_files(state: State) -> None:
     best = describe_best(state.trainer, state.job.task.titles)
     saves_model = _has_new_weights(state)
     warnings = _warnings(state)
-    plots = plots_of(state.evaluation, state.trainer.state.log_history, state.exits)
+    plots = plots_of(state.evaluation, state.trainer.state.log_history, state.exits, state.layer_report)
     files = _files(state, plots)
     if saves_model:
         files["README.md"] = text_writer(_card(state, table, best, list(plots), warnings))
@@ -43,7 +44,7 @@ def write_files(state: State) -> None:
     print("\n".join(["", *_numbers(state, table), best]))
     if state.args.show_errors:
         print("\n".join(shown_errors(state.answers, state.job.splits)))
-    for line in [*_about_exits(state), *_about_linear(state)]:
+    for line in [*_about_exits(state), *_about_layers(state), *_about_linear(state)]:
         print(line)
     for warning in warnings:
         print(f"Warning: {warning}")
@@ -94,6 +95,11 @@ def _about_exits(state: State) -> list[str]:
     return exit_lines(state.exits) if state.exits is not None else []
 
 
+def _about_layers(state: State) -> list[str]:
+    lines = layer_lines(state.layer_report) if state.layer_report is not None else []
+    return [f"Layers: {line}" for line in lines]
+
+
 def _table(state: State) -> list[list[str]]:
     """The table of results, with a head."""
     task, config = state.job.task, state.model.config
@@ -116,6 +122,8 @@ def _metrics(state: State) -> dict[str, Any]:
     metrics["baselines"] = state.baselines.scores
     if state.exits is not None:
         metrics["early_exit"] = state.exits.record()
+    if state.layer_report is not None:
+        metrics["layer_report"] = state.layer_report.record()
     if state.pooling_choice:
         metrics["layer_pooling"] = state.pooling_choice
     starts = [entry["start"] for entry in state.trainer.state.log_history if entry.get("start")]
@@ -177,6 +185,7 @@ def _card(state: State, table: list[list[str]], best: str, plots: list[str], war
         contrastive_steps=state.contrastive_steps,
         by_class=state.evaluation.by_class.get(state.evaluation.judged_on),
         exits=state.exits,
+        layers=state.layer_report,
     )
     return model_card(run)
 

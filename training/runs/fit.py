@@ -46,6 +46,7 @@ from lstmpool.training.runs.contrast import compare_texts, contrastive_steps
 from lstmpool.training.runs.exits import check_backbone, drop_exits, fit_exits
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.runs.layer_report import report_layers
 from lstmpool.training.runs.pooling_choice import NotesChoice, choose_pooling
 from lstmpool.training.runs.stages import start_head
 from lstmpool.training.runs.standardization import standardize_layers
@@ -287,6 +288,8 @@ def measure(state: State) -> None:
     state.evaluation = Evaluation.of(job.task, logits, targets, learned)
     state.thresholds = _earlier_thresholds(state).after(learned, trains=state.args.do_train)
     state.baselines = baselines_of(state, targets)
+    if state.args.layer_report:  # before there are exits: a cache of layer states is then at hand
+        state.layer_report = report_layers(state)
     if job.model_args.early_exit:
         _fit_exits(state)
 

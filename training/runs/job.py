@@ -163,7 +163,8 @@ def read_job(
     """
     backbone = Backbone.find(model_args)
     config = backbone.load_config()
-    wanted = {"train": args.do_train or model_args.early_exit, "validation": args.do_eval, "test": args.do_predict}
+    reads_train = args.do_train or model_args.early_exit or args.layer_report
+    wanted = {"train": reads_train, "validation": args.do_eval, "test": args.do_predict}
     places = {name: place for name, place in places.items() if wanted[name]}
     finished = config if model_args.init_from else None
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
@@ -179,7 +180,7 @@ def read_job(
     _check_labels(splits, task, args)
     learnt = {"task": task.problem_type, "outputs": len(task.names)}
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), **learnt))
-    _check_exits(model_args, args, task, finished)
+    _check_linear(model_args, args, task, finished)
     _check_contrastive(model_args, args, splits, task, why)
     best = task.best_by(args.metric_for_best_model)
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
@@ -194,8 +195,7 @@ def read_job(
         said += reasons
     config = backbone.check_fields(config, fields)
     check_layers(model_args, config)
-    if model_args.early_exit:
-        _check_depth(config)
+    _check_depth(model_args, args, config)
     if finished is not None:
         _check_texts(splits, backbone.texts_a_row(finished), f"{backbone.flag} {backbone.title}")
     return Job(
@@ -332,35 +332,40 @@ def _check_contrastive(
         )
 
 
-def _check_exits(
+def _flags_of_layers(model_args: ModelArguments, args: TrainingArguments) -> list[str]:
+    """The flags that have linear models fitted to single layers of the finished model, of those that are on."""
+    on = {"--early_exit": model_args.early_exit, "--layer_report": args.layer_report}
+    return [flag for flag, is_on in on.items() if is_on]
+
+
+def _check_linear(
     model_args: ModelArguments, args: TrainingArguments, task: Task, finished: PretrainedConfig | None
 ) -> None:
-    """Raises InputError if exits are wanted, and cannot be fitted to these labels.
+    """Raises InputError if linear models of single layers are wanted, and cannot be fitted to these labels.
 
     `finished`: config of the model to start from.
     """
-    if not model_args.early_exit:
-        return
-    if len(task.names) > SCORED:
-        raise InputError(f"--early_exit is for up to {SCORED:,} outputs, found {len(task.names):,}. Leave it out.")
-    known = finished.id2label.values() if finished else task.names
-    if not args.do_train and list(known) != task.names:
-        raise InputError(
-            "--early_exit with --init_from adds exits to the model as it is, but these rows have other labels than "
-            f"its own: {', '.join(task.names[:8])}. Name rows with its labels; or --num_train_epochs, to train it on "
-            "these."
-        )
+    for flag in _flags_of_layers(model_args, args):
+        if len(task.names) > SCORED:
+            raise InputError(f"{flag} is for up to {SCORED:,} outputs, found {len(task.names):,}. Leave it out.")
+        known = finished.id2label.values() if finished else task.names
+        if not args.do_train and list(known) != task.names:
+            raise InputError(
+                f"{flag} with --init_from takes the model as it is, but these rows have other labels than its own: "
+                f"{', '.join(task.names[:8])}. Name rows with its labels; or --num_train_epochs, to train it on these."
+            )
 
 
-def _check_depth(config: PretrainedConfig) -> None:
-    """Raises InputError if no text could leave a model with this config early."""
-    if len(config.layers) < 2:
-        raise InputError(
-            f"--early_exit needs two layers or more that are read, found layers {config.layers}: below the highest "
-            "there must be one to leave at. Read more layers, or leave it out."
-        )
+def _check_depth(model_args: ModelArguments, args: TrainingArguments, config: PretrainedConfig) -> None:
+    """Raises InputError if a model with this config reads too few layers, or no text could leave it early."""
+    for flag in _flags_of_layers(model_args, args):
+        if len(config.layers) < 2:
+            raise InputError(
+                f"{flag} needs two layers or more that are read, found layers {config.layers}. Read more layers, or "
+                "leave it out."
+            )
     family = config.backbone_config.model_type
-    if family not in Families.EARLY_EXIT:
+    if model_args.early_exit and family not in Families.EARLY_EXIT:
         raise InputError(
             f"--early_exit needs a backbone of a family that texts can leave early: "
             f"{', '.join(sorted(Families.EARLY_EXIT))}. Found {family}. Name another, or leave it out."

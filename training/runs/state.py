@@ -14,6 +14,7 @@ from transformers.data.data_collator import DataCollator
 from lstmpool.training.evaluation.baselines import Baselines, Vectors
 from lstmpool.training.evaluation.exit_results import ExitResults
 from lstmpool.training.evaluation.head_thresholds import HeadThresholds
+from lstmpool.training.evaluation.layer_report import LayerReport
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer
@@ -76,6 +77,7 @@ class State:
     evaluation: Evaluation = field(init=False)
     baselines: Baselines = field(init=False)
     thresholds: HeadThresholds = field(init=False)  # that are in the head, of this run and those before
+    layer_report: LayerReport | None = None  # of a run with --layer_report, see `report_layers`
     exits: ExitResults | None = None  # of a run with --early_exit, see `fit_exits`
 
     @property

@@ -7,8 +7,8 @@ from lstmpool.training.flags.defaults import (
     FINE_TUNING,
     Budget,
     Limits,
-    adds_exits_only,
     budget,
+    only_looks,
     steps_for,
     worked_out,
 )
@@ -129,9 +129,10 @@ def test_what_the_user_has_named_is_not_limited(given, limits):
     assert Limits.of(given) == limits
 
 
-def test_exits_are_added_to_a_model_as_it_is_unless_a_flag_says_how_long_it_is_trained():
-    exits = {"init_from": "m", "early_exit": True}
-    assert adds_exits_only(exits)
-    assert not adds_exits_only(exits | {"num_train_epochs": 1.0}) and not adds_exits_only(exits | {"max_steps": 3})
-    assert not adds_exits_only({"init_from": "m"}) and not adds_exits_only({"backbone": "b", "early_exit": True})
-    assert not adds_exits_only({"init_from": "m", "early_exit": False})
+@pytest.mark.parametrize("flag", ["early_exit", "layer_report"])
+def test_a_finished_model_is_taken_as_it_is_unless_a_flag_says_how_long_it_is_trained(flag):
+    given = {"init_from": "m", flag: True}
+    assert only_looks(given) == flag
+    assert not only_looks(given | {"num_train_epochs": 1.0}) and not only_looks(given | {"max_steps": 3})
+    assert not only_looks({"init_from": "m"}) and not only_looks({"backbone": "b", flag: True})
+    assert not only_looks({"init_from": "m", flag: False})

@@ -214,6 +214,13 @@ CASES = [
         at_once(EXITS | {"init_from": "m", "layers": [1]}),
         "--layers is settled by the model of --init_from.",
     ),
+    # the layer report
+    (
+        at_once(layer_report=True, data=FOLDS),
+        "--layer_report does not go with --cv_folds: it is about one model",
+    ),
+    (at_once(layer_report=True, fsdp="full_shard"), "--layer_report needs a whole model, but --fsdp"),
+    (at_once({"init_from": "m"}, layer_report=True, optim="adafactor"), "--optim is about training, but --layer_repo"),
     # with the splits
     (with_splits({"test": "t.csv"}, data=FOLDS), "--cv_folds needs training rows"),
     (with_splits(NO_VALIDATION, data=FOLDS, do_predict=True), "found that do_train is off. Add --do_train."),
@@ -246,6 +253,8 @@ CASES = [
         with_splits(ALL, seeds=2, do_predict=True),
         "--seeds trains a model with each seed, found nothing to train.",
     ),
+    (with_splits(ALL, layer_report=True, do_eval=False), "--layer_report needs training rows, to which"),
+    (with_splits({"validation": "v.csv"}, {"init_from": "m"}, layer_report=True), "one of them is missing. Name them"),
     # with the processes
     (
         with_processes(report_to=["none_such"], loggers=("tensorboard",)),
