@@ -47,6 +47,7 @@ LEAVE_THE_WEIGHTS = {
     "predictions_with_text": True,
     "raw_csv": True,
     "show_errors": True,
+    "find_label_issues": True,
     "baselines": False,
     # logging
     "logging_strategy": "steps",

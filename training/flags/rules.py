@@ -180,6 +180,27 @@ EXITS = (
         "lost. Raise it, or use the rule point.",
     ),
 )
+LABELS = (
+    Rule(
+        lambda f: bool(f.given.get("find_label_issues")) and is_missing("cleanlab"),
+        "--find_label_issues needs the package cleanlab, which is not installed. Install it with: "
+        'pip install -c constraints.txt -e ".[cleanlab]"',
+    ),
+    Rule(
+        lambda f: bool(f.given.get("find_label_issues")) and f.model.init_from,
+        "--find_label_issues does not go with --init_from: a finished model may have learnt these very labels. Start "
+        "from --backbone.",
+    ),
+    Rule(
+        lambda f: (
+            bool(f.given.get("find_label_issues"))
+            and not f.data.cv_folds
+            and any(f.given.get(name) for name in ("reinit_layers", "fsdp", "deepspeed"))
+        ),
+        "--find_label_issues has linear models read the whole pretrained backbone, so it does not go with "
+        "--reinit_layers, --fsdp or --deepspeed. Leave one of them out, or use --cv_folds.",
+    ),
+)
 VALUES = (  # of any flag
     Rule(
         unprintable_character,
@@ -234,6 +255,7 @@ AT_ONCE = (  # known from the command line and the recipe alone
     *ADAPTERS,
     *SEARCH,
     *EXITS,
+    *LABELS,
 )
 WITH_SPLITS = (  # known once the splits are found
     Rule(
@@ -343,6 +365,10 @@ WITH_TASK = (  # known once the labels are read
     Rule(
         lambda f: f.training["regression_loss"] != "mse" and f.task != REGRESSION,
         f"--regression_loss is for a regression; {OTHER_TASK}",
+    ),
+    Rule(
+        lambda f: f.training.get("find_label_issues") and f.task == REGRESSION,
+        f"--find_label_issues goes by the probability of each label, and a number has none; {OTHER_TASK}",
     ),
     Rule(fitted_without_rows, "--{name} is fitted on validation rows, found none. Name them, or leave it out."),
     Rule(

@@ -16,6 +16,7 @@ import pandas
 
 from lstmpool.training.data.fold_assignment import assign_folds
 from lstmpool.training.errors import InputError, one_line
+from lstmpool.training.evaluation.label_issues import find_issues
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
@@ -25,7 +26,7 @@ from lstmpool.training.output.run_record import RunRecord, reopen_if_damaged
 from lstmpool.training.output.start import GoOn, Start, choose_start
 from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.output.terminal import by_class_lines, rows_of, text_table
-from lstmpool.training.output.wrong_rows import errors_of, shown_errors
+from lstmpool.training.output.wrong_rows import errors_of, label_issues_line, label_issues_of, shown_errors
 from lstmpool.training.runs.fit import Extras, fit
 from lstmpool.training.runs.job import Job, Tokens
 
@@ -105,7 +106,7 @@ def _train(job: Job, args: TrainingArguments, jobs: dict[int, Job], assigned: np
 def _args_of(args: TrainingArguments, fold: int) -> TrainingArguments:
     """The arguments of a fold's run. It replaces nothing, and its errors are shown with those of all folds."""
     place = str(Path(args.output_dir, f"fold-{fold}"))
-    return changed(args, output_dir=place, overwrite=False, show_errors=False)
+    return changed(args, output_dir=place, overwrite=False, show_errors=False, find_label_issues=False)
 
 
 def _start_of_fold(job: Job, args: TrainingArguments) -> Start:
@@ -214,6 +215,12 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
     splits = {ALL: job.splits["train"]} | job.splits
     files |= predictions_of(evaluation, splits, args)
     files |= errors_of(evaluation, splits, args)
+    said = []
+    if args.find_label_issues:
+        issues = find_issues(job.task, evaluation.logits[ALL], evaluation.targets[ALL], assigned)
+        numbers["label_issues"] = issues.record()
+        files |= label_issues_of(issues, job.splits["train"], job.task, args)
+        said.append(label_issues_line(issues))
     write_output(Path(args.output_dir), None, job.tokenizer, files)
 
     shown = {name: {"validation": results[name]} for name in names}
@@ -229,7 +236,9 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
         lines = by_class_lines(evaluation.by_class[ALL], "all rows, out of fold", results[ALL])
         print("\n".join(lines) + "\n")
     if args.show_errors:
-        print("\n".join(shown_errors(evaluation, splits)))
+        said += shown_errors(evaluation, splits)
+    for line in said:
+        print(line)
     if args.load_best_model_at_end:
         print(
             "Each fold's epoch was chosen on the rows that the fold was then measured on. So all numbers but those of "

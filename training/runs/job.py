@@ -180,6 +180,9 @@ def read_job(
     learnt = {"task": task.problem_type, "outputs": len(task.names)}
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), **learnt))
     _check_exits(model_args, args, task, finished)
+    if args.find_label_issues and len(task.names) > SCORED:
+        found = f"found {len(task.names):,}"
+        raise InputError(f"--find_label_issues is for up to {SCORED:,} outputs, {found}. Leave it out.")
     _check_contrastive(model_args, args, splits, task, why)
     best = task.best_by(args.metric_for_best_model)
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)

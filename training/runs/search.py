@@ -217,6 +217,7 @@ class Search:
             overwrite=False,
             baselines=False,
             show_errors=False,
+            find_label_issues=False,
             calibrate=None,
             tune_thresholds=False,
         )
