@@ -210,17 +210,17 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
         "intervals": recorded["intervals"],
         "by_class": {name: of for name, of in recorded["by_class"].items() if name not in names},
     }
+    issues = None
+    if args.find_label_issues:
+        issues = find_issues(job.task, evaluation.logits[ALL], evaluation.targets[ALL], assigned)
+        numbers["label_issues"] = issues.record()
     table = _oof_table(job, args, evaluation.logits[ALL], assigned)
     files = {"metrics.json": json_writer(numbers), "oof.parquet": partial(write_table, table)}
     splits = {ALL: job.splits["train"]} | job.splits
     files |= predictions_of(evaluation, splits, args)
     files |= errors_of(evaluation, splits, args)
-    said = []
-    if args.find_label_issues:
-        issues = find_issues(job.task, evaluation.logits[ALL], evaluation.targets[ALL], assigned)
-        numbers["label_issues"] = issues.record()
+    if issues is not None:
         files |= label_issues_of(issues, job.splits["train"], job.task, args)
-        said.append(label_issues_line(issues))
     write_output(Path(args.output_dir), None, job.tokenizer, files)
 
     shown = {name: {"validation": results[name]} for name in names}
@@ -235,10 +235,10 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
     if ALL in evaluation.by_class:
         lines = by_class_lines(evaluation.by_class[ALL], "all rows, out of fold", results[ALL])
         print("\n".join(lines) + "\n")
+    if issues is not None:
+        print(label_issues_line(issues))
     if args.show_errors:
-        said += shown_errors(evaluation, splits)
-    for line in said:
-        print(line)
+        print("\n".join(shown_errors(evaluation, splits)))
     if args.load_best_model_at_end:
         print(
             "Each fold's epoch was chosen on the rows that the fold was then measured on. So all numbers but those of "
