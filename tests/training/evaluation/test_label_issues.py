@@ -41,14 +41,14 @@ FIRST, SECOND = [0.9, 0.1], [0.2, 0.8]
 
 
 def test_rows_whose_label_the_model_doubts_are_listed_the_least_likely_first():
-    logits = logits_of(*[FIRST] * 5, *[SECOND] * 5)
-    labels = np.array([0, 0, 0, 1, 0, 1, 1, 0, 1, 1])  # row 3 has 0.1 for its label, and row 7 has 0.2
+    logits = logits_of(*[SECOND] * 5, *[FIRST] * 5)
+    labels = np.array([1, 1, 1, 0, 1, 0, 0, 1, 0, 0])  # row 3 has 0.2 for its label, and row 7 has 0.1
     issues = find_issues(task_of(SingleLabel, 2), logits, labels, np.arange(10) % 5)
-    assert issues.rows.tolist() == [3, 7] and issues.suggested.tolist() == [0, 1]
+    assert issues.rows.tolist() == [7, 3] and issues.suggested.tolist() == [0, 1]
     np.testing.assert_allclose(issues.quality, [0.1, 0.2])
     assert (issues.judged, issues.total) == (10, 10)
     drawn = find_issues(task_of(SingleLabel, 2), logits, labels, np.arange(10) % 5, rows=np.arange(0, 40, 4), total=50)
-    assert drawn.rows.tolist() == [12, 28]
+    assert drawn.rows.tolist() == [28, 12]
     assert drawn.record() == {"found": 2, "judged": 10, "rows": 50, "judged_by": "the model of its fold"}
 
 
@@ -99,11 +99,14 @@ def test_where_nothing_can_be_compared_nothing_is_found(labels, fold_of):
 
 def test_cleanlab_says_nothing_itself(capfd):
     rng = np.random.default_rng(0)
+    several = (rng.random((60, 9)) < 0.2).astype(np.uint8)
+    several[:, 7:] = 0
+    several[0, 7] = several[1, 7] = several[1, 8] = 1  # row 1 is not judged, and then one row has label 7
+    given = {SingleLabel: rng.integers(9, size=60), MultiLabel: several}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for task, labels in ((task_of(SingleLabel, 9), rng.integers(9, size=60)), (task_of(MultiLabel, 9), None)):
-            labels = (rng.random((60, 9)) < 0.2).astype(np.uint8) if labels is None else labels
-            assert len(find_issues(task, rng.normal(size=(60, 9)), labels, np.arange(60) % 5).rows)
+        for kind, labels in given.items():
+            assert len(find_issues(task_of(kind, 9), rng.normal(size=(60, 9)), labels, np.arange(60) % 5).rows)
     assert capfd.readouterr() == ("", "")
 
 
