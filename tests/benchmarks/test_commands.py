@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lstmpool.benchmarks import export, flops, loading, many_rows, memory, prediction, speed, summary
+from lstmpool.benchmarks import export, flops, label_issues, loading, many_rows, memory, prediction, speed, summary
+from lstmpool.benchmarks.first_run import Draw
 from lstmpool.benchmarks.loading import COMPARED as LOADING
 from lstmpool.benchmarks.prediction import COMPARED as PREDICTION
-from lstmpool.benchmarks.results import HERE, read_rows, write_rows
+from lstmpool.benchmarks.results import HERE, marks, read_rows, write_rows
 from lstmpool.benchmarks.rounds import Arguments, Comparison
 
 from ..training_fixtures import save_backbone, sentences, write_csv
@@ -145,6 +146,66 @@ def test_graphs_are_timed_once_a_cell(data):
     graphs = export.write_graphs(export.models_of(str(data / "backbone")), data)
     assert export.main([*words, f"--optimum={graphs['stock onnx']}"]) == 0
     assert {row["variant"] for row in read_rows(output) if row["subject"] == "1x8"} == {*export.VARIANTS}
+
+
+# --------------------------------------------------------------------------------------- rows that look mislabelled
+def drawn_rows(labels, column="label"):
+    rows = [{"text": text, column: label} for text, label in zip(sentences(len(labels)), labels, strict=True)]
+    return Draw(rows, [], ("text",), column, "few classes")
+
+
+def test_one_label_in_twenty_is_changed_to_another_one():
+    drawn = drawn_rows(["a", "b", "c", "d"] * 10)
+    changed = label_issues.change_labels(drawn, seed=1)
+    other = {i for i, row in enumerate(drawn.train) if row["label"] != "abcd"[i % 4]}
+    assert other == changed and len(changed) == 2
+    again = drawn_rows(["a", "b", "c", "d"] * 10)
+    assert label_issues.change_labels(again, seed=1) == changed and again.train == drawn.train
+    several = drawn_rows(["a b", "c", ""] * 20, "labels")
+    for number in label_issues.change_labels(several, seed=1):
+        before, after = ({"a", "b"}, {"c"}, set())[number % 3], several.train[number]["labels"].split()
+        assert len(after) == max(1, len(before)) and len(set(after) - before) == 1
+
+
+def test_a_list_is_scored_by_the_changed_rows_in_it():
+    found = label_issues.scores([4, 9, 7, 1], {4, 7, 5})
+    assert found == {"precision": "0.5000", "recall": "0.6667", "average_precision": "0.5556"}  # (1 + 2 / 3 + 0) / 3
+    assert set(label_issues.scores([], {1}).values()) == {"0.0000"}
+
+
+def test_contenders_look_once_and_their_means_are_shown(tmp_path, monkeypatch, capsys):
+    seen, output = [], tmp_path / "label_issues.csv"
+
+    def stand_in(contender, backbone, drawn):
+        seen.append(contender)
+        return None if contender == "folds" else ([0, 1], 3.0)
+
+    monkeypatch.setattr(label_issues, "draw", lambda data, name, rows, seed: drawn_rows(["a", "b"] * 20))
+    monkeypatch.setattr(label_issues, "change_labels", lambda drawn, seed: {0, 1} if seed == 1 else {1, 2})
+    monkeypatch.setattr(label_issues, "look", stand_in)
+    monkeypatch.setattr(label_issues, "versions", lambda *packages: "1")  # cleanlab may not be installed
+    words = ["--data=d", "--sets", "trec6", "--rows=40", f"--output={output}"]
+    assert [label_issues.main(words) for _ in range(2)] == [1, 1]
+    assert seen == [*label_issues.CONTENDERS] * 2 + ["folds"] * 2  # what failed is tried again
+    (tmp_path / "LABELS.md").write_text("".join(marks("label_issues")))
+    assert label_issues.main(["--table", f"--output={output}"]) == 0
+    line = "| trec6, few classes | `--find_label_issues` | 2 | 2 | 0.750 | 0.750 | 0.625 | 3 |"  # (1 + 1 / 4) / 2
+    assert line in capsys.readouterr().out and line in (tmp_path / "LABELS.md").read_text()
+
+
+@pytest.mark.slow
+def test_rows_that_look_mislabelled_are_listed_by_the_command(data):
+    pytest.importorskip("cleanlab", reason="the extra cleanlab is not installed")
+    drawn = drawn_rows(["a" if i % 16 < 8 else "b" for i in range(48)])
+    for contender in label_issues.FLAGS:
+        listed, seconds = label_issues.look(contender, str(data / "backbone"), drawn)
+        assert len(set(listed)) == len(listed) and set(listed) <= set(range(48)) and seconds > 0
+
+
+def test_the_page_of_labels_shows_the_results_that_are_kept():
+    page, rows = (HERE / "LABELS.md").read_text(encoding="utf-8"), read_rows(HERE / "label_issues.csv")
+    assert "python -m lstmpool.benchmarks.label_issues" in page
+    assert label_issues.table(rows).strip() in page
 
 
 TABLES = {

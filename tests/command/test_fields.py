@@ -50,6 +50,7 @@ LEAVE_THE_WEIGHTS = {
     "raw_csv": True,
     "show_errors": True,
     "layer_report": True,
+    "find_label_issues": True,
     "baselines": False,
     # logging
     "logging_strategy": "steps",

@@ -12,7 +12,8 @@ from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE, TOKEN_POOLINGS
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.help import library_flags, make_parser
-from lstmpool.training.flags.rules import WITH_TASK, Flags, check
+from lstmpool.training.flags.later_rules import WITH_TASK
+from lstmpool.training.flags.rules import Flags, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.printing import READER_GONE, printing
 

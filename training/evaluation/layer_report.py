@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lstmpool.pooling_lstmpool import mean_and_scale
 from lstmpool.training.evaluation.differences import paired_interval
-from lstmpool.training.evaluation.linear import drawn, fold_numbers
+from lstmpool.training.evaluation.linear import deal_folds, drawn
 from lstmpool.training.model.exit_training import Rows
 from lstmpool.training.model.linear_start import Loss, Weights, fit_weights, label_tensor, summed_loss
 from lstmpool.training.tasks.metrics import LOWER_IS_BETTER
@@ -225,7 +225,7 @@ class Fits:
             self.spread = np.where(spread > 0, spread, 1)
             labels = (labels - self.center) / self.spread
         self.targets = label_tensor(labels).to(device)
-        parts = fold_numbers(task.strata(train.labels), min(PARTS, len(labels)), seed)
+        parts = deal_folds(task.strata(train.labels), min(PARTS, len(labels)), seed)
         self.held = torch.from_numpy(parts == 0).to(device)  # (N,)
 
     def answers(self, places: Sequence[int]) -> np.ndarray:

@@ -5,6 +5,7 @@ so that they take seconds: of many rows some are drawn, and the more a fit costs
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -72,7 +73,7 @@ def _best_strength(features: np.ndarray, labels: np.ndarray, task: Task, seed: i
     affordable = int(CHOICE_WORK / (work * (folds - 1) * len(strengths)))
     some = drawn(len(features), max(affordable, 2 * len(task.names), 2), seed)
     features, labels = features[some], labels[some]
-    fold_of = fold_numbers(task.strata(labels), min(folds, len(features)), seed)
+    fold_of = deal_folds(task.strata(labels), min(folds, len(features)), seed)
     sign = -1 if task.headline in LOWER_IS_BETTER else 1
     scores = [sign * _held_out_score(strength, features, labels, fold_of, task) for strength in strengths]
     return strengths[int(np.argmax(scores))]
@@ -92,7 +93,7 @@ def _held_out_score(
     return task.score(answers, labels)[task.headline]
 
 
-def fold_numbers(strata: list[int], folds: int, seed: int) -> np.ndarray:
+def deal_folds(strata: Sequence[int], folds: int, seed: int) -> np.ndarray:
     """The fold of each row, (N,). Each stratum is dealt out evenly, also one with fewer rows than folds."""
     order = np.random.default_rng(seed).permutation(len(strata))
     order = order[np.argsort(np.asarray(strata)[order], kind="stable")]

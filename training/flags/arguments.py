@@ -339,6 +339,14 @@ class TrainingFields:
             "in errors.csv."
         },
     )
+    find_label_issues: bool = field(
+        default=False,
+        metadata={
+            "help": "List the training rows that look mislabelled in label_issues.csv. Of up to 5,000 rows, each is "
+            "judged by a linear model of the backbone's layers that was fitted without it, before training; with "
+            "--cv_folds all are, by the folds' own models. Needs the package cleanlab."
+        },
+    )
     baselines: bool = field(
         default=True,
         metadata={

@@ -1,8 +1,8 @@
 """The rules that flags must obey, as tables of conditions and messages.
 
 A condition finds one mistake in `Flags`, a read-only view of the flags. Its message says what was expected, what was
-found and what to do. Each table is checked once its facts are known: the command line, the splits, the processes, the
-task, or the depth of the model.
+found and what to do. Each table is checked once its facts are known: the command line, the splits, the processes. Those
+that need the task or the model are in `later_rules`.
 
 To add a rule, put its condition and message into the table whose facts it needs. Mistakes that show only in a file, a
 model or the rows are checked where these are read.
@@ -11,7 +11,6 @@ model or the rows are checked where these are read.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import BOUNDED
 from lstmpool.training.flags.conditions import (
@@ -25,10 +24,8 @@ from lstmpool.training.flags.conditions import (
     best_without_its_checkpoint,
     bf16_without_gpu,
     files_and_data_set,
-    fitted_without_rows,
     folds_and_validation_rows,
     fraction_of_a_step,
-    frozen_and_fresh_layers,
     groups_without_use,
     half_of_folds,
     hub_without_push,
@@ -36,7 +33,6 @@ from lstmpool.training.flags.conditions import (
     layers_beside_adapters,
     limit_without_rows,
     missing_logger,
-    more_layers_than_there_are,
     no_steps,
     not_an_object,
     out_of_bounds,
@@ -48,7 +44,6 @@ from lstmpool.training.flags.conditions import (
     unfit,
     unfit_for_exits,
     unfit_value,
-    unknown_metric,
     without_its_switch,
 )
 from lstmpool.training.flags.defaults import DOING
@@ -200,6 +195,27 @@ LAYERS = (
         "out.",
     ),
 )
+LABELS = (
+    Rule(
+        lambda f: bool(f.given.get("find_label_issues")) and is_missing("cleanlab"),
+        "--find_label_issues needs the package cleanlab, which is not installed. Install it with: "
+        'pip install -c constraints.txt -e ".[cleanlab]"',
+    ),
+    Rule(
+        lambda f: bool(f.given.get("find_label_issues")) and f.model.init_from,
+        "--find_label_issues does not go with --init_from: a finished model may have learnt these very labels. Start "
+        "from --backbone.",
+    ),
+    Rule(
+        lambda f: (
+            bool(f.given.get("find_label_issues"))
+            and not f.data.cv_folds
+            and any(f.given.get(name) for name in ("reinit_layers", "fsdp", "deepspeed"))
+        ),
+        "--find_label_issues has linear models read the whole pretrained backbone, so it does not go with "
+        "--reinit_layers, --fsdp or --deepspeed. Leave one of them out, or use --cv_folds.",
+    ),
+)
 VALUES = (  # of any flag
     Rule(
         unprintable_character,
@@ -259,6 +275,7 @@ AT_ONCE = (  # known from the command line and the recipe alone
     *SEARCH,
     *EXITS,
     *LAYERS,
+    *LABELS,
 )
 WITH_SPLITS = (  # known once the splits are found
     Rule(
@@ -354,47 +371,4 @@ WITH_PROCESSES = (  # known once the library has read its arguments
         lambda f: f.training["hp_search"] is not None and f.processes > 1,
         "--hp_search runs in one process, found {flags.processes}. Start it with python alone.",
     ),
-)
-OTHER_TASK = "this task is {flags.task}. Leave it out."
-WITH_TASK = (  # known once the labels are read
-    Rule(
-        lambda f: f.training["label_smoothing_factor"] > 0 and f.task != SINGLE,
-        f"--label_smoothing_factor is for one label a text; {OTHER_TASK}",
-    ),
-    Rule(
-        lambda f: f.training["class_weights"] is not None and f.task != SINGLE,
-        f"--class_weights is for one label a text; for several, see --tune_thresholds; {OTHER_TASK}",
-    ),
-    Rule(
-        lambda f: f.training["calibrate"] is not None and f.task == REGRESSION,
-        f"--calibrate is for classification; {OTHER_TASK}",
-    ),
-    Rule(
-        lambda f: f.model.early_exit and f.task == REGRESSION,
-        "--early_exit is for classification: a text leaves when its answer is likely enough, and a number has no "
-        f"probability; {OTHER_TASK}",
-    ),
-    Rule(
-        lambda f: f.training["tune_thresholds"] and f.task != MULTI and (f.task, f.outputs) != (SINGLE, 2),
-        "--tune_thresholds is for several labels a text, or for two classes; this task is {flags.task} "
-        "(outputs: {flags.outputs}). Leave it out.",
-    ),
-    Rule(
-        lambda f: f.training["regression_loss"] != "mse" and f.task != REGRESSION,
-        f"--regression_loss is for a regression; {OTHER_TASK}",
-    ),
-    Rule(fitted_without_rows, "--{name} is fitted on validation rows, found none. Name them, or leave it out."),
-    Rule(
-        lambda f: not 0 <= f.training["label_smoothing_factor"] < 1,
-        "--label_smoothing_factor must be 0 or more and below 1, got {flags.training[label_smoothing_factor]}.",
-    ),
-    Rule(
-        lambda f: not 0 < f.training["layerwise_lr_decay"] <= 1,
-        "--layerwise_lr_decay must be above 0 and at most 1, got {flags.training[layerwise_lr_decay]}.",
-    ),
-)
-WITH_METRICS = (Rule(unknown_metric, "--metric_for_best_model must be one of {known}, got {name}."),)
-WITH_LAYERS = (  # known once the model's config is read
-    Rule(more_layers_than_there_are, "--{name} must lie in 0..{flags.layers}, the layers there are, got {value}."),
-    Rule(frozen_and_fresh_layers, "--reinit_layers makes layers that must be trained. Freeze fewer layers."),
 )

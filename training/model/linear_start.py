@@ -204,6 +204,31 @@ def fit_weights(features: Tensor, labels: Tensor, loss: Loss, strength: float, s
     return weight.detach(), bias.detach()
 
 
+def logits_without(
+    fold_of: np.ndarray, states: np.ndarray, labels: np.ndarray, chosen: LinearStart, loss: Loss
+) -> np.ndarray:
+    """What linear models like the `chosen` one give for rows that they were not fitted to, (N, C).
+
+    Args:
+        fold_of: the fold of each row, (N,). Its model is fitted to all other folds; if there are none, to nothing.
+        states: layer states (N, L, S).
+        labels: as for `fit_start`.
+        chosen: says which layers they read, and how strongly they are regularised.
+        loss: the sum of the rows' losses.
+    """
+    features, _, _ = _standardised(_flat(states, chosen.layers), states.shape[2])
+    inside = _Axes.of(features).inside
+    targets = label_tensor(labels)
+    logits = torch.zeros(len(states), len(chosen.bias))
+    for fold in np.unique(fold_of):
+        held, others = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
+        if len(others):
+            start = torch.zeros(len(chosen.bias), inside.shape[1]), torch.zeros(len(chosen.bias))
+            weight, bias = fit_weights(inside[others], targets[others], loss, chosen.strength, start)
+            logits[held] = inside[held] @ weight.T + bias
+    return logits.double().numpy()
+
+
 @dataclass(frozen=True)
 class _Axes:
     """Features (N, F) in axes of the space that the rows span, which are at most N.

@@ -10,7 +10,8 @@ from lstmpool.capture_lstmpool import layer_lists
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
-from lstmpool.training.flags.rules import WITH_LAYERS, Flags, check
+from lstmpool.training.flags.later_rules import WITH_LAYERS
+from lstmpool.training.flags.rules import Flags, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
 
 

@@ -26,7 +26,7 @@ NO_MATTER_EITHER = {
     *("per_device_eval_batch_size", "eval_accumulation_steps"),  # so a run can go on after it ran out of memory here
     *("test_file", "test_split_name", "do_predict", "max_predict_samples"),
     *("save_total_limit", "local_rank", "predictions_format", "predictions_with_text", "raw_csv", "debug"),
-    *("show_errors", "layer_report"),
+    *("show_errors", "layer_report", "find_label_issues"),
     "baselines",  # which were off by default in earlier releases
     *("hp_search", "hp_space"),  # the values that were found count instead, see `Search`
 }

@@ -1,4 +1,4 @@
-"""The validation and test rows that were predicted wrongly, the surest first: `errors.csv`, and some in the terminal.
+"""Rows to look at: `errors.csv` has those that were predicted wrongly, `label_issues.csv` those that look mislabelled.
 
 They hold texts, which may be private: they are never in the model card, and never published.
 """
@@ -10,6 +10,8 @@ import numpy as np
 import pandas
 
 from lstmpool.training.data.rows import Split
+from lstmpool.training.errors import counted
+from lstmpool.training.evaluation.label_issues import LabelIssues
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.output.markdown import short
@@ -19,6 +21,7 @@ from lstmpool.training.writing import Writer
 
 
 NAME = "errors.csv"
+LABEL_ISSUES = "label_issues.csv"
 MOST_NUMBERS = 100  # rows of a regression, in which hardly any number is met
 SHOWN = 10  # rows in the terminal
 LONGEST = 100  # characters of a text there, of an id and of an answer
@@ -108,3 +111,29 @@ def _answer(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value) or "no label"
+
+
+# ------------------------------------------------------------------------------------ rows that look mislabelled
+def label_issues_of(issues: LabelIssues, train: Split, task: Task, args: TrainingFields) -> dict[str, Writer]:
+    """The file `label_issues.csv`: its name, and what writes it.
+
+    The columns are `id`, `text`, for pairs `text_pair`, `label`, `suggested` and `quality`, see `LabelIssues`.
+    """
+    rows = train.take(issues.rows)
+    columns: dict[str, Any] = {"id": list(rows.ids), **text_columns(rows), **task.label_columns(rows.labels)}
+    for name, values in task.label_columns(issues.suggested).items():
+        columns[name.replace("label", "suggested", 1)] = values
+    table = pandas.DataFrame(columns).assign(quality=issues.quality)
+    return {LABEL_ISSUES: partial(write_table, table, raw=args.raw_csv)}
+
+
+def label_issues_line(issues: LabelIssues) -> str:
+    """Says how many of how many rows look mislabelled, and by which model."""
+    judged = counted(issues.judged, "training row")
+    if issues.judged < issues.total:
+        judged += f" that could be judged, of {issues.total:,},"
+    verb = "looks" if len(issues.rows) == 1 else "look"
+    return (
+        f"Labels: {len(issues.rows):,} of {judged} {verb} mislabelled, by {issues.model}, which was fitted without "
+        f"the row. {LABEL_ISSUES} lists them, the least likely label first."
+    )

@@ -1,8 +1,14 @@
-"""The linear model that a run is compared with: it reads the backbone before training, and is fitted afterwards."""
+"""Linear models beside a run, which read the backbone as it is before training.
+
+The run is compared with one, which is fitted afterwards. Others, of `--find_label_issues`, judge the labels.
+"""
+
+import time
 
 import numpy as np
 
 from lstmpool.fields_lstmpool import APART
+from lstmpool.training.data.holdout import units_of
 from lstmpool.training.evaluation.baselines import (
     Baselines,
     Vectors,
@@ -11,7 +17,9 @@ from lstmpool.training.evaluation.baselines import (
     vectors_of,
     why_no_linear_model,
 )
+from lstmpool.training.evaluation.label_issues import LINEAR, find_issues, linear_issues
 from lstmpool.training.evaluation.learned_head import Arrays
+from lstmpool.training.runs.stages import read_states
 from lstmpool.training.runs.state import State
 
 
@@ -55,3 +63,24 @@ def baselines_of(state: State, targets: Arrays) -> Baselines:
         return Baselines()
     labels = {"train": np.asarray(state.job.splits["train"].labels)} | targets
     return fit_baselines(state.frozen_vectors, labels, state.evaluation, state.args.seed, state.job.held_out)
+
+
+def judge_labels(state: State) -> None:
+    """Finds the training rows whose label looks wrong, in the first process, and says what it took.
+
+    It is called before any training, also by a run that goes on, and changes nothing that training reads. Stage 1
+    reads the same layer states again.
+
+    Raises:
+        InputError: as `read_states` does.
+    """
+    began = time.monotonic()
+    train, task = state.job.splits["train"], state.job.task
+    states, rows = read_states(state)
+    if not state.is_first_process:
+        return
+    labels = np.asarray(train.labels)[rows]
+    logits, fold_of = linear_issues(task, states, labels, np.asarray(units_of(train))[rows], state.args.seed)
+    seconds = time.monotonic() - began
+    state.label_issues = find_issues(task, logits, labels, fold_of, rows, len(train), LINEAR, seconds)
+    print(f"Labels: {len(rows):,} of {len(train):,} training rows judged by {LINEAR}, in {seconds:.0f} s.", flush=True)

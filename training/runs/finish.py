@@ -24,7 +24,7 @@ from lstmpool.training.output.terminal import (
     rows_of,
     text_table,
 )
-from lstmpool.training.output.wrong_rows import errors_of, shown_errors
+from lstmpool.training.output.wrong_rows import errors_of, label_issues_line, label_issues_of, shown_errors
 from lstmpool.training.runs.state import State
 
 
@@ -44,7 +44,7 @@ def write_files(state: State) -> None:
     print("\n".join(["", *_numbers(state, table), best]))
     if state.args.show_errors:
         print("\n".join(shown_errors(state.answers, state.job.splits)))
-    for line in [*_about_exits(state), *_about_layers(state), *_about_linear(state)]:
+    for line in [*_about_labels(state), *_about_exits(state), *_about_layers(state), *_about_linear(state)]:
         print(line)
     for warning in warnings:
         print(f"Warning: {warning}")
@@ -70,6 +70,8 @@ def _files(state: State, plots: Writers) -> Writers:
     files |= plots
     files |= predictions_of(state.answers, splits, args)
     files |= errors_of(state.answers, splits, args)
+    if state.label_issues is not None:
+        files |= label_issues_of(state.label_issues, splits["train"], evaluation.task, args)
     files |= state.extras.files(evaluation)
     return files
 
@@ -89,6 +91,10 @@ def _numbers(state: State, table: list[list[str]]) -> list[str]:
 def _about_linear(state: State) -> list[str]:
     task = state.job.task
     return about_linear(state.baselines, task.titles[task.headline])
+
+
+def _about_labels(state: State) -> list[str]:
+    return [label_issues_line(state.label_issues)] if state.label_issues is not None else []
 
 
 def _about_exits(state: State) -> list[str]:
@@ -124,6 +130,8 @@ def _metrics(state: State) -> dict[str, Any]:
         metrics["early_exit"] = state.exits.record()
     if state.layer_report is not None:
         metrics["layer_report"] = state.layer_report.record()
+    if state.label_issues is not None:
+        metrics["label_issues"] = state.label_issues.record()
     if state.pooling_choice:
         metrics["layer_pooling"] = state.pooling_choice
     starts = [entry["start"] for entry in state.trainer.state.log_history if entry.get("start")]

@@ -41,7 +41,7 @@ from lstmpool.training.output.lock import locked
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
 from lstmpool.training.output.terminal import describe_best, describe_length, describe_model
-from lstmpool.training.runs.baseline import baselines_of, frozen_vectors
+from lstmpool.training.runs.baseline import baselines_of, frozen_vectors, judge_labels
 from lstmpool.training.runs.contrast import compare_texts, contrastive_steps
 from lstmpool.training.runs.exits import check_backbone, drop_exits, fit_exits
 from lstmpool.training.runs.finish import write_files
@@ -243,6 +243,8 @@ def train(state: State) -> None:
 
 def _before_training(state: State) -> None:
     """What comes before everything is trained. The baseline reads the backbone as it was before."""
+    if state.args.find_label_issues and state.args.do_train:
+        judge_labels(state)  # before texts are compared: a backbone that has seen the labels would believe them
     if state.begins_with_stage_1 and state.contrastive_steps:
         state.frozen_vectors = frozen_vectors(state)
         compare_texts(state)

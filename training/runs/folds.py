@@ -20,6 +20,7 @@ import pandas
 
 from lstmpool.training.data.fold_assignment import assign_folds
 from lstmpool.training.errors import InputError, one_line
+from lstmpool.training.evaluation.label_issues import find_issues
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
@@ -30,7 +31,7 @@ from lstmpool.training.output.run_record import RunRecord, reopen_if_damaged
 from lstmpool.training.output.start import GoOn, Start, choose_start
 from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.output.terminal import by_class_lines, rows_of, text_table
-from lstmpool.training.output.wrong_rows import errors_of, shown_errors
+from lstmpool.training.output.wrong_rows import errors_of, label_issues_line, label_issues_of, shown_errors
 from lstmpool.training.runs.fit import Extras, fit
 from lstmpool.training.runs.job import Job, Tokens
 
@@ -186,7 +187,11 @@ def _member_of(job: Job, args: TrainingArguments, assigned: np.ndarray, fold: in
     """The run of a fold."""
     own = _job_of(job, assigned, fold)
     rows = f"{len(own.splits['train'])} rows train, {len(own.splits['validation'])} are held out"
-    return Member(f"Fold {fold} of {job.data_args.cv_folds}, {rows}", own, args_of_member(args, f"{FOLD}{fold}"))
+    return Member(
+        f"Fold {fold} of {job.data_args.cv_folds}, {rows}",
+        own,
+        args_of_member(args, f"{FOLD}{fold}", find_label_issues=False),
+    )
 
 
 def _job_of(job: Job, assigned: np.ndarray, fold: int) -> Job:
@@ -258,11 +263,17 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
         "intervals": recorded["intervals"],
         "by_class": {name: of for name, of in recorded["by_class"].items() if name not in names},
     }
+    issues = None
+    if args.find_label_issues:
+        issues = find_issues(job.task, evaluation.logits[ALL], evaluation.targets[ALL], assigned)
+        numbers["label_issues"] = issues.record()
     table = _oof_table(job, args, evaluation.logits[ALL], assigned)
     files = {"metrics.json": json_writer(numbers), "oof.parquet": partial(write_table, table)}
     splits = {ALL: job.splits["train"]} | job.splits
     files |= predictions_of(evaluation, splits, args)
     files |= errors_of(evaluation, splits, args)
+    if issues is not None:
+        files |= label_issues_of(issues, job.splits["train"], job.task, args)
     write_output(Path(args.output_dir), None, job.tokenizer, files)
 
     shown = {name: {"validation": results[name]} for name in names}
@@ -277,6 +288,8 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
     if ALL in evaluation.by_class:
         lines = by_class_lines(evaluation.by_class[ALL], "all rows, out of fold", results[ALL])
         print("\n".join(lines) + "\n")
+    if issues is not None:
+        print(label_issues_line(issues))
     if args.show_errors:
         print("\n".join(shown_errors(evaluation, splits)))
     if args.load_best_model_at_end:

@@ -20,7 +20,8 @@ from lstmpool.training.data.summary import remarks
 from lstmpool.training.errors import InputError, as_line, one_line, tokenizing
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.conditions import Flags
-from lstmpool.training.flags.rules import WITH_TASK, check
+from lstmpool.training.flags.later_rules import WITH_TASK
+from lstmpool.training.flags.rules import check
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.backbone import Backbone
@@ -181,6 +182,9 @@ def read_job(
     learnt = {"task": task.problem_type, "outputs": len(task.names)}
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), **learnt))
     _check_linear(model_args, args, task, finished)
+    if args.find_label_issues and len(task.names) > SCORED:
+        found = f"found {len(task.names):,}"
+        raise InputError(f"--find_label_issues is for up to {SCORED:,} outputs, {found}. Leave it out.")
     _check_contrastive(model_args, args, splits, task, why)
     best = task.best_by(args.metric_for_best_model)
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)

@@ -218,6 +218,7 @@ class Search:
             baselines=False,
             show_errors=False,
             layer_report=False,
+            find_label_issues=False,
             calibrate=None,
             tune_thresholds=False,
         )

@@ -14,6 +14,7 @@ from transformers.data.data_collator import DataCollator
 from lstmpool.training.evaluation.baselines import Baselines, Vectors
 from lstmpool.training.evaluation.exit_results import ExitResults
 from lstmpool.training.evaluation.head_thresholds import HeadThresholds
+from lstmpool.training.evaluation.label_issues import LabelIssues
 from lstmpool.training.evaluation.layer_report import LayerReport
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
@@ -72,6 +73,8 @@ class State:
     trainer: LstmPoolTrainer = field(init=False)
     top_states: np.ndarray | None = None  # (N, S) of the training rows, if stage 1 has read them all
     frozen_vectors: dict[str, Vectors] | None = None  # before training, for the linear baseline
+
+    label_issues: LabelIssues | None = None  # of a run with --find_label_issues, in the process that tells of them
 
     # measure
     evaluation: Evaluation = field(init=False)

@@ -18,7 +18,8 @@ from torch import Tensor
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import AUTO
 from lstmpool.training.flags.conditions import Flags
-from lstmpool.training.flags.rules import WITH_METRICS, check
+from lstmpool.training.flags.later_rules import WITH_METRICS
+from lstmpool.training.flags.rules import check
 from lstmpool.training.tasks.cells import Columns
 from lstmpool.training.tasks.metrics import LOWER_IS_BETTER, TaskMetric
 

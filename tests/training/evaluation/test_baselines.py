@@ -58,10 +58,10 @@ def test_a_row_is_predicted_by_models_that_have_not_seen_it():
 
 def test_each_class_is_dealt_out_over_the_folds():
     strata = [0] * 10 + [1] * 5 + [2] * 2 + [3]
-    fold_of = linear.fold_numbers(strata, 5, seed=0)
+    fold_of = linear.deal_folds(strata, 5, seed=0)
     assert np.bincount(fold_of[:10]).tolist() == [2] * 5 and sorted(fold_of[10:15]) == [0, 1, 2, 3, 4]
     assert fold_of[15] != fold_of[16]
-    assert fold_of.tolist() != linear.fold_numbers(strata, 5, seed=1).tolist()
+    assert fold_of.tolist() != linear.deal_folds(strata, 5, seed=1).tolist()
 
 
 ODD = {

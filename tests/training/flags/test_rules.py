@@ -7,15 +7,13 @@ from lstmpool.training.errors import InputError
 from lstmpool.training.flags import rules as tables_of_rules
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.defaults import FINE_TUNING, worked_out
+from lstmpool.training.flags.later_rules import WITH_LAYERS, WITH_METRICS, WITH_TASK
 from lstmpool.training.flags.rules import (
     AT_ONCE,
     DATA_SOURCE,
     MODEL,
-    WITH_LAYERS,
-    WITH_METRICS,
     WITH_PROCESSES,
     WITH_SPLITS,
-    WITH_TASK,
     Flags,
     Rule,
     check,
@@ -69,6 +67,7 @@ def with_layers(**model):
 FOLDS = {"cv_folds": 2}
 LORA = {"peft": "lora"}
 EXITS = {"early_exit": True}
+ISSUES = {"find_label_issues": True}
 STEPS = {"eval_strategy": "steps", "save_strategy": "steps"}
 CASES = [
     # from the start
@@ -239,6 +238,11 @@ CASES = [
     (with_splits(TRAIN, data={"validation_size": 0.0}, eval_strategy="epoch"), "eval_strategy needs validation rows"),
     (with_splits(TRAIN, data={"validation_size": 0.0}, eval_on_start=True), "--eval_on_start needs validation rows"),
     (with_splits(TRAIN, data={"validation_size": 0.0}, early_stopping_patience=2), "needs a best checkpoint to go"),
+    (at_once({"init_from": "m"}, **ISSUES), "--find_label_issues does not go with --init_from: a finished model may"),
+    (
+        at_once({"backbone": "b", "reinit_layers": 1}, **ISSUES, reinit_layers=1),
+        "does not go with --reinit_layers, --",
+    ),
     (with_splits({"test": "t.csv"}, LORA | {"init_from": "m"}), "--peft lora is for training, found no training rows"),
     (with_splits(ALL, hp_search=1, do_eval=False), "--hp_search needs training and validation rows"),
     (with_splits({"validation": "v.csv"}, EXITS | {"init_from": "m"}), "--early_exit needs training rows, to which"),
@@ -273,6 +277,7 @@ CASES = [
         "--early_exit is for classification: a text leaves when its",
     ),
     (with_task(SINGLE, 3, tune_thresholds=True), "or for two classes; this task is single_label_classification (outp"),
+    (with_task(REGRESSION, **ISSUES), "--find_label_issues goes by the probability of each label, and a number has n"),
     (with_task(REGRESSION, 2, tune_thresholds=True), "--tune_thresholds is for several labels a text"),
     (with_task(SINGLE, regression_loss="smooth_l1"), "--regression_loss is for a regression"),
     (with_task(SINGLE, calibrate="temperature", do_eval=False), "--calibrate is fitted on validation rows"),
@@ -322,8 +327,10 @@ KEPT = [
     with_splits(ALL, EXITS | {"init_from": "m"}, do_train=False),
     with_splits(TRAIN, EXITS),  # a tenth is held out
     with_task(MULTI, model=EXITS),
+    with_task(MULTI, **ISSUES),
+    at_once({"backbone": "b", "reinit_layers": 1}, FOLDS, **ISSUES, reinit_layers=1),  # the folds' own models judge
 ]
-PACKAGES = ("peft", "optuna")
+PACKAGES = ("peft", "optuna", "cleanlab")
 
 
 @pytest.fixture(autouse=True)
@@ -345,7 +352,12 @@ def test_what_fits_together_passes(kept):
 
 
 @pytest.mark.parametrize(
-    ("flags", "package", "extra"), [(at_once(LORA), "peft", "peft"), (at_once(hp_search=1), "optuna", "search")]
+    ("flags", "package", "extra"),
+    [
+        (at_once(LORA), "peft", "peft"),
+        (at_once(hp_search=1), "optuna", "search"),
+        (at_once(**ISSUES), "cleanlab", "cleanlab"),
+    ],
 )
 def test_a_package_that_is_missing_is_asked_for(monkeypatch, flags, package, extra):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

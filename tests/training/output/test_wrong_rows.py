@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from lstmpool.training.data.rows import Split
+from lstmpool.training.evaluation.label_issues import LabelIssues
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.output import markdown, wrong_rows
-from lstmpool.training.output.wrong_rows import errors_of, shown_errors
+from lstmpool.training.output.wrong_rows import errors_of, label_issues_line, label_issues_of, shown_errors
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
@@ -109,6 +110,27 @@ def test_both_texts_of_pairs_are_there_and_no_cell_runs_in_a_spreadsheet(tmp_pat
     assert safe[1][:6] == ["test", "'+a", "'@SUM(1)", "'=B", "yes", "'=no"]
     raw = read(errors_of(*pairs, TrainingFields(raw_csv=True)), tmp_path)
     assert raw[1][:6] == ["test", "+a", "@SUM(1)", "=B", "yes", "=no"]
+
+
+def test_rows_that_look_mislabelled_have_a_table_and_a_line(tmp_path):
+    train = Split("t.csv", ["@a", "b", "c, d"], ["x", "=y", "z"], [0, 1, 1], ["i", "j", "-k"])
+    issues = LabelIssues(np.array([2, 0]), np.array([0.05, 0.25]), np.array([0, 1]), 3, 5, "the judge")
+    ((name, write),) = label_issues_of(issues, train, SingleLabel(["=no", "yes"]), TrainingFields()).items()
+    assert name == "label_issues.csv"
+    write(tmp_path / name)
+    assert (tmp_path / name).read_text() == (
+        "id,text,text_pair,label,suggested,quality\n'-k,\"c, d\",z,yes,'=no,0.05\ni,'@a,x,'=no,yes,0.25\n"
+    )
+    assert label_issues_line(issues) == (
+        "Labels: 2 of 3 training rows that could be judged, of 5, look mislabelled, by the judge, which was fitted "
+        "without the row. label_issues.csv lists them, the least likely label first."
+    )
+    none = LabelIssues(np.zeros(0, int), np.zeros(0), np.zeros((0, 2)), 3, 3, "the judge")
+    several = Split("t.csv", ["a"], None, np.array([[1, 0]]), [1])
+    ((_, write),) = label_issues_of(none, several, MultiLabel(["a", "b"]), TrainingFields()).items()
+    write(tmp_path / "none.csv")
+    assert (tmp_path / "none.csv").read_text() == "id,text,label,suggested,quality\n"
+    assert label_issues_line(none).startswith("Labels: 0 of 3 training rows look mislabelled, by the judge")
 
 
 def test_ten_are_shown_in_a_line_each_in_which_nothing_acts(monkeypatch):
