@@ -1,8 +1,8 @@
 """The rules that flags must obey, as tables of conditions and messages.
 
 A condition finds one mistake in `Flags`, a read-only view of the flags. Its message says what was expected, what was
-found and what to do. Each table is checked once its facts are known: the command line, the splits, the processes. Those
-that need the task or the model are in `later_rules`.
+found and what to do. Each table is checked once its facts are known: the command line, the splits or the processes.
+Those that need the task or the model are in `later_rules`.
 
 To add a rule, put its condition and message into the table whose facts it needs. Mistakes that show only in a file, a
 model or the rows are checked where these are read.
