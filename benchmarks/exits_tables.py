@@ -169,7 +169,8 @@ def each_run(results: Results, who: str) -> str:
             _with_ends(row, "gain_test", "low", "high", "+.1f"),
         ]
         line += [_with_ends(row, f"faster_{n}", f"faster_low_{n}", f"faster_high_{n}", ".2f") for n in SIZES]
-        lines.append([*line, f"{float(row['layers']):.2f}", f"{float(row['agreement']):.1%}", row["chosen"] or "none"])
+        threshold = f"{float(row['chosen']):.4g}" if row["chosen"] else "none"
+        lines.append([*line, f"{float(row['layers']):.2f}", f"{float(row['agreement']):.1%}", threshold])
     times = [f"times faster, {title}" for title in SIZES.values()]
     head = ["set", "seed", "full", f"{who} − full", *times, "mean layers", "as `full` answers", "threshold"]
     return markdown(head, lines, words=2)
