@@ -26,7 +26,7 @@ from lstmpool.training.data.rows import Split
 from lstmpool.training.errors import InputError
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.flags.training_arguments import DEFAULTS, TrainingArguments
-from lstmpool.training.loop.logits import predict_logits
+from lstmpool.training.loop.measuring import predict_logits
 from lstmpool.training.loop.trainer import LstmPoolTrainer, split_groups
 from lstmpool.training.model.backbone import Backbone, quiet_loading
 from lstmpool.training.model.target_scale import TargetScale

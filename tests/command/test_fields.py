@@ -19,8 +19,7 @@ from lstmpool.training.flags.conditions import UNFIT, UNFIT_FOR_EXITS, Flags, tr
 from lstmpool.training.flags.defaults import LENGTH, OF_TRAINING
 from lstmpool.training.flags.rules import AT_ONCE, check
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.loop.logits import predict_logits
-from lstmpool.training.loop.measuring import TrainerMetrics
+from lstmpool.training.loop.measuring import TrainerMetrics, predict_logits
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 from lstmpool.training.loop.trainer_arguments import trainer_arguments
 from lstmpool.training.tasks.single_label import SingleLabel

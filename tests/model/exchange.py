@@ -20,8 +20,8 @@ def save(folder: Path) -> None:
     import transformers
 
     from ..conftest import FAMILIES, random_inputs, tiny_model
-    from .family_runs import leave_at, run
-    from .family_runs import tiny_model as tiny_model_of
+    from .families import leave_at, run
+    from .families import tiny_model as tiny_model_of
 
     inputs = random_inputs(lengths=[7, 3, 5])
     for family in FAMILIES:

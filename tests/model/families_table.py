@@ -12,8 +12,7 @@ import transformers
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 
-from .families import FAMILIES, LEFT_OUT, UNUSED, UNUSED_WHEN_CUT
-from .family_runs import tiny_config
+from .families import FAMILIES, LEFT_OUT, UNUSED, UNUSED_WHEN_CUT, tiny_config
 from .test_families import CHECKS, outcome
 
 

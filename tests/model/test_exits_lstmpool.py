@@ -14,8 +14,7 @@ from lstmpool.fields_lstmpool import MULTI, SINGLE
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 
 from ..conftest import random_inputs
-from .families import EXITS_EVERYWHERE, tiny_backbone_config
-from .family_runs import leave_at, rows_per_layer, run, tiny_model
+from .families import EXITS_EVERYWHERE, leave_at, rows_per_layer, run, tiny_backbone_config, tiny_model
 from .test_trainer import Rows
 
 

@@ -29,12 +29,9 @@ from .families import (
     LEFT_OUT,
     SPECIAL,
     TOKENS,
+    TOLERANCE,
     UNUSED,
     UNUSED_WHEN_CUT,
-    tiny_backbone_config,
-)
-from .family_runs import (
-    TOLERANCE,
     apart,
     assert_close,
     batch,
@@ -44,6 +41,7 @@ from .family_runs import (
     run,
     spread,
     texts,
+    tiny_backbone_config,
     tiny_config,
     tiny_model,
 )

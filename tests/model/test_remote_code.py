@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification, LstmPoolModel
 
 from ..conftest import CODE, since, tiny_config, tiny_model
-from .family_runs import leave_at
-from .family_runs import tiny_model as tiny_model_of
+from .families import leave_at
+from .families import tiny_model as tiny_model_of
 
 
 PREAMBLE = """

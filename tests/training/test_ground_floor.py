@@ -1,4 +1,4 @@
-"""What stands below all rooms: errors of one line, cells that a spreadsheet runs, files whole or absent, precision.
+"""What stands below all rooms: errors of one line, files whole or absent, precision.
 
 The rooms of `training/` are entered from above only.
 """
@@ -17,7 +17,6 @@ from lstmpool.training import writing as module
 from lstmpool.training.command_line import parse_arguments
 from lstmpool.training.errors import LONGEST, InputError, one_line, tokenizing
 from lstmpool.training.output.terminal import describe_length
-from lstmpool.training.spreadsheet import guard, unguard
 from lstmpool.training.writing import changed_since, digests_of, move, saving, settle, sync, write_text, writing
 
 from ..damage import full_disk
@@ -48,20 +47,6 @@ def test_a_message_is_short_and_keeps_its_end():
 
 def test_control_characters_do_not_reach_the_terminal():
     assert str(InputError("a\x1b[31mb\u200bc\ud83d")) == "a\\x1b[31mb\\u200bc\\ud83d"
-
-
-@pytest.mark.parametrize(
-    "cell", ["=1+1", "+x", "-x", "@SUM(A1)", "\t=1", "\r=1", "-1 dog", "--1", "'=1", "'-1", "''@x"]
-)
-def test_a_formula_gets_an_apostrophe_that_is_taken_off_again(cell):
-    assert guard(cell) == "'" + cell
-    assert unguard(guard(cell)) == cell
-
-
-@pytest.mark.parametrize("cell", ["", "dog", "-1", "+1.5", "-.5e-3", "1-1", "'tis", "a=b"])
-def test_other_cells_stay(cell):
-    assert guard(cell) == cell
-    assert unguard(cell) == cell
 
 
 def test_a_file_takes_its_place_once_it_is_whole(tmp_path):
@@ -261,7 +246,7 @@ ROOMS = (
 )  # the lowest first
 BESIDE = {"hub", "predicting", "exporting"}  # one another and `runs`, and not below them
 ABOVE = {"exporting": {"predicting"}}  # but for these: what is exported is found, and tried, as what predicts is
-BELOW_ALL = ("errors.py", "writing.py", "spreadsheet.py", "printing.py", "code_files.py")
+BELOW_ALL = ("errors.py", "writing.py", "printing.py", "code_files.py")
 
 
 def rooms_entered(path: Path) -> set[str]:

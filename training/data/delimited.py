@@ -1,4 +1,9 @@
-"""Reads CSV and TSV text, whose cells are strings. The separator is found in the header; nothing else is guessed."""
+"""Reads CSV and TSV text, whose cells are strings. The separator is found in the header; nothing else is guessed.
+
+A spreadsheet takes a cell that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a formula. An apostrophe
+before it makes it text, as OWASP advises (https://owasp.org/www-community/attacks/CSV_Injection). Numbers stay. The
+project's writers put it there with `guard`, and its readers take it off with `unguard`.
+"""
 
 import csv
 import io
@@ -11,7 +16,6 @@ from typing import Any, TextIO
 import pyarrow
 
 from lstmpool.training.errors import InputError, as_line
-from lstmpool.training.spreadsheet import unguard
 
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -19,6 +23,8 @@ START = 100_000  # characters in which the header is looked for
 BLOCK = 20_000  # cells that are Python strings at a time
 CHARACTERS = 4_000_000  # in them
 _DECLARED = re.compile(r'"?sep=(.)"?\r?\n')  # a first line that Excel writes and reads
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def say(source: str, what: str) -> None:
@@ -160,3 +166,18 @@ def _remedy(error: csv.Error) -> str:
 def _is_prediction_table(header: list[str]) -> bool:
     """Whether the columns are those of a table that a run has written, whose cells are guarded from spreadsheets."""
     return "id" in header and any(name == "prediction" or name.startswith("prediction_") for name in header)
+
+
+# ------------------------------------------------------------------------------------------------------------ formulas
+def guard(cell: str) -> str:
+    """The cell with an apostrophe before it if a spreadsheet would run it, or if `unguard` would change it."""
+    return f"'{cell}" if _is_risky(cell) else cell
+
+
+def unguard(cell: str) -> str:
+    """The cell that `guard` was given."""
+    return cell[1:] if cell.startswith("'") and _is_risky(cell[1:]) else cell
+
+
+def _is_risky(cell: str) -> bool:
+    return bool(_FORMULA.match(cell)) and not _NUMBER.fullmatch(cell)

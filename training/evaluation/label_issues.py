@@ -1,6 +1,6 @@
 """Training rows whose label looks wrong, by what models say of rows that they were not fitted to.
 
-`held_out_logits` makes such models: linear ones on the frozen backbone's layers. A cross-validation has its own. From
+`linear_issues` fits such models: linear ones on the frozen backbone's layers. A cross-validation has its own. From
 their answers, cleanlab (an extra) finds the rows: it estimates how often rows of one class are labelled as another,
 and takes that many, the least likely labels first (Northcutt et al., Confident Learning, 2021). With several labels a
 text, it does so for each label. N rows, L layers, S the width of a layer's vector, C outputs.

@@ -73,7 +73,7 @@ class LayerReport:
 
     @property
     def tolerance(self) -> float:
-        """The largest loss that is taken for none, in the units of the metric."""
+        """The largest loss that will do, in the units of the metric."""
         return TOLERANCE * (self.whole if self.task.has_numbers else 1)
 
     def most_lost(self, of: LayerSet) -> float:

@@ -317,8 +317,8 @@ class TrainingFields:
         metadata={
             "choices": (POINT, BOUNDED),
             "help": "How exit_threshold is chosen on the validation rows. point: the lowest one that keeps the metric "
-            "within early_exit_max_drop, less one standard error. bounded: the lowest one that keeps new rows within "
-            "it, too, with 90% certainty; that needs more rows, and saves less.",
+            "within early_exit_max_drop, with a margin of one standard error. bounded: the lowest one that keeps new "
+            "rows within it, too, with 90% certainty; that needs more rows, and saves less.",
         },
     )
     predictions_format: str = field(

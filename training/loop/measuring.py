@@ -1,4 +1,4 @@
-"""How Trainer evaluates: by the metrics of the task, in float32, without an effect on training."""
+"""How Trainer evaluates: by the metrics of the task, in float32, without an effect on training. How it predicts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import EvalPrediction, Trainer
 from transformers.utils import enable_tf32
 
+from lstmpool.training.data.order import by_length
 from lstmpool.training.loop.divergence import check_logits
-from lstmpool.training.tasks.task import Task
+from lstmpool.training.tasks.task import SCORED, Task
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,37 @@ def same_random_numbers() -> Iterator[None]:
     """
     with torch.random.fork_rng(devices=[]):  # nothing is drawn on other devices: dropout is off
         yield
+
+
+@contextmanager
+def in_given_order(trainer: Trainer) -> Iterator[None]:
+    """Within this block, Trainer evaluates rows in the order given, whichever order it trains in.
+
+    With `group_by_length`, it would choose an order of its own. This sets Trainer's own copy of the arguments.
+    """
+    strategy = trainer.args.train_sampling_strategy
+    trainer.args.train_sampling_strategy = "random"
+    try:
+        yield
+    finally:
+        trainer.args.train_sampling_strategy = strategy
+
+
+def predict_logits(trainer: Trainer, dataset: Dataset) -> np.ndarray:
+    """The logits (N, C) of the rows, in their order, computed from the longest text to the shortest.
+
+    Labels are ignored.
+
+    Raises:
+        Diverged: if some are NaN or infinite, as after training that has diverged.
+    """
+    if "labels" in dataset.column_names:
+        dataset = dataset.remove_columns("labels")
+    ordered, order = by_length(dataset)
+    with in_given_order(trainer):
+        found = trainer.predict(ordered).predictions
+    check_logits(found)
+    # of many labels, they stay as narrow as the model gives them
+    logits = np.empty_like(found, dtype=np.float64 if found.shape[1] <= SCORED else None)
+    logits[order] = found
+    return logits

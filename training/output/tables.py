@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas
 
+from lstmpool.training.data.delimited import guard
 from lstmpool.training.data.rows import Split
-from lstmpool.training.spreadsheet import guard
 from lstmpool.training.tasks.task import Task
 from lstmpool.training.writing import writing
 

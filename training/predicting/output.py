@@ -21,10 +21,10 @@ import pyarrow
 import pyarrow.parquet
 from filelock import FileLock, Timeout
 
+from lstmpool.training.data.delimited import guard
 from lstmpool.training.errors import InputError, one_line
 from lstmpool.training.predicting.options import Options, Request
 from lstmpool.training.predicting.rows import Chunk, Survey
-from lstmpool.training.spreadsheet import guard
 from lstmpool.training.tasks.task import SCORED, Task
 from lstmpool.training.writing import digest_of, write_text, writing
 

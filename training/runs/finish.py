@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from lstmpool.training.data.summary import remarks
-from lstmpool.training.evaluation.head_thresholds import ENTRY
+from lstmpool.training.evaluation.learned_head import ENTRY
 from lstmpool.training.evaluation.results import no_label_given, nothing_learnt
 from lstmpool.training.model.starts import loss_of_prior
 from lstmpool.training.output import markdown

@@ -11,15 +11,20 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 from lstmpool.configuration_lstmpool import LstmPoolConfig
 from lstmpool.training.data.order import by_length
 from lstmpool.training.data.summary import data_lines, describe_data
-from lstmpool.training.evaluation.head_thresholds import HeadThresholds
-from lstmpool.training.evaluation.learned_head import Arrays, Learned, calibrate, find_thresholds, fold_scale
+from lstmpool.training.evaluation.learned_head import (
+    Arrays,
+    HeadThresholds,
+    Learned,
+    calibrate,
+    find_thresholds,
+    fold_scale,
+)
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.checkpoints import find_best
 from lstmpool.training.loop.divergence import check_weights
 from lstmpool.training.loop.interruption import stop_at_step
-from lstmpool.training.loop.logits import predict_logits
-from lstmpool.training.loop.measuring import TrainerMetrics
+from lstmpool.training.loop.measuring import TrainerMetrics, predict_logits
 from lstmpool.training.loop.progress import Progress
 from lstmpool.training.loop.trainer import EarlyStoppingCallback, LstmPoolTrainer
 from lstmpool.training.loop.trainer_arguments import changed, trainer_arguments, within_limits
@@ -48,8 +53,7 @@ from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job, Tokens
 from lstmpool.training.runs.layer_report import report_layers
 from lstmpool.training.runs.pooling_choice import NotesChoice, choose_pooling
-from lstmpool.training.runs.stages import start_head
-from lstmpool.training.runs.standardization import standardize_layers
+from lstmpool.training.runs.stages import standardize_layers, start_head
 from lstmpool.training.runs.state import Extras, State
 from lstmpool.training.tasks.losses import MeanLoss
 from lstmpool.training.tasks.task import LossSettings

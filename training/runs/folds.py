@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas
 
-from lstmpool.training.data.fold_assignment import assign_folds
+from lstmpool.training.data.holdout import assign_folds
 from lstmpool.training.errors import InputError, one_line
 from lstmpool.training.evaluation.label_issues import find_issues
 from lstmpool.training.evaluation.results import Evaluation

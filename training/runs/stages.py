@@ -6,6 +6,9 @@ search and a run that goes on share it. `forget_states` removes it when the comm
 everything from there; the start counts as its checkpoint 0, which a run that goes on does not repeat.
 
 A run that is killed in the first stage repeats it, and gets the same weights.
+
+`standardize_layers` takes mean and scale from the same states. The model keeps them in its buffers, so a run that goes
+on has them from its checkpoint.
 """
 
 import time
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel
@@ -27,6 +31,7 @@ from lstmpool.training.loop.trainer import StartCounts
 from lstmpool.training.loop.trainer_arguments import changed
 from lstmpool.training.model.layer_cache import cached_states
 from lstmpool.training.model.linear_start import ALL, ROWS, TOP, LinearStart, Loss, fit_start, summed_loss
+from lstmpool.training.model.trainable_parts import trained_pooler
 from lstmpool.training.output.found import NEW_RUN, is_last
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.runs.job import Tokens
@@ -248,3 +253,24 @@ def describe_start(
     read = "the top layer's vectors" if start.layers == TOP else "all layers' vectors"
     how = f": {task.titles[task.headline]} {scores[task.headline]:.3f} on rows held out from it" if scores else ""
     return f"Stage 1 of 2: a linear model of {read}, fitted to {of} in {seconds:.0f} s{how}. Stage 2 goes on from it."
+
+
+def standardize_layers(state: State) -> None:
+    """Fits the model's `LayerStandardization` to the training rows, or to those that stage 1 reads, and says so.
+
+    It is fitted to the backbone as it is then. All processes compute the same.
+
+    Raises:
+        InputError: if the layer states cannot be read, or are no finite numbers; see `read_states`.
+    """
+    standardization = trained_pooler(state.model).standardization
+    try:
+        states, rows = read_states(state)
+    except InputError as error:
+        raise InputError(
+            f"--standardize_layers needs layer states: {error} Or train without: --standardize_layers False."
+        ) from None
+    standardization.fit(torch.from_numpy(states))
+    total = len(state.inputs["train"])
+    of = f"{total:,} rows" if len(rows) == total else f"{len(rows):,} of {total:,} rows"
+    print(f"Layers standardised: mean and scale of each feature from the layer states of {of}.", flush=True)

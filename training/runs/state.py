@@ -13,9 +13,9 @@ from transformers.data.data_collator import DataCollator
 
 from lstmpool.training.evaluation.baselines import Baselines, Vectors
 from lstmpool.training.evaluation.exit_results import ExitResults
-from lstmpool.training.evaluation.head_thresholds import HeadThresholds
 from lstmpool.training.evaluation.label_issues import LabelIssues
 from lstmpool.training.evaluation.layer_report import LayerReport
+from lstmpool.training.evaluation.learned_head import HeadThresholds
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.trainer import LstmPoolTrainer

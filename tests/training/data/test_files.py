@@ -9,6 +9,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from lstmpool.training.data import files
+from lstmpool.training.data.delimited import guard, unguard
 from lstmpool.training.data.files import read_table
 from lstmpool.training.data.streams import stream_table
 from lstmpool.training.errors import InputError
@@ -314,3 +315,18 @@ def test_a_gzip_that_swells_is_refused_while_it_is_read(tmp_path, monkeypatch):
     (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"text\n" + b"a" * 50_000_000))
     with pytest.raises(InputError, match="bomb.csv.gz unpacks to more than"):
         list(stream_table(tmp_path / "bomb.csv.gz", lambda names: ["text"]))
+
+
+# ---------------------------------------------------------------------------------------------- cells for spreadsheets
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+x", "-x", "@SUM(A1)", "\t=1", "\r=1", "-1 dog", "--1", "'=1", "'-1", "''@x"]
+)
+def test_a_formula_gets_an_apostrophe_that_is_taken_off_again(cell):
+    assert guard(cell) == "'" + cell
+    assert unguard(guard(cell)) == cell
+
+
+@pytest.mark.parametrize("cell", ["", "dog", "-1", "+1.5", "-.5e-3", "1-1", "'tis", "a=b"])
+def test_other_cells_stay(cell):
+    assert guard(cell) == cell
+    assert unguard(cell) == cell

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from lstmpool.training.data.fold_assignment import assign_folds
-from lstmpool.training.data.holdout import draw_by_class, hold_out, units_of
+from lstmpool.training.data.holdout import assign_folds, draw_by_class, hold_out, units_of
 from lstmpool.training.data.rows import Split
 from lstmpool.training.data.summary import balance_words, data_lines, describe_data, remarks
 from lstmpool.training.errors import InputError

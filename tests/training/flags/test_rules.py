@@ -4,6 +4,7 @@ import pytest
 
 from lstmpool.fields_lstmpool import MULTI, REGRESSION, SINGLE
 from lstmpool.training.errors import InputError
+from lstmpool.training.flags import later_rules
 from lstmpool.training.flags import rules as tables_of_rules
 from lstmpool.training.flags.arguments import DataArguments, ModelArguments
 from lstmpool.training.flags.defaults import FINE_TUNING, worked_out
@@ -366,7 +367,8 @@ def test_a_package_that_is_missing_is_asked_for(monkeypatch, flags, package, ext
 
 
 def test_each_rule_has_a_case():
-    tables = [table for name, table in vars(tables_of_rules).items() if name.isupper() and isinstance(table, tuple)]
+    named = vars(tables_of_rules) | vars(later_rules)
+    tables = [table for name, table in named.items() if name.isupper() and isinstance(table, tuple)]
     rules = {rule.message: rule for table in tables for rule in table if isinstance(rule, Rule)}
     met = {next(rule.message for rule in table if rule.broken(flags)) for (table, flags), _ in CASES}
     left = sorted(rules.keys() - met)

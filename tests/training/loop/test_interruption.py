@@ -17,7 +17,7 @@ from transformers import DataCollatorWithPadding, TrainingArguments
 from lstmpool.training.data.order import by_length
 from lstmpool.training.errors import InputError
 from lstmpool.training.loop.interruption import Interrupted, interruptible, stop_at_step
-from lstmpool.training.loop.logits import predict_logits
+from lstmpool.training.loop.measuring import predict_logits
 from lstmpool.training.loop.trainer import LstmPoolTrainer
 
 from ... import damage, kills

@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 import pytest
 
+from lstmpool.training.data.delimited import unguard
 from lstmpool.training.data.files import read_table
 from lstmpool.training.data.rows import Split
 from lstmpool.training.evaluation.exit_results import Tried
@@ -14,7 +15,6 @@ from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.output import plots
 from lstmpool.training.output.artifacts import plots_of, predictions_of
 from lstmpool.training.output.tables import prediction_table, write_table
-from lstmpool.training.spreadsheet import unguard
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel

@@ -10,7 +10,7 @@ import torch
 from lstmpool.train_trainer import main
 from lstmpool.training.errors import Diverged
 from lstmpool.training.evaluation import learned_head
-from lstmpool.training.evaluation.head_thresholds import ENTRY, HeadThresholds
+from lstmpool.training.evaluation.learned_head import ENTRY, HeadThresholds
 from lstmpool.training.flags.defaults import Limits
 from lstmpool.training.flags.training_arguments import TrainingArguments
 from lstmpool.training.loop.progress import TimeLeft, duration
