@@ -158,6 +158,7 @@ WITH_EXITS_ALONE = {
 REFUSED_WITH_EXITS = {  # by other rules
     *(REFUSED | UNFIT_FOR_EXITS.keys()),
     *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "seeds"),
+    "find_label_issues",  # a finished model may have learnt these very labels
 }
 CLASSES = [LEAVE_THE_WEIGHTS, PRECISION, REFUSED, CHOOSE_THE_WEIGHTS, AFTER_TRAINING, TRAINING]
 TASK = task_of(SingleLabel)

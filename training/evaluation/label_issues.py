@@ -112,15 +112,18 @@ def _by_cleanlab(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
     nothing = np.zeros(0, dtype=int), np.ones(len(labels))
     if not len(labels) or (labels == labels[0]).all():
         return nothing
+    if labels.ndim == 2:
+        differs = labels.min(0) != labels.max(0)
+        labels, probabilities = labels[:, differs], probabilities[:, differs]
+        if labels.shape[1] == 1:  # a label alone is, for cleanlab, a choice of two classes
+            labels, probabilities = labels[:, 0].astype(int), np.hstack([1 - probabilities, probabilities])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes with few rows: nothing is asked of them
         if labels.ndim == 1:
             # one process: others would take as long to start as they save
             found = of_single.find_label_issues(labels, probabilities, n_jobs=1)
             return np.flatnonzero(found), rank.get_label_quality_scores(labels, probabilities)
-        differs = labels.min(0) != labels.max(0)
-        given = [np.flatnonzero(row).tolist() for row in labels[:, differs]]
-        probabilities = probabilities[:, differs]
+        given = [np.flatnonzero(row).tolist() for row in labels]
         found = of_several.find_label_issues(given, probabilities, n_jobs=1)
         return np.flatnonzero(found), rank_several.get_label_quality_scores(given, probabilities)
 
@@ -141,6 +144,8 @@ def linear_issues(
     """
     strata = np.asarray(task.strata(labels))
     _, first_row, unit = np.unique(units, return_index=True, return_inverse=True)
+    if len(first_row) < 2:  # no row is left that a model could be fitted to
+        return np.zeros((len(labels), len(task.names))), np.zeros(len(labels), dtype=int)
     fold_of = deal_folds(strata[first_row], FOLDS, seed)[unit]
     of_class = None if task.has_thresholds else strata
     loss = summed_loss(task.problem_type)  # also where the run weighs or smooths labels: these are to be probabilities

@@ -83,4 +83,5 @@ def judge_labels(state: State) -> None:
     logits, fold_of = linear_issues(task, states, labels, np.asarray(units_of(train))[rows], state.args.seed)
     seconds = time.monotonic() - began
     state.label_issues = find_issues(task, logits, labels, fold_of, rows, len(train), LINEAR, seconds)
-    print(f"Labels: {len(rows):,} of {len(train):,} training rows judged by {LINEAR}, in {seconds:.0f} s.", flush=True)
+    judged = f"{state.label_issues.judged:,} of {len(train):,} training rows"
+    print(f"Labels: {judged} judged by {LINEAR}, in {seconds:.0f} s.", flush=True)

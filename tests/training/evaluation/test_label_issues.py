@@ -4,6 +4,7 @@ import csv
 import json
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -13,12 +14,14 @@ from sklearn.linear_model import LogisticRegression
 
 from lstmpool.fields_lstmpool import SINGLE
 from lstmpool.train_trainer import main
+from lstmpool.training.data.rows import Split
 from lstmpool.training.evaluation.label_issues import find_issues, linear_issues
 from lstmpool.training.hub.folder import choose_files
 from lstmpool.training.model import layer_cache, linear_start
 from lstmpool.training.model.linear_start import LinearStart, logits_without, summed_loss
 from lstmpool.training.output.run_record import RunRecord
-from lstmpool.training.runs import finish
+from lstmpool.training.runs import baseline, finish
+from lstmpool.training.runs.baseline import judge_labels
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.single_label import SingleLabel
 
@@ -83,6 +86,18 @@ def test_of_several_labels_each_is_judged():
     np.testing.assert_allclose(issues.quality, [0.8 * 0.05 + 0.2 * 0.9, 0.8 * 0.1 + 0.2 * 0.9])
     labels[5, 3] = 1  # the only row with d, which the other folds' models have not seen
     assert find_issues(task, odds(*scores), labels, np.arange(12) % 3).judged == 11
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, float])
+def test_of_several_labels_one_may_be_the_only_one_that_tells_rows_apart(dtype):
+    task = task_of(MultiLabel, 3)
+    labels = np.array([[1, 1, 0]] * 6 + [[0, 1, 0]] * 6, dtype=dtype)  # all have b, none has c
+    scores = np.array([[0.9, 0.5, 0.5]] * 6 + [[0.1, 0.5, 0.5]] * 6)
+    labels[2, 0], labels[8, 0] = 0, 1
+    scores[2, 0] = 0.95
+    issues = find_issues(task, odds(*scores), labels, np.arange(12) % 3)
+    assert issues.rows.tolist() == [2, 8] and issues.judged == 12
+    np.testing.assert_allclose(issues.quality, [0.05, 0.1])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +186,7 @@ def test_changed_labels_are_found_and_rows_of_a_unit_stay_together(little):
 
 
 @pytest.mark.parametrize("kind", [SingleLabel, MultiLabel])
-@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], [0, 0, 0, 1], [0, 0, 0], [0, 1, 1, 2, 2, 2, 2]])
+@pytest.mark.parametrize("labels", [[0], [0, 1], [0, 1, 2], [0, 0, 0, 1], [0, 0, 0], [0, 1, 1, 2, 2, 2, 2]])
 def test_few_rows_are_judged_as_far_as_they_go(little, kind, labels):
     given = np.array(labels) if kind is SingleLabel else np.eye(3, dtype=np.uint8)[labels]
     task = task_of(kind)
@@ -180,6 +195,17 @@ def test_few_rows_are_judged_as_far_as_they_go(little, kind, labels):
     counts = Counter(labels)
     assert issues.judged == sum(counts[label] > 1 for label in labels)
     assert np.isfinite(logits).all() and len(issues.rows) <= issues.judged
+
+
+def test_a_row_that_nobody_can_judge_is_not_told_as_judged(little, monkeypatch, capsys):
+    labels = [0, 0, 0, 1, 1, 1, 2]
+    train = Split(ids=list("abcdefg"), texts=list("abcdefg"), pairs=None, labels=labels, source="")
+    monkeypatch.setattr(baseline, "read_states", lambda state: (states_of(labels), np.arange(7)))
+    job = SimpleNamespace(splits={"train": train}, task=task_of(SingleLabel))
+    state = SimpleNamespace(job=job, args=SimpleNamespace(seed=0), is_first_process=True)
+    judge_labels(state)
+    assert capsys.readouterr().out.startswith("Labels: 6 of 7 training rows judged by ")
+    assert state.label_issues.judged == 6
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
