@@ -198,6 +198,54 @@ print(json.dumps([handler(request) for request in json.loads(sys.argv[2])]))
 """
 
 
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (["a text"], r"expected a request such as {\"inputs\": \"a text\"}, found \['a text'\]"),
+        ({"text": "x"}, "expected a request .* found {'text': 'x'}"),
+        ({"inputs": []}, "expected a text, a pair of texts or a list of such, found none"),
+        ({"inputs": None}, "expected a text, .*found None"),
+        ({"inputs": 0}, "expected a text, .*found 0"),
+        ({"inputs": True}, "expected a text, .*found True"),
+        ({"inputs": ["x", 2.5]}, "expected a text, .*found 2.5"),
+        ({"inputs": {"text_pair": "x"}}, "expected a text, .*found "),
+        ({"inputs": [["x"] * 5000]}, r"expected a text, .{50,140} \.\.\.$"),
+        ({"inputs": ["x", "red \ud83d"]}, r"half of a character in 'red \\ud83d'"),  # of an emoji, cut in JavaScript
+        ({"inputs": "x", "parameters": 3}, "parameters: expected a dictionary, found 3"),
+        ({"inputs": "x", "parameters": []}, r"parameters: expected a dictionary, found \[\]"),
+        ({"inputs": "x", "parameters": {"topk": 1}}, "parameters: expected some of .*, found topk"),
+        ({"inputs": "x", "parameters": {"function_to_apply": "relu"}}, "sigmoid, softmax, none, found 'relu'"),
+        ({"inputs": "x", "parameters": {"top_k": 0}}, "top_k: expected a whole number from 1, .* found 0"),
+        ({"inputs": "x", "parameters": {"top_k": "3"}}, "found '3'"),
+        ({"inputs": "x", "parameters": {"top_k": True}}, "found True"),
+    ],
+)
+def test_a_wrong_request_is_told_what_was_expected_and_found(request_, message):
+    handler = handler_of_two()
+    with pytest.raises(ValueError, match=message):
+        handler(request_)
+
+
+def test_a_request_may_name_functions_and_leave_out_a_pair_as_the_pipelines_do():
+    handler = handler_of_two()
+    assert handler({"inputs": "x", "parameters": {"function_to_apply": "NONE"}}) == [{"label": "b", "score": 2.0}]
+    assert handler({"inputs": {"text": "x", "text_pair": None}, "parameters": None})["label"] == "b"
+    handler.needs_pairs = True
+    with pytest.raises(ValueError, match="this model reads pairs, such as .*; found a text"):
+        handler({"inputs": {"text": "x", "text_pair": None}})
+
+
+def handler_of_two():
+    """A handler whose graph gives the logits 1 and 2."""
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    from lstmpool.training.exporting.handler import EndpointHandler
+
+    handler = object.__new__(EndpointHandler)
+    handler.labels, handler.needs_pairs, handler.applied = ["a", "b"], False, "softmax"
+    handler._logits = lambda rows: np.array([[1.0, 2.0]] * len(rows))
+    return handler
+
+
 def flat(answers):
     """Labels and scores of nested answers, in order."""
     if isinstance(answers, dict):

@@ -113,11 +113,11 @@ def write_config(folder: Path, config: LstmPoolConfig, tokenizer: PreTrainedToke
 
 
 def write_record(folder: Path, model: Finished, graphs: list[Graph], rows: Rows | None) -> None:
-    """Writes what the folder is made from, and digests of what lies in it: the graphs, tokenizer and handler.
+    """Writes what the folder is made from, and digests of what lies in it: call it when all but the card is there.
 
     `predict.py` reads it, `--overwrite` knows the folder by it, and it is published only if they still match.
     """
-    handler = [name for name in (HANDLER, REQUIREMENTS) if (folder / name).is_file()]
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     settings = {name: model.settings[name] for name in OF_COLUMNS if model.settings.get(name) is not None}
     record = {
         "made_from": model.digest(),
@@ -127,7 +127,7 @@ def write_record(folder: Path, model: Finished, graphs: list[Graph], rows: Rows 
         "settings": settings,
         "rows": None if rows is None else {"title": rows.title, rows.task.headline: rows.metric},  # the model's own
         "files": [asdict(graph) for graph in graphs],
-        "digests": digests_of(folder, [*(f"{GRAPHS}/{graph.name}" for graph in graphs), TOKENIZER, *handler]),
+        "digests": digests_of(folder, [path.relative_to(folder).as_posix() for path in paths]),
     }
     (folder / EXPORT_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

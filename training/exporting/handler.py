@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 GRAPH = "onnx/model.onnx"  # an int8 file of the folder is faster, and a little off
 ROWS = 32  # in a batch
+LONGEST_TOLD = 80  # characters of a wrong request in a message
 PARAMETERS = {"top_k", "function_to_apply", "truncation"}
 
 
@@ -40,16 +41,19 @@ class EndpointHandler:
 
     def __call__(self, data: dict[str, Any]) -> Any:
         """The answers to the `inputs` of a request. Raises ValueError for a request of another form."""
-        inputs, parameters = data.get("inputs"), data.get("parameters") or {}
-        if unknown := sorted(set(parameters) - PARAMETERS):
-            raise ValueError(f"parameters: expected some of {sorted(PARAMETERS)}, found {', '.join(unknown)}")
-        is_alone = isinstance(inputs, str | dict) or _is_one_pair(inputs)
-        rows = [_row(each) for each in ([inputs] if is_alone else inputs or [])]
+        if not isinstance(data, dict) or "inputs" not in data:
+            raise ValueError(f'expected a request such as {{"inputs": "a text"}}, found {_short(data)}')
+        inputs, parameters = data["inputs"], _checked(data.get("parameters"))
+        is_alone = not isinstance(inputs, list) or _is_one_pair(inputs)
+        rows = [_row(each) for each in ([inputs] if is_alone else inputs)]
         if not rows:
             raise ValueError("inputs: expected a text, a pair of texts or a list of such, found none")
         if self.needs_pairs and not all(isinstance(row, tuple) for row in rows):
-            raise ValueError('inputs: this model reads pairs, such as {"text": "one", "text_pair": "other"}')
-        scores = SCORES[parameters.get("function_to_apply") or self.applied](self._logits(rows))  # (B, C)
+            raise ValueError(
+                'inputs: this model reads pairs, such as {"text": "one", "text_pair": "other"}; found a text'
+            )
+        applied = (parameters.get("function_to_apply") or self.applied).lower()
+        scores = SCORES[applied](self._logits(rows))  # (B, C)
         if "top_k" in parameters:
             answers = [self._ranked(row, parameters["top_k"]) for row in scores]
             return answers[0] if is_alone else answers
@@ -99,6 +103,27 @@ def _none(logits: np.ndarray) -> np.ndarray:
 SCORES = {"sigmoid": _sigmoid, "softmax": _softmax, "none": _none}
 
 
+def _checked(parameters: Any) -> dict[str, Any]:
+    """The parameters of a request. Raises ValueError for those that have no meaning here."""
+    parameters = {} if parameters is None else parameters
+    if not isinstance(parameters, dict):
+        raise ValueError(f"parameters: expected a dictionary, found {_short(parameters)}")
+    if unknown := sorted(set(parameters) - PARAMETERS):
+        raise ValueError(f"parameters: expected some of {sorted(PARAMETERS)}, found {', '.join(unknown)}")
+    applied, top_k = parameters.get("function_to_apply"), parameters.get("top_k")
+    if applied is not None and str(applied).lower() not in SCORES:
+        raise ValueError(f"function_to_apply: expected one of {', '.join(SCORES)}, found {_short(applied)}")
+    if top_k is not None and (type(top_k) is not int or top_k < 1):
+        raise ValueError(f"top_k: expected a whole number from 1, or null for all labels, found {_short(top_k)}")
+    return parameters
+
+
+def _short(found: Any) -> str:
+    """What was found, in a message."""
+    text = repr(found)
+    return text if len(text) <= LONGEST_TOLD else f"{text[:LONGEST_TOLD]} ..."
+
+
 def _is_one_pair(inputs: Any) -> bool:
     """Whether this is [["one", "other"]], an older form of a pair."""
     return isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], list)
@@ -109,8 +134,11 @@ def _row(given: Any) -> Any:
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], list):
         given = given[0]
     if isinstance(given, dict):
-        given = [given.get("text"), given["text_pair"]] if "text_pair" in given else given.get("text")
+        text, other = given.get("text"), given.get("text_pair")
+        given = text if other is None else [text, other]
     is_pair = isinstance(given, list) and len(given) == 2 and all(isinstance(each, str) for each in given)
     if not isinstance(given, str) and not is_pair:
-        raise ValueError(f"inputs: expected a text, or a dictionary of text and text_pair, found {given!r}")
+        raise ValueError(f"inputs: expected a text, or a dictionary of text and text_pair, found {_short(given)}")
+    if any("\ud800" <= letter <= "\udfff" for letter in "".join(given)):
+        raise ValueError(f"inputs: expected Unicode, found half of a character in {_short(given)}")
     return tuple(given) if is_pair else given

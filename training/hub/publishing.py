@@ -86,6 +86,11 @@ def run(folder: Path, repo_id: str | None, options: Options) -> None:
     """Checks what is asked for, and pushes it. Raises InputError or PushError, as `push` does."""
     hub = pair_hub = None
     beside = export_of(folder) if options.onnx == "" else Path(options.onnx or "")
+    if options.onnx and repo_id is None and not options.check:
+        raise InputError(
+            f"expected a repository OWNER/NAME, found none: --onnx has taken {options.onnx!r} for its folder. Write "
+            "the flag last, or as --onnx=FOLDER."
+        )
     if not options.check:  # before the long work
         hub = Hub.connect(repo_id, options.branch)
         if options.onnx is not None:

@@ -153,6 +153,17 @@ def with_another_handler(here):
     path.write_text(path.read_text().replace("ROWS = 32", "ROWS = 64"))
 
 
+def with_another_config(here):
+    """By which a client would cut texts elsewhere."""
+    path = here / "parcels-onnx" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 3}))
+
+
+def with_code_in_its_config(here):
+    path = here / "parcels-onnx" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "handler.Mine"}}))
+
+
 def with_other_labels(here):
     path = here / "parcels-onnx" / "config.json"
     path.write_text(path.read_text().replace("broken", "early"))
@@ -193,6 +204,8 @@ def that_is_none(here):
         (with_another_graph, r"onnx/model_quantized.onnx is not what was written .*--output parcels-onnx --overwrite"),
         (with_a_graph_that_answers_otherwise, "its float graph's logits differ by .* from the model's"),
         (with_another_handler, "handler.py is not what was written"),
+        (with_another_config, "tokenizer_config.json is not what was written"),
+        (with_code_in_its_config, "config.json is not what was written"),
         (with_other_labels, "names other labels than the model"),
         (with_a_graph_too_many, "holds other graphs than its record names"),
         (with_a_link, "found links in parcels-onnx: config.json"),
@@ -207,6 +220,12 @@ def test_what_is_no_export_of_this_model_is_refused(here, spoil, message):
         pass
 
 
+@pytest.mark.parametrize("words", [["parcels", "--onnx", "ann/parcels"], ["--onnx", "parcels", "ann/parcels"]])
+def test_a_flag_that_takes_the_repository_for_its_folder_is_told(words, capsys):
+    assert main(words) == 2
+    assert re.search("--onnx has taken '.*parcels' for its folder. Write the flag last", capsys.readouterr().err)
+
+
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"ONNX Runtime is missing: .* Install it: pip install"):
@@ -216,10 +235,8 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
 @pytest.mark.slow
 def test_a_check_is_for_both_and_without_the_flag_a_line_tells_of_it(here, capsys):
     assert main(["parcels", "--check", "--onnx"]) == 0
-    assert (
-        "Fit to be published beside it: README.md, config.json, export.json, onnx/model.onnx"
-        in capsys.readouterr().out
-    )
+    names = "README.md, config.json, export.json, handler.py, onnx/model.onnx, onnx/model_quantized.onnx"
+    assert f"Fit to be published beside it: {names}" in capsys.readouterr().out
     assert main(["parcels", "--check"]) == 0
     assert "parcels-onnx is not published: for that, add --onnx." in capsys.readouterr().out
 
