@@ -9,8 +9,8 @@ onnx/model.onnx in float32, int8 files of a quarter of that size, the tokenizer 
 Its README shows how ONNX Runtime, transformers.js, optimum and Text Embeddings Inference load it.
 
 The float graph counts only if its logits are torch's, up to rounding, on texts alone and in batches: short, empty and
-cut ones, padded left and right. With --test_file, each file also answers rows with labels; an int8 file that loses too
-much is not kept.
+cut ones, padded left and right. Each file also answers rows with labels: those of --test_file, or the validation rows
+of the model's run, if their file is still there. An int8 file that loses too much is not kept.
 
 Wrong input ends the command with status 2 and one line that says what was expected, what was found and what to do.
 """
@@ -71,9 +71,13 @@ def run(request: Request) -> None:
     check_tokenizer(predictor.tokenizer, model.title)
     predictor.models = [model_to_export(predictor)]
     print(f"Model: {model.title}, {model.task.title}, on a {model.config.backbone_config.model_type}.")
-    rows = None
     if options.test_file is not None:
         rows = Rows.read(options.test_file, model, predictor)
+    else:
+        rows = Rows.of_run(model, predictor)
+    if rows is None:
+        print("Rows: none with labels, so it is not known what int8 costs. Name some with --test_file.")
+    else:
         print(f"Rows: {rows.title}; the model has {_headline(rows, rows.metric)} in torch.")
     batches = probes(predictor.tokenizer, predictor.models[0], bool(model.reads_pairs))
     with new_folder(request.output) as folder:

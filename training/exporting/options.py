@@ -54,13 +54,14 @@ class Options:
         default=None,
         metadata={
             "help": "Rows with labels, in the columns of training. Each file answers them, and the metric and the "
-            "share of answers that are those of the model go into the card. Unset: none of that is measured."
+            "share of answers that are those of the model go into the card. Unset: the validation rows of the model's "
+            "run, where their file is as it was; else none of that is measured."
         },
     )
     max_loss: float = field(
         default=1.0,
         metadata={
-            "help": "An int8 file whose metric on --test_file is lower than the model's by more points than this is "
+            "help": "An int8 file whose metric on these rows is lower than the model's by more points than this is "
             f"not kept; {MOST:g} keeps any. Of a regression, percent of the metric."
         },
     )

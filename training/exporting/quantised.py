@@ -21,6 +21,7 @@ from lstmpool.training.errors import InputError, counted, one_line
 from lstmpool.training.exporting.graph import Batch, logits_of, relative
 from lstmpool.training.exporting.options import VARIANTS
 from lstmpool.training.flags.arguments import DataArguments
+from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.predicting.engine import INSTALL, OnnxModel
 from lstmpool.training.predicting.model import Finished, Predictor
 from lstmpool.training.predicting.rows import ROWS, Chunk
@@ -123,19 +124,26 @@ class Rows:
     @classmethod
     def read(cls, file: str, model: Finished, predictor: Predictor) -> "Rows":
         """Reads the rows, and lets the model answer. Raises InputError for rows that do not fit, or have no labels."""
-        args = DataArguments(test_file=file)
-        for name in OF_COLUMNS:
-            setattr(args, name, model.settings.get(name))
-        splits, task = read_splits(args, {"test": file}, None, finished=model.config)
-        split = splits["test"]
-        if split.labels is None:
-            raise InputError(f"--test_file {file} has no labels. Name rows with labels, or leave the flag out.")
-        if (model.reads_pairs is not None) and model.reads_pairs != (split.pairs is not None):
-            expected, found = ("pairs of texts", "one text") if model.reads_pairs else ("one text", "pairs")
-            raise InputError(
-                f"--test_file {file}: {model.title} reads {expected} a row, found {found}. "
-                "Name a file with the columns of training."
-            )
+        return cls._answered(*_read(file, model), predictor)
+
+    @classmethod
+    def of_run(cls, model: Finished, predictor: Predictor) -> "Rows | None":
+        """The validation rows of the model's run; None if their file is not there any more, or holds other rows."""
+        record = RunRecord.read(Path(model.title))
+        file = record.settings.get("validation_file") if record else None
+        if not isinstance(file, str) or not Path(file).is_file():
+            return None
+        try:
+            split, task = _read(file, model)
+        except InputError:
+            return None  # it has been changed since
+        found = RunRecord.of({}, {"validation": split}).rows
+        if found["validation"] != record.rows.get("validation"):
+            return None
+        return cls._answered(split, task, predictor)
+
+    @classmethod
+    def _answered(cls, split: Split, task: Task, predictor: Predictor) -> "Rows":
         logits = answers_of(predictor, split)
         return cls(split, task, logits, headline(task, logits, split))
 
@@ -156,6 +164,24 @@ class Rows:
         if self.task.headline in LOWER_IS_BETTER:
             worse = -worse / self.metric if self.metric else -worse
         return 100 * worse
+
+
+def _read(file: str, model: Finished) -> tuple[Split, Task]:
+    """The rows of a file, and their task. Raises InputError for rows that do not fit, or have no labels."""
+    args = DataArguments(test_file=file)
+    for name in OF_COLUMNS:
+        setattr(args, name, model.settings.get(name))
+    splits, task = read_splits(args, {"test": file}, None, finished=model.config)
+    split = splits["test"]
+    if split.labels is None:
+        raise InputError(f"--test_file {file} has no labels. Name rows with labels, or leave the flag out.")
+    if (model.reads_pairs is not None) and model.reads_pairs != (split.pairs is not None):
+        expected, found = ("pairs of texts", "one text") if model.reads_pairs else ("one text", "pairs")
+        raise InputError(
+            f"--test_file {file}: {model.title} reads {expected} a row, found {found}. "
+            "Name a file with the columns of training."
+        )
+    return split, task
 
 
 def answers_of(predictor: Predictor, split: Split) -> np.ndarray:
