@@ -129,11 +129,15 @@ def label_issues_of(issues: LabelIssues, train: Split, task: Task, args: Trainin
 
 def label_issues_line(issues: LabelIssues) -> str:
     """Says how many of how many rows look mislabelled, and by which model."""
+    if not issues.judged:
+        rows = counted(issues.total, "training row")
+        return f"Labels: none of {rows} could be judged: each label is in no other row that its model was fitted to."
     judged = counted(issues.judged, "training row")
     if issues.judged < issues.total:
         judged += f" that could be judged, of {issues.total:,},"
     verb = "looks" if len(issues.rows) == 1 else "look"
+    told = "lists them, the least likely label first" if len(issues.rows) else "is empty"
     return (
         f"Labels: {len(issues.rows):,} of {judged} {verb} mislabelled, by {issues.model}, which was fitted without "
-        f"the row. {LABEL_ISSUES} lists them, the least likely label first."
+        f"the row. {LABEL_ISSUES} {told}."
     )

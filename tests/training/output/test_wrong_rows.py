@@ -205,3 +205,18 @@ def test_a_literal_of_python_is_the_text_in_one_printable_line(text):
     literal = markdown.python_text(text)
     assert eval(literal) == text
     assert literal.startswith('"') and literal.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("found", "judged", "start", "end"),
+    [
+        (2, 9, "Labels: 2 of 9 training rows look mislabelled, by ", "lists them, the least likely label first."),
+        (1, 8, "Labels: 1 of 8 training rows that could be judged, of 9, looks mislabelled, by ", "label first."),
+        (0, 9, "Labels: 0 of 9 training rows look mislabelled, by ", ". label_issues.csv is empty."),
+        (0, 0, "Labels: none of 9 training rows could be judged: ", "no other row that its model was fitted to."),
+    ],
+)
+def test_the_last_line_names_a_list_only_where_there_is_one(found, judged, start, end):
+    rows = np.arange(found)
+    line = label_issues_line(LabelIssues(rows, np.ones(found), rows, judged, 9, "a model"))
+    assert line.startswith(start) and line.endswith(end)
