@@ -231,22 +231,26 @@ def test_answers_in_a_row():
 
 
 def test_patience_is_the_smallest_that_loses_little_enough():
+    """Of four rows, patience 2 loses one: 25 points and a margin of 25. Patience 1 loses two: 50 points and 35.4."""
     by_exit = [logits_for(answers) for answers in ([1, 0, 2, 0], [0, 1, 2, 2], [0, 1, 2, 2])]
     logits = dict.fromkeys(BOTH, np.stack(by_exit, axis=1))
-    for drop, patience, layers in ((0.5, "3", [4, 4, 3, 4]), (25.0, "2", [3, 3, 2, 3]), (50.0, "1", [1, 1, 1, 1])):
+    for drop, patience, layers in ((49.0, "3", [4, 4, 3, 4]), (50.0, "2", [3, 3, 2, 3]), (85.4, "1", [1, 1, 1, 1])):
         found = compared([0, 1, 2, 0], [0, 1, 2, 0])
         assert add_patience(found, logits, drop) == patience
         assert found.layers[PATIENCE, "test"].tolist() == layers
 
 
 def test_a_control_leaves_where_it_is_sure_enough():
-    """Exits that are right where they are sure, and wrong on one row where they are less so."""
+    """Exits that are right where they are sure, and wrong on one row of 40 where they are less so.
+
+    That is 2.5 points, and a margin of 2.5.
+    """
     n = 40
     labels = np.arange(n) % 3
     wrong = (labels + (np.arange(n) == 7)) % 3
     sure = np.where(np.arange(n) == 7, 1.0, 5.0 + np.arange(n) / n)[:, None]
     at_exits = np.stack([sure * np.eye(3)[wrong], sure * np.eye(3)[labels]], axis=1)  # the second one errs nowhere
-    for drop, first in ((0.5, n - 1), (2.5, n)):
+    for drop, first in ((4.9, n - 1), (5.0, n)):
         found = compared(labels, labels)
         assert 0 < float(add_control(found, MEAN, dict.fromkeys(BOTH, at_exits), drop)) < 1
         assert (found.layers[MEAN, "test"] == 1).sum() == first
