@@ -33,7 +33,7 @@ WARMUP = 0.1  # of the steps
 
 
 def contrastive_steps(state: State, tokens: float) -> int:
-    """The number of steps: as the user says, or half of the least that a run has, where they are known to help.
+    """The number of steps: as the user says, or half of the least of other runs, where they are known to help.
 
     That is where the rows are few, each is one text with one label, and the run's length is left to the command. They
     depend on arguments and rows alone, so that a run which goes on has the same. `tokens`: of the median row.

@@ -138,12 +138,14 @@ def train(data, output, *words, length=("--max_steps=1",)):
     return main([*base, *words])
 
 
-def test_stage_2_has_the_other_half_of_the_steps(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(defaults, "LEAST_STEPS", 12)
-    assert train(data, tmp_path / "out", length=()) == 0
+def test_stage_2_has_its_three_epochs_and_no_more(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(defaults, "LEAST_STEPS", 20)
+    assert train(data, tmp_path / "compared", length=()) == 0
     said = capsys.readouterr().out
-    assert "Texts compared: 6 steps of the backbone alone" in said
-    assert "Training: 6 steps on 24 rows" in said  # 3 epochs of 2 steps
+    assert "Texts compared: 10 steps of the backbone alone" in said
+    assert "Training: 6 steps on 24 rows, 3 epochs." in said  # of 2 steps each
+    assert train(data, tmp_path / "not", "--contrastive_steps=0", length=()) == 0
+    assert "Training: 20 steps on 24 rows, 10 epochs, since 3 are fewer than 20 steps;" in capsys.readouterr().out
 
 
 def test_comparing_texts_moves_the_backbone_and_is_repeatable(data, tmp_path, capsys):
