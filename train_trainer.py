@@ -51,7 +51,11 @@ from lstmpool.training.printing import printing
 
 if TYPE_CHECKING:  # takes seconds to import, and --help does not need it
     from lstmpool.training.flags.training_arguments import TrainingArguments
+    from lstmpool.training.hub.saves import HubRun
+    from lstmpool.training.output.start import Start
+    from lstmpool.training.runs.fit import Extras
     from lstmpool.training.runs.job import Job
+    from lstmpool.training.runs.search_space import Space
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,11 +136,11 @@ def _run_alone(
     from lstmpool.training.output.run_record import settings_of
     from lstmpool.training.output.start import choose_start
     from lstmpool.training.output.terminal import describe_task
-    from lstmpool.training.runs.fit import Extras, fit
+    from lstmpool.training.runs.fit import Extras
     from lstmpool.training.runs.folds import cross_validate
     from lstmpool.training.runs.job import read_job
-    from lstmpool.training.runs.search import Search, check_goes_on, unsearched
-    from lstmpool.training.runs.search_space import of_rows, space_of
+    from lstmpool.training.runs.search import unsearched
+    from lstmpool.training.runs.search_space import space_of
     from lstmpool.training.runs.seeds import repeat_with_seeds
     from lstmpool.training.runs.stages import as_begun
 
@@ -161,7 +165,18 @@ def _run_alone(
         run_all = cross_validate if data_args.cv_folds else repeat_with_seeds
         run_all(job, args, start)
         _forget_states(job, args)
-        return
+    else:
+        _run_one(job, args, start, extras, space, hub)
+
+
+def _run_one(
+    job: Job, args: TrainingArguments, start: Start, extras: Extras, space: Space, hub: HubRun | None
+) -> None:
+    """Does the search, if there is a `space` to search, and the run. Waits for what the run pushes."""
+    from lstmpool.training.runs.fit import fit
+    from lstmpool.training.runs.search import Search, check_goes_on
+    from lstmpool.training.runs.search_space import of_rows
+
     try:
         tokens = job.encode()
         if space:

@@ -3,8 +3,9 @@
     python -m lstmpool.benchmarks.label_issues --data DIR
     python -m lstmpool.benchmarks.label_issues --table
 
-So many rows of a set are drawn, and one label in twenty is changed to another one. Three contenders then list the rows
-that look mislabelled: `flag` is the training command with `--find_label_issues`, `folds` the same with
+So many rows of a set are drawn, and the label of one row in twenty is changed to another one. With several labels a
+text, the row gets one of the slips of an annotator, see `SLIPS`. Three contenders then list the rows that look
+mislabelled: `flag` is the training command with `--find_label_issues`, `folds` the same with
 `--cv_folds 5 --freeze_backbone`, and `plain` what one would write by hand: cleanlab on a logistic regression on the
 backbone's sentence vectors. `flag` trains for one step only, since its list is there before training.
 
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -44,6 +45,7 @@ from lstmpool.training.model.backbone import Backbone
 
 
 SHARE = 0.05  # of the rows, whose label is changed
+ANOTHER, ADDED, MISSING = SLIPS = ("another", "added", "missing")  # a label for another one, one too many, one too few
 NOW = ["--freeze_backbone", "--stages", "one", "--validation_size", "0", "--max_steps", "1"]
 FLAGS = {"flag": NOW, "folds": ["--freeze_backbone", "--cv_folds", "5"]}
 CONTENDERS = (*FLAGS, "plain")
@@ -66,7 +68,9 @@ class Arguments:
     sets: list[str] = field(
         default_factory=lambda: ["trec6", "stackoverflow20"], metadata={"help": "Folders to run on."}
     )
-    contenders: list[str] = field(default_factory=lambda: list(CONTENDERS), metadata={"help": "Who looks."})
+    contenders: list[str] = field(
+        default_factory=lambda: list(CONTENDERS), metadata={"choices": CONTENDERS, "help": "Who looks."}
+    )
     rows: int = field(default=1000, metadata={"help": "Rows of a set."})
     seeds: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Seeds of rows and changed labels."})
     table: bool = field(default=False, metadata={"help": "Make the table from the CSV, and run nothing."})
@@ -110,6 +114,7 @@ def run_all(args: Arguments, output: Path) -> int:
             continue
         listed, seconds = found
         numbers = {"listed": str(len(listed)), "changed": str(len(changed))} | scores(listed, changed)
+        numbers["by_slip"] = by_slip(listed, changed) if drawn.label == "labels" else ""
         made = {"cpu_seconds": f"{seconds:.0f}", "versions": versions("cleanlab"), "device": processor()}
         append_rows(output, [key | {"kind": drawn.kind} | numbers | made])
         print(*key.values(), *numbers.values(), flush=True)
@@ -117,27 +122,38 @@ def run_all(args: Arguments, output: Path) -> int:
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
-def change_labels(drawn: Draw, seed: int) -> set[int]:
-    """Changes the label of `SHARE` of the rows in place, and returns their numbers.
+def change_labels(drawn: Draw, seed: int) -> dict[int, str]:
+    """Changes the label of `SHARE` of the rows in place, and returns their numbers, each with its slip.
 
-    Of several labels, one gives way to one that the row does not have; a row without any gets one.
+    Of several labels, the slip is drawn for each row from those that fit it: see `slips_of`.
     """
     random = np.random.default_rng(seed)
     several = drawn.label == "labels"
     cells = [row[drawn.label] for row in drawn.train]
     names = sorted({name for cell in cells for name in (cell.split() if several else [cell])})
     chosen = random.choice(len(cells), round(SHARE * len(cells)), replace=False)
+    changed = {}
     for number in chosen.tolist():
         given = cells[number].split() if several else [cells[number]]
+        slips = slips_of(given) if several else [ANOTHER]
+        slip = slips[int(random.integers(len(slips)))]
         other = str(random.choice([name for name in names if name not in given]))
         kept = list(given)
-        if kept:
+        if slip != ADDED:
             kept.pop(int(random.integers(len(kept))))
-        drawn.train[number][drawn.label] = " ".join([*kept, other])
-    return set(chosen.tolist())
+        drawn.train[number][drawn.label] = " ".join(kept if slip == MISSING else [*kept, other])
+        changed[number] = slip
+    return changed
 
 
-def scores(listed: Sequence[int], changed: set[int]) -> Row:
+def slips_of(labels: Sequence[str]) -> list[str]:
+    """The slips that fit a row with these labels. None is left without any, which a form would not accept."""
+    if not labels:
+        return [ADDED]
+    return list(SLIPS) if len(labels) > 1 else [ANOTHER, ADDED]
+
+
+def scores(listed: Sequence[int], changed: Collection[int]) -> Row:
     """Precision, recall and average precision of a list of rows, the worst first: of finding the `changed` ones.
 
     The average precision is the mean over the changed rows of the precision down to it; 0 for one that is not listed.
@@ -153,6 +169,15 @@ def scores(listed: Sequence[int], changed: set[int]) -> Row:
         "average_precision": sum(precisions) / len(changed),
     }
     return {name: f"{value:.4f}" for name, value in found.items()}
+
+
+def by_slip(listed: Collection[int], changed: dict[int, str]) -> str:
+    """How many of the changed rows are listed, for each slip, such as "another 3/4 added 2/2 missing 0/1"."""
+    counts = []
+    for slip in SLIPS:
+        rows = [number for number, of_row in changed.items() if of_row == slip]
+        counts.append(f"{slip} {len(set(rows) & set(listed))}/{len(rows)}")
+    return " ".join(counts)
 
 
 # ----------------------------------------------------------------------------------------------------------- the lists
@@ -226,7 +251,22 @@ def table(rows: list[Row]) -> str:
     counts = {(row["rows"], row["changed"]) for row in rows}
     about = "; ".join(f"{changed} of {total} labels changed" for total, changed in sorted(counts))
     made = "; ".join(sorted({f"{row['device']} with {row['versions']}" for row in rows}))
-    return f"{markdown(head, lines, words=2)}\n{about}; means over the seeds. Made on {made}.\n"
+    shown = f"{markdown(head, lines, words=2)}\n{about}; means over the seeds. Made on {made}.\n"
+    return f"{shown}\n{slips_table(rows)}"
+
+
+def slips_table(rows: list[Row]) -> str:
+    """For each set of several labels and each contender, the recall of each slip, over all seeds; else nothing."""
+    rows = [row for row in rows if row["by_slip"]]
+    lines = []
+    for name, contender in product(dict.fromkeys(row["set"] for row in rows), CONTENDERS):
+        own = [row["by_slip"].split() for row in rows if (row["set"], row["contender"]) == (name, contender)]
+        if not own:
+            continue
+        counts = np.sum([[[int(n) for n in cell.split("/")] for cell in cells[1::2]] for cells in own], axis=0)
+        lines.append([name, TITLES[contender], *(f"{found / max(1, of):.3f} of {of}" for found, of in counts)])
+    head = ["set", "recall, by who looks", "a label for another one", "one too many", "one too few"]
+    return markdown(head, lines, words=2) if lines else ""
 
 
 if __name__ == "__main__":

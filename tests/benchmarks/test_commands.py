@@ -158,13 +158,33 @@ def test_one_label_in_twenty_is_changed_to_another_one():
     drawn = drawn_rows(["a", "b", "c", "d"] * 10)
     changed = label_issues.change_labels(drawn, seed=1)
     other = {i for i, row in enumerate(drawn.train) if row["label"] != "abcd"[i % 4]}
-    assert other == changed and len(changed) == 2
+    assert other == changed.keys() and len(changed) == 2
     again = drawn_rows(["a", "b", "c", "d"] * 10)
     assert label_issues.change_labels(again, seed=1) == changed and again.train == drawn.train
-    several = drawn_rows(["a b", "c", ""] * 20, "labels")
-    for number in label_issues.change_labels(several, seed=1):
-        before, after = ({"a", "b"}, {"c"}, set())[number % 3], several.train[number]["labels"].split()
-        assert len(after) == max(1, len(before)) and len(set(after) - before) == 1
+
+
+def test_of_several_labels_one_is_changed_added_or_left_out():
+    drawn = drawn_rows(["a b", "c", ""] * 100, "labels")
+    more = {"another": 0, "added": 1, "missing": -1}
+    slips = set()
+    for number, slip in label_issues.change_labels(drawn, seed=1).items():
+        before, after = ({"a", "b"}, {"c"}, set())[number % 3], set(drawn.train[number]["labels"].split())
+        slips.add((len(before), slip))
+        assert len(after) == len(before) + more[slip] and len(after - before) == (slip != "missing")
+    assert slips == {(2, "another"), (2, "added"), (2, "missing"), (1, "another"), (1, "added"), (0, "added")}
+
+
+def test_slips_are_counted_over_all_seeds():
+    assert label_issues.by_slip([7, 1, 2], {1: "added", 2: "added", 3: "another"}) == (
+        "another 0/1 added 2/2 missing 0/0"
+    )
+    key = {"set": "s", "contender": "plain"}
+    rows = [
+        key | {"by_slip": cell} for cell in ("another 1/2 added 2/2 missing 0/1", "another 2/2 added 1/2 missing 0/2")
+    ]
+    line = "| s | cleanlab on a logistic regression | 0.750 of 4 | 0.750 of 4 | 0.000 of 3 |"
+    assert line in label_issues.slips_table([*rows, key | {"by_slip": ""}])
+    assert label_issues.slips_table([key | {"by_slip": ""}]) == ""
 
 
 def test_a_list_is_scored_by_the_changed_rows_in_it():
@@ -187,6 +207,9 @@ def test_contenders_look_once_and_their_means_are_shown(tmp_path, monkeypatch, c
     words = ["--data=d", "--sets", "trec6", "--rows=40", f"--output={output}"]
     assert [label_issues.main(words) for _ in range(2)] == [1, 1]
     assert seen == [*label_issues.CONTENDERS] * 2 + ["folds"] * 2  # what failed is tried again
+    with pytest.raises(SystemExit):
+        label_issues.main([*words, "--contenders", "fold"])
+    assert "invalid choice: 'fold'" in capsys.readouterr().err
     (tmp_path / "LABELS.md").write_text("".join(marks("label_issues")))
     assert label_issues.main(["--table", f"--output={output}"]) == 0
     line = "| trec6, few classes | `--find_label_issues` | 2 | 2 | 0.750 | 0.750 | 0.625 | 3 |"  # (1 + 1 / 4) / 2

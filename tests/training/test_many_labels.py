@@ -13,14 +13,13 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from lstmpool import train_trainer
 from lstmpool.training.data.holdout import hold_out
-from lstmpool.training.data.order import by_length
+from lstmpool.training.data.order import Tokens, by_length
 from lstmpool.training.data.rows import Split
 from lstmpool.training.data.summary import remarks
 from lstmpool.training.evaluation.calibration import fit_temperature, probability_metrics
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.arguments import TrainingFields
 from lstmpool.training.output.artifacts import plots_of, predictions_of
-from lstmpool.training.runs.job import Tokens
 from lstmpool.training.tasks.multi_label import LabelTable, MultiLabel
 from lstmpool.training.tasks.single_label import SingleLabel
 

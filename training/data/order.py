@@ -4,7 +4,8 @@ padding."""
 import mmap
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.compute
 from datasets import Dataset
 
 from lstmpool.training.errors import one_line
-from lstmpool.training.tasks.columns import BLOCK
+from lstmpool.training.tasks.columns import BLOCK, Cells, LabelTable
 
 
 def on_disk(tables: Iterable[pyarrow.Table]) -> Dataset:
@@ -74,3 +75,47 @@ def by_length(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
         return dataset, np.arange(len(dataset))
     order = np.argsort(-lengths_of(dataset), kind="stable")
     return dataset.select(order), order
+
+
+def as_column(labels: Sequence[Any]) -> Any:
+    """What `Dataset.add_column` makes a column of: the labels in Arrow, a row of a table as a list."""
+    if isinstance(labels, Cells):
+        return labels.array
+    if not isinstance(labels, LabelTable):
+        return labels
+    table = np.asarray(labels)  # (N, C)
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(table.ravel()), table.shape[1])
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a split. Folds share one `dataset`, and each chooses from it.
+
+    Args:
+        dataset: the tokenizer's columns.
+        cut: the share of rows that the tokenizer has cut.
+        chosen: numbers of the rows that belong to the split; None for all.
+    """
+
+    dataset: Dataset
+    cut: float
+    chosen: list[int] | None = None
+
+    def with_labels(self, labels: Sequence[Any] | None) -> Dataset:
+        """The whole dataset with a column of labels. `labels` are those of the chosen rows; others get any."""
+        if labels is None:
+            return self.dataset
+        if self.chosen is not None:
+            source = np.zeros(len(self.dataset), dtype=int)
+            source[self.chosen] = np.arange(len(labels))
+            labels = labels[source] if isinstance(labels, (Cells, LabelTable)) else [labels[row] for row in source]
+        return self.dataset.add_column("labels", as_column(labels))
+
+    @property
+    def median_length(self) -> float:
+        """The number of tokens of the median row."""
+        return float(np.median(lengths_of(self.choose(self.dataset))))
+
+    def choose(self, dataset: Dataset) -> Dataset:
+        """The chosen rows of `dataset`, which has a row for each row of the tokens."""
+        return dataset if self.chosen is None else dataset.select(self.chosen)

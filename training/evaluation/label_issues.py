@@ -3,7 +3,9 @@
 `linear_issues` fits such models: linear ones on the frozen backbone's layers. A cross-validation has its own. From
 their answers, cleanlab (an extra) finds the rows: it estimates how often rows of one class are labelled as another,
 and takes that many, the least likely labels first (Northcutt et al., Confident Learning, 2021). With several labels a
-text, it does so for each label. N rows, L layers, S the width of a layer's vector, C outputs.
+text, it does so for each label, and a row is listed only where the model is sure of the contrary, see `DOUBTED`.
+
+N rows, L layers, S the width of a layer's vector, C outputs.
 """
 
 import warnings
@@ -19,6 +21,9 @@ from lstmpool.training.tasks.task import Classification
 
 LINEAR = "a linear model of the backbone's layers before training"
 OF_FOLDS = "the model of its fold"
+# With several labels, no decision that is listed has a higher probability. Of eleven labels that are hard to tell, one
+# is predicted wrongly for most rows, so without this more than half of all rows were listed (benchmarks/LABELS.md).
+DOUBTED = 0.1
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class LabelIssues:
     Args:
         rows: their numbers among the training rows, (M,).
         quality: what the model thinks of the label given, from 0 to 1, (M,). One label a text: its probability.
-            Several: mostly the least likely decision, for a label or against it, as cleanlab weighs them.
+            Several: that of the least likely decision, for a label or against it.
         suggested: what the model answers, as encoded labels, (M,) or (M, C).
         judged: how many rows were judged.
         total: how many training rows there are.
@@ -104,28 +109,25 @@ def _by_cleanlab(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
 
     Labels that all rows have, or none, are passed over: cleanlab compares rows that have one with others.
     """
-    from cleanlab import filter as of_single
-    from cleanlab import rank
-    from cleanlab.multilabel_classification import filter as of_several
-    from cleanlab.multilabel_classification import rank as rank_several
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
 
-    nothing = np.zeros(0, dtype=int), np.ones(len(labels))
     if not len(labels) or (labels == labels[0]).all():
-        return nothing
-    if labels.ndim == 2:
-        differs = labels.min(0) != labels.max(0)
-        labels, probabilities = labels[:, differs], probabilities[:, differs]
-        if labels.shape[1] == 1:  # a label alone is, for cleanlab, a choice of two classes
-            labels, probabilities = labels[:, 0].astype(int), np.hstack([1 - probabilities, probabilities])
+        return np.zeros(0, dtype=int), np.ones(len(labels))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes with few rows: nothing is asked of them
+        # one process: others would take as long to start as they save
         if labels.ndim == 1:
-            # one process: others would take as long to start as they save
-            found = of_single.find_label_issues(labels, probabilities, n_jobs=1)
-            return np.flatnonzero(found), rank.get_label_quality_scores(labels, probabilities)
-        given = [np.flatnonzero(row).tolist() for row in labels]
-        found = of_several.find_label_issues(given, probabilities, n_jobs=1)
-        return np.flatnonzero(found), rank_several.get_label_quality_scores(given, probabilities)
+            found = find_label_issues(labels, probabilities, n_jobs=1)
+            return np.flatnonzero(found), get_label_quality_scores(labels, probabilities)
+        differs = labels.min(0) != labels.max(0)
+        labels, probabilities = labels[:, differs].astype(int), probabilities[:, differs]
+        # each label is a choice of two classes
+        choices = np.stack([1 - probabilities, probabilities], axis=2)  # (N, C, 2)
+        found = [find_label_issues(labels[:, c], choices[:, c], n_jobs=1) for c in range(labels.shape[1])]
+    given = np.where(labels > 0, probabilities, 1 - probabilities)  # (N, C)
+    listed = (np.stack(found, axis=1) & (given <= DOUBTED)).any(axis=1)
+    return np.flatnonzero(listed), given.min(axis=1)
 
 
 def linear_issues(

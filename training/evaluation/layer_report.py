@@ -6,7 +6,8 @@ least harmful first, until the rest will not do. Each score stands beside that o
 their difference over the validation rows. The intervals ignore chance in training.
 
 Training rows alone decide how strongly a model is regularised and which layer goes next. To these rows the backbone
-has been fitted, unless it is frozen, so they say less than new ones would. Validation rows say where to stop.
+has been fitted, unless it is frozen, so they say less than new ones would. Validation rows say where to stop. Of fewer
+than `LEAST_JUDGED`, there are the numbers, and no layers are named that would do.
 
 N training rows, M validation rows, L layers read, S width of a layer's vector, C outputs. Places are those of layers
 in the order that they are read, from 0.
@@ -31,6 +32,10 @@ from lstmpool.training.tasks.task import Task
 
 TOLERANCE = 0.005  # of the headline metric; of an error, this share of it
 ROUNDING = 1e-9  # one of 200 rows is no more than that
+# Of fewer validation rows, a single one is more than the tolerance. And an interval first shows a loss of four rows,
+# with no other gained: e^-4 of the draws have none of these, which is less than 2.5%. Of 200 rows that is 0.02.
+LEAST_JUDGED = round(1 / TOLERANCE)
+LEAST_LOST = 4
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of a logistic regression
 PARTS = 5  # of the training rows, of which one is held out
 MOST_FITTED, LEAST_FITTED = 2000, 500  # training rows; so few are taken where more would take many minutes
@@ -89,9 +94,19 @@ class LayerReport:
         return not self.loses(of) and self.worse * self.difference(of) <= self.tolerance + ROUNDING
 
     @property
+    def is_enough(self) -> bool:
+        """Whether there are enough validation rows to name layers that will do."""
+        return self.validation_rows >= LEAST_JUDGED
+
+    @property
     def shallow(self) -> LayerSet | None:
-        """The fewest layers from the lowest up that will do, as more of them do; None: the highest is needed."""
+        """The fewest layers from the lowest up that will do, as more of them do.
+
+        None: the highest is needed, or there are too few validation rows to say so.
+        """
         found = None
+        if not self.is_enough:
+            return found
         for of in reversed(self.up_to[:-1]):
             if not self.will_do(of):
                 break
@@ -100,9 +115,9 @@ class LayerReport:
 
     @property
     def fewest(self) -> LayerSet | None:
-        """The fewest layers on the path that will do; None if it ends with its first step."""
+        """The fewest layers on the path that will do; None if it ends with its first step, or as for `shallow`."""
         kept = [of for of in self.path if self.will_do(of)]
-        return kept[-1] if kept else None
+        return kept[-1] if kept and self.is_enough else None
 
     def record(self) -> dict[str, Any]:
         """The entry `layer_report` of metrics.json."""
@@ -113,6 +128,7 @@ class LayerReport:
             "layers": self.layers,
             "rows": self.rows,
             "validation_rows": self.validation_rows,
+            "least_validation_rows": LEAST_JUDGED,  # of fewer, `shallow` and `fewest` are None
             "seconds": round(self.seconds, 1),
             "tolerance": self.tolerance,
             "model": self.model_score,

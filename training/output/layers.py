@@ -1,19 +1,26 @@
 """What is told of the layers that matter, in the terminal and in the card: see `evaluation/layer_report`."""
 
 from lstmpool.training.errors import counted
-from lstmpool.training.evaluation.layer_report import LayerReport, LayerSet
+from lstmpool.training.evaluation.layer_report import LEAST_JUDGED, LEAST_LOST, LayerReport, LayerSet
 
 
 def layer_lines(report: LayerReport) -> list[str]:
-    """A line each: how few of the lowest layers would do, which layers can go together, and what all that took."""
+    """A line each: how few of the lowest layers would do, which layers can go together, and what all that took.
+
+    From few validation rows it says that they name no layers, and what they say of one that goes.
+    """
     shallow, fewest = report.shallow, report.fewest
     lines = []
+    if not report.is_enough:
+        lines.append(_too_few(report))
     if shallow is not None:
         lines.append(f"A linear model of {_layers(shallow.layers)} {_beside_all(report, shallow)}")
+        lines[-1] += f" {_time(report, shallow)}"
     if fewest is not None and fewest != shallow:
         left_out = [layer for layer in report.layers if layer not in fewest.layers]
         lines.append(f"A linear model without {_layers(left_out)} {_beside_all(report, fewest)}")
-    if not lines:
+        lines[-1] += f" {_time(report, fewest)}"
+    if shallow is fewest is None:
         (left_out,) = set(report.layers) - set(report.path[0].layers)
         lines.append(
             f"A linear model without layer {left_out}, which training rows miss the least, "
@@ -24,12 +31,20 @@ def layer_lines(report: LayerReport) -> list[str]:
     return [*lines, f"{cost}{hint}."]
 
 
+def _too_few(report: LayerReport) -> str:
+    """Says that so few validation rows cannot name layers, and why."""
+    rows = counted(report.validation_rows, "validation row")
+    why = f"an interval over them shows no loss of fewer than {LEAST_LOST} rows"
+    if report.task.has_numbers:
+        why = "the interval over them is too wide"
+    return f"{rows} cannot say that a layer can go: {why}. So none is named; it takes {LEAST_JUDGED} or more."
+
+
 def _beside_all(report: LayerReport, of: LayerSet) -> str:
-    """What a linear model has beside that of all layers, what the interval allows, and what time it would save."""
+    """What a linear model has beside that of all layers, and what the interval allows."""
     title, rows = report.task.titles[report.task.headline], counted(report.validation_rows, "validation row")
     own, whole = measured(report, of.score), measured(report, report.whole)
-    said = f"has {title} {own} on {rows}, that of all {len(report.layers)} {whole}. {_verdict(report, of)}."
-    return f"{said} {_time(report, of)}" if report.will_do(of) else said
+    return f"has {title} {own} on {rows}, that of all {len(report.layers)} {whole}. {_verdict(report, of)}."
 
 
 def _verdict(report: LayerReport, of: LayerSet) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
 from lstmpool.configuration_lstmpool import LstmPoolConfig
-from lstmpool.training.data.order import by_length
+from lstmpool.training.data.order import Tokens, by_length
 from lstmpool.training.data.summary import data_lines, describe_data
 from lstmpool.training.evaluation.learned_head import (
     Arrays,
@@ -50,7 +50,7 @@ from lstmpool.training.runs.baseline import baselines_of, frozen_vectors, judge_
 from lstmpool.training.runs.contrast import compare_texts, contrastive_steps
 from lstmpool.training.runs.exits import check_backbone, drop_exits, fit_exits
 from lstmpool.training.runs.finish import write_files
-from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.runs.job import Job
 from lstmpool.training.runs.layer_report import report_layers
 from lstmpool.training.runs.pooling_choice import NotesChoice, choose_pooling
 from lstmpool.training.runs.stages import standardize_layers, start_head

@@ -19,6 +19,7 @@ import numpy as np
 import pandas
 
 from lstmpool.training.data.holdout import assign_folds
+from lstmpool.training.data.order import Tokens
 from lstmpool.training.errors import InputError, one_line
 from lstmpool.training.evaluation.label_issues import find_issues
 from lstmpool.training.evaluation.results import Evaluation
@@ -33,7 +34,7 @@ from lstmpool.training.output.tables import prediction_table, write_table
 from lstmpool.training.output.terminal import by_class_lines, rows_of, text_table
 from lstmpool.training.output.wrong_rows import errors_of, label_issues_line, label_issues_of, shown_errors
 from lstmpool.training.runs.fit import Extras, fit
-from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.runs.job import Job
 
 
 LOGITS = "logits.npz"  # in the folder of a fold or seed: its model's logits of the rows that it was not trained on
@@ -248,27 +249,16 @@ def _evaluate(job: Job, members: dict[int, Member], assigned: np.ndarray) -> Eva
 
 def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: np.ndarray) -> None:
     """Fills the folder, and prints the table of results."""
-    results = evaluation.results
     names = [f"fold {fold}" for fold in range(1, job.data_args.cv_folds + 1)]
-    by_fold = pandas.DataFrame([results[name] for name in names])
-    mean = by_fold.mean(skipna=False).to_dict()
-    deviation = by_fold.std(skipna=False).to_dict()  # of a sample: divided by n - 1
-    recorded = evaluation.record()
-    numbers = {
-        "problem_type": job.task.problem_type,
-        "cv_folds": len(names),
-        "mean": mean,
-        "sd": deviation,
-        "results": recorded["results"],
-        "intervals": recorded["intervals"],
-        "by_class": {name: of for name, of in recorded["by_class"].items() if name not in names},
-    }
-    issues = None
+    by_fold = pandas.DataFrame([evaluation.results[name] for name in names])
+    spread = {"mean": by_fold.mean(skipna=False).to_dict()}
+    spread["sd"] = by_fold.std(skipna=False).to_dict()  # of a sample: divided by n - 1
+    metrics, issues = _metrics(evaluation, names, spread), None
     if args.find_label_issues:
         issues = find_issues(job.task, evaluation.logits[ALL], evaluation.targets[ALL], assigned)
-        numbers["label_issues"] = issues.record()
+        metrics["label_issues"] = issues.record()
     table = _oof_table(job, args, evaluation.logits[ALL], assigned)
-    files = {"metrics.json": json_writer(numbers), "oof.parquet": partial(write_table, table)}
+    files = {"metrics.json": json_writer(metrics), "oof.parquet": partial(write_table, table)}
     splits = {ALL: job.splits["train"]} | job.splits
     files |= predictions_of(evaluation, splits, args)
     files |= errors_of(evaluation, splits, args)
@@ -276,18 +266,7 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
         files |= label_issues_of(issues, job.splits["train"], job.task, args)
     write_output(Path(args.output_dir), None, job.tokenizer, files)
 
-    shown = {name: {"validation": results[name]} for name in names}
-    shown["mean over folds"] = {"validation": mean}
-    shown["sd over folds"] = {"validation": deviation}
-    titles, headline = job.task.titles, job.task.headline
-    rows = rows_of(shown, titles, headline, {})
-    for name, what in ((ALL, "all rows at once"), ("test", "mean of the folds' predictions")):
-        if name in results:
-            rows += rows_of({what: {name: results[name]}}, titles, headline, evaluation.intervals)[1:]
-    print(f"\n{text_table(rows)}\n")
-    if ALL in evaluation.by_class:
-        lines = by_class_lines(evaluation.by_class[ALL], "all rows, out of fold", results[ALL])
-        print("\n".join(lines) + "\n")
+    _show(evaluation, names, spread)
     if issues is not None:
         print(label_issues_line(issues))
     if args.show_errors:
@@ -297,6 +276,36 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
             "Each fold's epoch was chosen on the rows that the fold was then measured on. So all numbers but those of "
             "test are somewhat too good. --load_best_model_at_end False keeps the last epoch instead."
         )
+
+
+def _metrics(evaluation: Evaluation, names: list[str], spread: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The contents of metrics.json: of the folds with these `names`, whose `spread` is the mean and the sd."""
+    recorded = evaluation.record()
+    return {
+        "problem_type": evaluation.task.problem_type,
+        "cv_folds": len(names),
+        **spread,
+        "results": recorded["results"],
+        "intervals": recorded["intervals"],
+        "by_class": {name: of for name, of in recorded["by_class"].items() if name not in names},
+    }
+
+
+def _show(evaluation: Evaluation, names: list[str], spread: dict[str, dict[str, float]]) -> None:
+    """Prints the results of the folds, of all rows at once, and by class."""
+    results = evaluation.results
+    shown = {name: {"validation": results[name]} for name in names}
+    shown["mean over folds"] = {"validation": spread["mean"]}
+    shown["sd over folds"] = {"validation": spread["sd"]}
+    titles, headline = evaluation.task.titles, evaluation.task.headline
+    rows = rows_of(shown, titles, headline, {})
+    for name, what in ((ALL, "all rows at once"), ("test", "mean of the folds' predictions")):
+        if name in results:
+            rows += rows_of({what: {name: results[name]}}, titles, headline, evaluation.intervals)[1:]
+    print(f"\n{text_table(rows)}\n")
+    if ALL in evaluation.by_class:
+        lines = by_class_lines(evaluation.by_class[ALL], "all rows, out of fold", results[ALL])
+        print("\n".join(lines) + "\n")
 
 
 def _oof_table(job: Job, args: TrainingArguments, logits: np.ndarray, assigned: np.ndarray) -> pandas.DataFrame:

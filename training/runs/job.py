@@ -1,20 +1,17 @@
 """Reads and checks what a command asks for, before any weights are read. Its runs, such as folds, share this `Job`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
-from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
 from lstmpool.families_lstmpool import Families
 from lstmpool.fields_lstmpool import APART, SINGLE
 from lstmpool.training.data.holdout import hold_out
-from lstmpool.training.data.order import lengths_of
+from lstmpool.training.data.order import Tokens
 from lstmpool.training.data.rows import Split, read_splits
 from lstmpool.training.data.summary import remarks
 from lstmpool.training.errors import InputError, as_line, one_line, tokenizing
@@ -28,55 +25,10 @@ from lstmpool.training.model.backbone import Backbone
 from lstmpool.training.model.layer_cache import states_folder
 from lstmpool.training.model.token_limits import TokenLimits
 from lstmpool.training.model.trainable_parts import check_layers
-from lstmpool.training.tasks.columns import Cells, LabelTable
 from lstmpool.training.tasks.task import SCORED, BestBy, Task
 
 
 HELD_OUT = 10_000  # rows are enough for validation, where nobody asks for another share
-
-
-def as_column(labels: Sequence[Any]) -> Any:
-    """What `Dataset.add_column` makes a column of: the labels in Arrow, a row of a table as a list."""
-    if isinstance(labels, Cells):
-        return labels.array
-    if not isinstance(labels, LabelTable):
-        return labels
-    table = np.asarray(labels)  # (N, C)
-    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(table.ravel()), table.shape[1])
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The tokens of a split. Folds share one `dataset`, and each chooses from it.
-
-    Args:
-        dataset: the tokenizer's columns.
-        cut: the share of rows that the tokenizer has cut.
-        chosen: numbers of the rows that belong to the split; None for all.
-    """
-
-    dataset: Dataset
-    cut: float
-    chosen: list[int] | None = None
-
-    def with_labels(self, labels: Sequence[Any] | None) -> Dataset:
-        """The whole dataset with a column of labels. `labels` are those of the chosen rows; others get any."""
-        if labels is None:
-            return self.dataset
-        if self.chosen is not None:
-            source = np.zeros(len(self.dataset), dtype=int)
-            source[self.chosen] = np.arange(len(labels))
-            labels = labels[source] if isinstance(labels, (Cells, LabelTable)) else [labels[row] for row in source]
-        return self.dataset.add_column("labels", as_column(labels))
-
-    @property
-    def median_length(self) -> float:
-        """The number of tokens of the median row."""
-        return float(np.median(lengths_of(self.choose(self.dataset))))
-
-    def choose(self, dataset: Dataset) -> Dataset:
-        """The chosen rows of `dataset`, which has a row for each row of the tokens."""
-        return dataset if self.chosen is None else dataset.select(self.chosen)
 
 
 @dataclass(frozen=True)
@@ -164,44 +116,25 @@ def read_job(
     """
     backbone = Backbone.find(model_args)
     config = backbone.load_config()
-    reads_train = args.do_train or model_args.early_exit or args.layer_report
-    wanted = {"train": reads_train, "validation": args.do_eval, "test": args.do_predict}
-    places = {name: place for name, place in places.items() if wanted[name]}
     finished = config if model_args.init_from else None
+    places = _places_read(model_args, args, places)
     splits, task = read_splits(data_args, places, model_args.problem_type, finished)
     why = why_one_stage(model_args, args, task)
     held_out = "validation" not in splits
     if args.do_eval and held_out and not data_args.cv_folds:
-        few = args.limits.few_rows if not why else 0
-        if len(splits["train"]) < few:
-            print(f"No validation rows: fewer than {few} training rows, of which none are held out for validation.")
-        else:
-            splits = _with_validation(splits, task, data_args)
+        splits = _with_validation(splits, task, data_args, few=args.limits.few_rows if not why else 0)
     pyarrow.default_memory_pool().release_unused()  # what reading took, the system may have back
     _check_labels(splits, task, args)
     learnt = {"task": task.problem_type, "outputs": len(task.names)}
     check(WITH_TASK, Flags(model_args, data_args, training=vars(args), **learnt))
     _check_linear(model_args, args, task, finished)
-    if args.find_label_issues and len(task.names) > SCORED:
-        found = f"found {len(task.names):,}"
-        raise InputError(f"--find_label_issues is for up to {SCORED:,} outputs, {found}. Leave it out.")
     _check_contrastive(model_args, args, splits, task, why)
     best = task.best_by(args.metric_for_best_model)
     tokenizer = backbone.load_tokenizer(data_args.max_seq_length)
-    fields = model_args.config_fields() | task.config_fields
-    if model_args.pair_encoding == APART:
-        _check_pairs(splits)
-    said = [f"One stage: {why}."] if why and _is_news(model_args, args) else []
-    if finished is None:
-        reads_pairs = next(iter(splits.values())).pairs is not None
-        chosen, reasons = choose_fields(backbone, config, tokenizer, model_args, reads_pairs, two_stages=not why)
-        fields |= chosen
-        said += reasons
-    config = backbone.check_fields(config, fields)
-    check_layers(model_args, config)
-    _check_depth(model_args, args, config)
-    if finished is not None:
-        _check_texts(splits, backbone.texts_a_row(finished), f"{backbone.flag} {backbone.title}")
+    fields, said = _fields_of(backbone, config, tokenizer, model_args, splits, task, why)
+    if why and _is_news(model_args, args):
+        said = [f"One stage: {why}.", *said]
+    _check_model(backbone, config, fields, model_args, args, splits)
     return Job(
         model_args,
         data_args,
@@ -218,6 +151,33 @@ def read_job(
         why_one_stage=why,
         states_folder=states_folder(args.output_dir),
     )
+
+
+def _places_read(model_args: ModelArguments, args: TrainingArguments, places: dict[str, str]) -> dict[str, str]:
+    """The places of the splits that the command reads."""
+    reads_train = args.do_train or model_args.early_exit or args.layer_report
+    wanted = {"train": reads_train, "validation": args.do_eval, "test": args.do_predict}
+    return {name: place for name, place in places.items() if wanted[name]}
+
+
+def _fields_of(
+    backbone: Backbone,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    args: ModelArguments,
+    splits: dict[str, Split],
+    task: Task,
+    why_one_stage: str,
+) -> tuple[dict[str, Any], list[str]]:
+    """The fields of the model's config that flags and rows set, and lines on those that were chosen for a new one."""
+    fields = args.config_fields() | task.config_fields
+    if args.pair_encoding == APART:
+        _check_pairs(splits)
+    if args.init_from:
+        return fields, []
+    reads_pairs = next(iter(splits.values())).pairs is not None
+    chosen, said = choose_fields(backbone, config, tokenizer, args, reads_pairs, two_stages=not why_one_stage)
+    return fields | chosen, said
 
 
 def why_one_stage(model_args: ModelArguments, args: TrainingArguments, task: Task) -> str:
@@ -345,7 +305,7 @@ def _flags_of_layers(model_args: ModelArguments, args: TrainingArguments) -> lis
 def _check_linear(
     model_args: ModelArguments, args: TrainingArguments, task: Task, finished: PretrainedConfig | None
 ) -> None:
-    """Raises InputError if linear models of single layers are wanted, and cannot be fitted to these labels.
+    """Raises InputError if linear models of single layers, or that judge labels, are wanted and cannot be fitted.
 
     `finished`: config of the model to start from.
     """
@@ -358,6 +318,28 @@ def _check_linear(
                 f"{flag} with --init_from takes the model as it is, but these rows have other labels than its own: "
                 f"{', '.join(task.names[:8])}. Name rows with its labels; or --num_train_epochs, to train it on these."
             )
+    if args.find_label_issues and len(task.names) > SCORED:
+        found = f"found {len(task.names):,}"
+        raise InputError(f"--find_label_issues is for up to {SCORED:,} outputs, {found}. Leave it out.")
+
+
+def _check_model(
+    backbone: Backbone,
+    config: PretrainedConfig,
+    fields: dict[str, Any],
+    model_args: ModelArguments,
+    args: TrainingArguments,
+    splits: dict[str, Split],
+) -> None:
+    """Raises InputError if no model can be made with these `fields`, or one that is finished reads no such rows.
+
+    `config`: of the backbone, or of the model to start from.
+    """
+    wanted = backbone.check_fields(config, fields)
+    check_layers(model_args, wanted)
+    _check_depth(model_args, args, wanted)
+    if model_args.init_from:
+        _check_texts(splits, backbone.texts_a_row(config), f"{backbone.flag} {backbone.title}")
 
 
 def _check_depth(model_args: ModelArguments, args: TrainingArguments, config: PretrainedConfig) -> None:
@@ -376,8 +358,11 @@ def _check_depth(model_args: ModelArguments, args: TrainingArguments, config: Pr
         )
 
 
-def _with_validation(splits: dict[str, Split], task: Task, args: DataArguments) -> dict[str, Split]:
-    """Holds out some of the training rows as validation rows."""
+def _with_validation(splits: dict[str, Split], task: Task, args: DataArguments, few: int) -> dict[str, Split]:
+    """Holds out some of the training rows as validation rows, unless these are fewer than `few`."""
+    if len(splits["train"]) < few:
+        print(f"No validation rows: fewer than {few} training rows, of which none are held out for validation.")
+        return splits
     enough = args.max_eval_samples
     if enough is None and args.validation_size == DataArguments.validation_size:
         enough = HELD_OUT

@@ -29,6 +29,7 @@ import torch
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 
+from lstmpool.training.data.order import Tokens
 from lstmpool.training.errors import Diverged, InputError
 from lstmpool.training.evaluation.results import Evaluation
 from lstmpool.training.flags.training_arguments import TrainingArguments
@@ -38,7 +39,7 @@ from lstmpool.training.output.run_record import RunRecord, reopen_if_damaged
 from lstmpool.training.output.start import Resume, Start, choose_start
 from lstmpool.training.output.tables import write_table
 from lstmpool.training.runs.fit import fit
-from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.runs.job import Job
 from lstmpool.training.runs.search_space import OF_MODEL, Space, Values
 from lstmpool.training.writing import saving
 

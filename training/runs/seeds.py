@@ -9,6 +9,7 @@ A finished seed is not run again, as with folds, so more seeds can be added. S s
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from lstmpool.training.tasks.task import Task
 Results = dict[str, dict[str, float]]  # metrics by split
 METRICS = "metrics.json"
 TOGETHER = "mean of predictions"
+REPORTS = {"find_label_issues": "label_issues", "layer_report": "layer_report"}  # flags, and their entries of METRICS
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def repeat_with_seeds(job: Job, args: TrainingArguments, start: Start) -> Evalua
         What the models give together.
 
     Raises:
-        InputError: before any training, if no row would tell seeds apart, or the folder holds something else.
+        InputError: before any training, if no row would tell seeds apart, the folder holds something else, or a
+            report is wanted that finished seeds lack.
         Interrupted: after a signal, as in `fit`.
     """
     _check_measured(job)
@@ -106,6 +109,7 @@ def repeat_with_seeds(job: Job, args: TrainingArguments, start: Start) -> Evalua
     args = changed(args, output_dir=str(start.place(final)))
     record = RunRecord.of(job.settings, job.splits)
     members = {seed: _member_of(job, args, seed) for seed in Members.of(job.settings).numbers}
+    _check_reports(args, members.values())
     prepare(args, start, record, members.values(), "the run with several seeds")
     tokens = job.encode()  # once for all seeds
     for member in members.values():
@@ -130,6 +134,27 @@ def _check_measured(job: Job) -> None:
             "--seeds measures each seed on validation or test rows with labels, found none. Name a --validation_file "
             "or a --test_file, or hold some of the training rows out: --validation_size 0.1."
         )
+
+
+def _check_reports(args: TrainingArguments, members: Collection[Member]) -> None:
+    """Raises InputError if finished seeds, which are not run again, were run without a report that is wanted now."""
+    for flag, entry in REPORTS.items():
+        lacking = [str(member.folder) for member in members if getattr(args, flag) and _lacks(member, entry)]
+        if lacking:
+            raise InputError(
+                f"--{flag} is part of each seed's run, and these are finished without it: {', '.join(lacking)}. Leave "
+                "it out, or remove these folders and give the same command again: it repeats their runs."
+            )
+
+
+def _lacks(member: Member, entry: str) -> bool:
+    """Whether the run is finished, and its metrics have no such entry. One that cannot be read will be run again."""
+    if not member.is_finished:
+        return False
+    try:
+        return entry not in json.loads((member.folder / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def _member_of(job: Job, args: TrainingArguments, seed: int) -> Member:

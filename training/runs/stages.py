@@ -23,6 +23,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from lstmpool.training.data.holdout import draw_by_class
+from lstmpool.training.data.order import Tokens
 from lstmpool.training.errors import InputError, as_line
 from lstmpool.training.flags.arguments import ModelArguments
 from lstmpool.training.flags.defaults import Limits
@@ -34,7 +35,6 @@ from lstmpool.training.model.linear_start import ALL, ROWS, TOP, LinearStart, Lo
 from lstmpool.training.model.trainable_parts import trained_pooler
 from lstmpool.training.output.found import NEW_RUN, is_last
 from lstmpool.training.output.run_record import RunRecord
-from lstmpool.training.runs.job import Tokens
 from lstmpool.training.runs.state import State
 from lstmpool.training.tasks.task import LossSettings, Task
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.data.data_collator import DataCollator
 
+from lstmpool.training.data.order import Tokens
 from lstmpool.training.evaluation.baselines import Baselines, Vectors
 from lstmpool.training.evaluation.exit_results import ExitResults
 from lstmpool.training.evaluation.label_issues import LabelIssues
@@ -23,7 +24,7 @@ from lstmpool.training.model.target_scale import TargetScale
 from lstmpool.training.output.artifacts import Writers
 from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
-from lstmpool.training.runs.job import Job, Tokens
+from lstmpool.training.runs.job import Job
 
 
 def no_files(evaluation: Evaluation) -> Writers:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from cleanlab import multilabel_classification
 from sklearn.linear_model import LogisticRegression
 
 from lstmpool.fields_lstmpool import SINGLE
@@ -78,14 +79,28 @@ def test_of_several_labels_each_is_judged():
     labels = np.array([[1, 0, 1, 0]] * 6 + [[0, 1, 1, 0]] * 6, dtype=np.uint8)  # all have c, none has d
     scores = np.array([[0.9, 0.1, 0.5, 0.5]] * 6 + [[0.1, 0.9, 0.5, 0.5]] * 6)
     labels[2, 0], labels[8, 0] = 0, 1
-    scores[2, 0] = 0.95
+    scores[2, 0], scores[8, 0] = 0.95, 0.08
     issues = find_issues(task, odds(*scores), labels, np.arange(12) % 3)
     assert issues.rows.tolist() == [2, 8] and issues.judged == 12
     assert task.label_columns(issues.suggested)["label"] == ["a", "b"]
-    # of a row's own scores 0.05 and 0.9, the lowest weighs 0.8; what all rows have alike, c and d, does not count
-    np.testing.assert_allclose(issues.quality, [0.8 * 0.05 + 0.2 * 0.9, 0.8 * 0.1 + 0.2 * 0.9])
+    # the least likely decision, whatever the row's others; what all rows have alike, c and d, does not count
+    np.testing.assert_allclose(issues.quality, [0.05, 0.08])
     labels[5, 3] = 1  # the only row with d, which the other folds' models have not seen
     assert find_issues(task, odds(*scores), labels, np.arange(12) % 3).judged == 11
+
+
+def test_of_several_labels_a_row_is_listed_only_where_the_model_is_sure_of_the_contrary():
+    """Cleanlab alone would list row 8, too: with labels that are hard to tell, that is most rows."""
+    task = task_of(MultiLabel, 2)
+    labels = np.array([[1, 0]] * 6 + [[0, 1]] * 6)
+    scores = np.array([[0.9, 0.1]] * 6 + [[0.1, 0.9]] * 6)
+    labels[2, 0], labels[8, 0] = 0, 1
+    scores[2, 0], scores[8, 0] = 0.95, 0.2
+    given = [np.flatnonzero(row).tolist() for row in labels]
+    assert np.flatnonzero(multilabel_classification.filter.find_label_issues(given, scores)).tolist() == [2, 8]
+    assert find_issues(task, odds(*scores), labels, np.arange(12) % 3).rows.tolist() == [2]
+    scores[8, 0] = 0.09
+    assert find_issues(task, odds(*scores), labels, np.arange(12) % 3).rows.tolist() == [2, 8]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, float])
@@ -94,10 +109,10 @@ def test_of_several_labels_one_may_be_the_only_one_that_tells_rows_apart(dtype):
     labels = np.array([[1, 1, 0]] * 6 + [[0, 1, 0]] * 6, dtype=dtype)  # all have b, none has c
     scores = np.array([[0.9, 0.5, 0.5]] * 6 + [[0.1, 0.5, 0.5]] * 6)
     labels[2, 0], labels[8, 0] = 0, 1
-    scores[2, 0] = 0.95
+    scores[2, 0], scores[8, 0] = 0.95, 0.08
     issues = find_issues(task, odds(*scores), labels, np.arange(12) % 3)
     assert issues.rows.tolist() == [2, 8] and issues.judged == 12
-    np.testing.assert_allclose(issues.quality, [0.05, 0.1])
+    np.testing.assert_allclose(issues.quality, [0.05, 0.08])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from lstmpool.training.evaluation.differences import paired_interval
 from lstmpool.training.evaluation.layer_report import LayerReport, LayerSet, report_on, rows_fitted
 from lstmpool.training.model.exit_training import Rows
 from lstmpool.training.output import plots
@@ -54,8 +55,8 @@ def one_layer_knows(row):
 
 
 def test_the_one_layer_that_knows_is_found():
-    """The others leave a linear model nothing but the majority's 12 of 20."""
-    report = reported(TWO, one_layer_knows, [2, 5, 9])
+    """The others leave a linear model nothing but the majority's three of five rows."""
+    report = reported(TWO, one_layer_knows, [2, 5, 9], judged=200)
     assert report.whole == report.model_score == 1.0
     assert scores(report.up_to) == [0.6, 1.0, 1.0]
     assert scores(report.alone) == [0.6, 1.0, 0.6]
@@ -82,7 +83,7 @@ def two_layers_know(row):
 
 def test_layers_that_are_needed_together_stay():
     """Without one of them, a row is one of two classes. The layers below the highest save no time."""
-    report = reported(task_of(SingleLabel, 4), two_layers_know, [1, 2, 3])
+    report = reported(task_of(SingleLabel, 4), two_layers_know, [1, 2, 3], judged=200)
     assert scores(report.without) == [0.5, 1.0, 0.5]
     assert scores(report.up_to) == [0.5, 0.5, 1.0]
     assert numbers(report.path)[0] == [1, 3] and len(report.path) == 2 and not report.will_do(report.path[1])
@@ -97,7 +98,7 @@ def two_targets(row):
 
 def test_errors_of_several_targets_are_in_their_own_units_and_lower_is_better():
     """A ridge regression of strength 0.1 shrinks what it finds in 40 rows by 40 / (40 + 1 / 0.2)."""
-    report = reported(task_of(Regression, 2), two_targets, [3, 6])
+    report = reported(task_of(Regression, 2), two_targets, [3, 6], judged=200)
     missed = 1 - 40 / 45
     assert report.whole == pytest.approx((1000 + 2) / 2 * missed, rel=1e-3)
     assert report.without[0].score == pytest.approx((1000 + 2 * missed) / 2, rel=1e-3)  # the first target's mean
@@ -212,6 +213,39 @@ def test_where_every_layer_is_needed_that_is_said():
     assert "--layers" not in none + cost
     none, _ = layer_lines(made(path=[LayerSet([2, 6], 0.88, (-0.04, 0.01))]))
     assert none.endswith("allows a loss of up to 0.040, and on these rows it is more than 0.005.")
+
+
+def test_few_validation_rows_name_no_layers():
+    """Of 199 rows, a single one is more than the tolerance of 0.005."""
+    few, enough = made(validation_rows=199), made(validation_rows=200)
+    assert enough.fewest.layers == [2, 6] and few.fewest is None
+    same = LayerSet([2, 4], 0.9)
+    few = made(validation_rows=50, up_to=[LayerSet([2], 0.8, (-0.15, -0.05)), same, LayerSet([2, 4, 6], 0.9)])
+    assert few.shallow is None and few.will_do(same)
+    record = few.record()
+    assert (record["shallow"], record["fewest"], record["validation_rows"]) == (None, None, 50)
+    assert record["least_validation_rows"] == 200 and record["without"][1]["score"] == 0.895
+    why, numbers, cost = layer_lines(few)
+    assert why == (
+        "50 validation rows cannot say that a layer can go: an interval over them shows no loss of fewer than 4 rows. "
+        "So none is named; it takes 200 or more."
+    )
+    assert numbers == (
+        "A linear model without layer 4, which training rows miss the least, has accuracy 0.895 on 50 validation "
+        "rows, that of all 3 0.900. No loss shows; the 95% interval of the difference, -0.020 to 0.010, allows a loss "
+        "of up to 0.020."
+    )
+    assert "--layers" not in why + numbers + cost and len(layer_rows(few)) == 4
+    assert "the interval over them is too wide" in layer_lines(made(task_of(Regression, 1), validation_rows=50))[0]
+
+
+@pytest.mark.parametrize(("lost", "shows"), [(3, False), (4, True)])
+def test_four_rows_are_the_least_loss_that_an_interval_shows(lost, shows):
+    labels = np.zeros(200, dtype=int)
+    answers = (np.arange(200) < lost).astype(int)
+    report = made(whole=1.0)
+    of = LayerSet([2, 4], 1 - lost / 200, paired_interval(TWO, answers, labels, labels))
+    assert report.loses(of) is shows
 
 
 def test_the_table_has_a_row_for_each_layer():

@@ -217,6 +217,24 @@ def test_more_seeds_are_added_to_those_that_are_there(copy, dies, capsys):
     np.testing.assert_allclose(table[SCORES], np.mean(scores, axis=0), atol=1e-6)
 
 
+@pytest.mark.parametrize(("flag", "entry"), [("find_label_issues", "label_issues"), ("layer_report", "layer_report")])
+def test_a_report_that_finished_seeds_lack_is_refused_before_training(copy, dies, capsys, flag, entry):
+    folder, words = copy
+    kept, words = contents(folder), [*words, "--seeds=3", f"--{flag}"]
+    assert main(words) == 2
+    assert f"these are finished without it: {folder / 'seed-5'}, {folder / 'seed-6'}. Leave" in capsys.readouterr().err
+    assert contents(folder) == kept
+    metrics = folder / "seed-6" / "metrics.json"
+    metrics.write_text(json.dumps(read(metrics) | {entry: None}))  # as if there had been nothing to tell
+    assert main(words) == 2
+    assert f"without it: {folder / 'seed-5'}. Leave" in capsys.readouterr().err
+    shutil.rmtree(folder / "seed-5")
+    fitted = dies("seed-5")
+    with pytest.raises(Killed):
+        main(words)
+    assert fitted == ["seed-5"]
+
+
 def test_a_damaged_seed_is_named_and_ends_the_same(finished, copy, capsys):
     folder, words = copy
     replace(RunRecord.read(folder), finished=False).write(folder)  # as if it had been killed before all was written
