@@ -30,10 +30,12 @@ from lstmpool.training.runs.state import State
 BATCH = 16  # texts
 ROWS_A_CLASS = 8  # on average at least: with fewer, classes would be pushed apart by one or two texts
 WARMUP = 0.1  # of the steps
+# Fewer rows are learnt by then: where stage 2 went on past three epochs, it answered other rows worse.
+FEWEST_TO_GO_ON = 200
 
 
 def contrastive_steps(state: State, tokens: float) -> int:
-    """The number of steps: as the user says, or half of the least of other runs, where they are known to help.
+    """The number of steps: as the user says, or half of the least that a run has, where they are known to help.
 
     That is where the rows are few, each is one text with one label, and the run's length is left to the command. They
     depend on arguments and rows alone, so that a run which goes on has the same. `tokens`: of the median row.
@@ -49,6 +51,11 @@ def contrastive_steps(state: State, tokens: float) -> int:
     if not ROWS_A_CLASS * len(job.task.names) <= rows < FEW_ROWS:
         return 0
     return steps_for(tokens, batch_of(args), args.limits.least_steps) // 2
+
+
+def steps_after(least_steps: int, rows: int) -> int:
+    """The least number of steps of stage 2, if texts were compared: the other half, or none if `rows` are very few."""
+    return least_steps // 2 if rows >= FEWEST_TO_GO_ON else 0
 
 
 def compare_texts(state: State) -> None:

@@ -47,7 +47,7 @@ from lstmpool.training.output.run_record import RunRecord
 from lstmpool.training.output.start import Resume, Start
 from lstmpool.training.output.terminal import describe_best, describe_length, describe_model
 from lstmpool.training.runs.baseline import baselines_of, frozen_vectors, judge_labels
-from lstmpool.training.runs.contrast import compare_texts, contrastive_steps
+from lstmpool.training.runs.contrast import compare_texts, contrastive_steps, steps_after
 from lstmpool.training.runs.exits import check_backbone, drop_exits, fit_exits
 from lstmpool.training.runs.finish import write_files
 from lstmpool.training.runs.job import Job
@@ -107,8 +107,8 @@ def read(state: State) -> None:
         tokens = state.summary["train"]["tokens"]["median"]
         state.contrastive_steps = contrastive_steps(state, tokens)
         limits = state.args.limits
-        if state.contrastive_steps:  # the rows are learnt by then: in more epochs, scores on other rows sink
-            limits = limits._replace(least_steps=0)
+        if state.contrastive_steps:
+            limits = limits._replace(least_steps=steps_after(limits.least_steps, len(job.splits["train"])))
         state.args = within_limits(changed(state.args, limits=limits), len(job.splits["train"]), tokens)
 
 

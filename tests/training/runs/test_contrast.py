@@ -13,7 +13,8 @@ from lstmpool.train_trainer import main
 from lstmpool.training.flags import defaults
 from lstmpool.training.flags.defaults import Limits
 from lstmpool.training.flags.training_arguments import TrainingArguments
-from lstmpool.training.runs.contrast import compare_texts, contrastive_steps, draw_batch, pair_loss
+from lstmpool.training.runs import contrast
+from lstmpool.training.runs.contrast import compare_texts, contrastive_steps, draw_batch, pair_loss, steps_after
 from lstmpool.training.tasks.multi_label import MultiLabel
 from lstmpool.training.tasks.regression import Regression
 from lstmpool.training.tasks.single_label import SingleLabel
@@ -138,14 +139,20 @@ def train(data, output, *words, length=("--max_steps=1",)):
     return main([*base, *words])
 
 
-def test_stage_2_has_its_three_epochs_and_no_more(data, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("fewest", "length"), [(24, "10 steps on 24 rows, 5 epochs,"), (25, "6 steps on 24 rows, 3 epochs.")]
+)
+def test_stage_2_has_the_other_half_of_the_steps_or_three_epochs(data, tmp_path, monkeypatch, capsys, fewest, length):
     monkeypatch.setattr(defaults, "LEAST_STEPS", 20)
-    assert train(data, tmp_path / "compared", length=()) == 0
+    monkeypatch.setattr(contrast, "FEWEST_TO_GO_ON", fewest)
+    assert train(data, tmp_path / "out", length=()) == 0
     said = capsys.readouterr().out
     assert "Texts compared: 10 steps of the backbone alone" in said
-    assert "Training: 6 steps on 24 rows, 3 epochs." in said  # of 2 steps each
-    assert train(data, tmp_path / "not", "--contrastive_steps=0", length=()) == 0
-    assert "Training: 20 steps on 24 rows, 10 epochs, since 3 are fewer than 20 steps;" in capsys.readouterr().out
+    assert f"Training: {length}" in said  # of 2 steps each
+
+
+def test_very_few_rows_are_fewer_than_200():
+    assert [steps_after(200, rows) for rows in (199, 200)] == [0, 100]
 
 
 def test_comparing_texts_moves_the_backbone_and_is_repeatable(data, tmp_path, capsys):
