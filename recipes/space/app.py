@@ -189,11 +189,11 @@ def page(reader: Reader) -> Any:
 
 
 if __name__ == "__main__":
-    from gradio.themes import Default
-
     try:
         reader = load(sys.argv[1:])
     except (OSError, ValueError) as error:
         sys.exit(f"error: expected a model that can be loaded: {error}. Name its folder: python app.py FOLDER")
+    from gradio.themes import Default
+
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # of the machine: none is fetched
     page(reader).launch(theme=Default(**fonts), css=CSS, footer_links=[], ssr_mode=False)

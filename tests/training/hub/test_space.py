@@ -3,8 +3,6 @@
 import configparser
 import json
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -40,11 +38,31 @@ def header_of(card):
 
 
 # -------------------------------------------------------------------------------------------------------- what goes up
+PUSH = """
+from pathlib import Path
+from lstmpool.training.hub.folder import choose_files
+from lstmpool.training.hub.options import Options
+from lstmpool.training.hub.repository import Hub
+from lstmpool.training.hub.space import SpaceHub, checked_page
+
+folder, options = Path(FOLDER), Options(private=True, tag="v1")
+model, space = Hub.connect("ann/tried", "main"), SpaceHub.connect("ann/tried-demo", "main")
+model.open(True)
+with checked_page(folder, LOGITS, space) as page:
+    page.open(model, options)
+    commit = model.push({name: folder / name for name in choose_files(folder)[0]})
+    mine = page.push(model, commit)
+    space.tag("v1")
+    print(page.told(model, mine))
+    print(page.link("# tried"))
+"""
+
+
 @pytest.fixture(scope="module")
 def pushed(clients, model_folder):
-    """What the command prints that publishes both, as private ones, with a tag."""
-    words = ["parcels", "ann/tried", "--private", "--tag", "v1", "--space"]
-    return clients.publish(*words, token=ANN, cwd=model_folder.parent).stdout
+    """What is said of a page that was pushed beside a private model, and the line that leads to it from a card."""
+    code = PUSH.replace("FOLDER", repr(str(model_folder))).replace("LOGITS", repr(logits_of(model_folder)))
+    return clients.python(code, token=ANN).stdout
 
 
 def test_the_space_holds_the_page_and_loads_the_commit_of_the_model(hub, pushed):
@@ -52,25 +70,36 @@ def test_the_space_holds_the_page_and_loads_the_commit_of_the_model(hub, pushed)
     (mine,) = space.pushed()
     assert set(mine.files) == {"README.md", "app.py", "requirements.txt", "space.json", ".gitattributes"}
     assert mine.files["app.py"] == (ROOT / "recipes" / "space" / "app.py").read_bytes()
-    first, second = model.pushed()
-    assert json.loads(mine.files["space.json"]) == {"model": "ann/tried", "revision": first.id}
+    (commit,) = model.pushed()
+    assert json.loads(mine.files["space.json"]) == {"model": "ann/tried", "revision": commit.id}
     card = mine.files["README.md"].decode()
     header = header_of(card)
     assert header["models"] == ["ann/tried"] and header["title"] == "Try tried" and header["sdk"] == "gradio"
     assert header["sdk_version"] == "6.31.0" and header["python_version"] == "3.11"  # texts, or YAML cuts 3.10 to 3.1
-    assert f"It loads [ann/tried]({hub.url}/ann/tried) at commit `{first.id}`." in card
-    assert model.private and space.private
-    assert model.tags == {"v1": second.id} and space.tags == {"v1": mine.id}
-    line = f"[ann/tried-demo]({hub.url}/spaces/ann/tried-demo) is a page to try this model on."
-    assert line in second.files["README.md"].decode() and line not in first.files["README.md"].decode()
+    assert f"It loads [ann/tried]({hub.url}/ann/tried) at commit `{commit.id}`." in card
+    assert space.private and space.tags == {"v1": mine.id}
 
 
 def test_it_says_where_the_page_is_and_that_a_private_model_needs_a_secret(hub, pushed):
     (mine,) = hub.repos["spaces/ann/tried-demo"].pushed()
-    assert "Its page answers as the model does." in pushed
     address = f"{hub.url}/spaces/ann/tried-demo"
     assert f"ann/tried-demo at commit {mine.id} is its page, which gives the same logits: {address}\n" in pushed
     assert "The model is private: give the Space a secret HF_TOKEN" in pushed
+    assert f"# tried\n\n## Try it\n\n[ann/tried-demo]({address}) is a page to try this model on.\n" in pushed
+
+
+@pytest.mark.slow
+def test_one_command_publishes_both_and_tags_both(hub, clients, model_folder):
+    words = ["parcels", "ann/both", "--private", "--tag", "v1", "--space"]
+    printed = clients.publish(*words, token=ANN, cwd=model_folder.parent).stdout
+    model, space = hub.repos["ann/both"], hub.repos["spaces/ann/both-demo"]
+    first, second = model.pushed()
+    (mine,) = space.pushed()
+    assert json.loads(mine.files["space.json"])["revision"] == first.id
+    assert model.private and space.private
+    assert model.tags == {"v1": second.id} and space.tags == {"v1": mine.id}
+    assert "is a page to try this model on" in second.files["README.md"].decode()
+    assert "Its page answers as the model does." in printed and f"ann/both-demo at commit {mine.id} is its" in printed
 
 
 @pytest.mark.slow
@@ -118,10 +147,9 @@ def test_a_branch_that_no_space_shows_is_refused(capsys):
     )
 
 
-def test_a_name_without_an_owner_is_refused_before_the_long_work(clients, model_folder):
-    done = clients.publish("nowhere", "ann/none", "--space=demo", token=ANN, cwd=model_folder.parent, ok=False)
-    assert done.returncode == 2
-    assert done.stderr == "error: expected a repository OWNER/NAME, found 'demo', which names no owner.\n"
+def test_a_name_without_an_owner_is_refused():
+    with pytest.raises(InputError, match="expected a repository OWNER/NAME, found 'demo', which names no owner"):
+        SpaceHub.connect("demo", "main")
 
 
 def test_a_page_that_answers_otherwise_is_not_published(model_folder):
