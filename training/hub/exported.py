@@ -255,9 +255,13 @@ class Pair:
                 f"{self.hub.repo_id} has the new commit {commit}, which does not answer as it should: {error}"
             ) from None
 
+    def told(self, model: Hub, commit: str) -> str:
+        """What the command says of a pushed commit."""
+        return f"{self.hub.repo_id} at commit {commit} gives the same logits without torch:\n\n{self.snippet(commit)}"
+
     def link(self, card: str) -> str:
         """The model's card, with a line that leads to the export."""
-        line = f"[{self.hub.repo_id}]({_address(self.hub)}) has ONNX graphs of this model, which run without its code."
+        line = f"[{self.hub.repo_id}]({self.hub.address}) has ONNX graphs of this model, which run without its code."
         return card if line in card else f"{card.rstrip()}\n\n## Without torch\n\n{line}\n"
 
     def snippet(self, commit: str | None) -> str:
@@ -272,12 +276,7 @@ class Pair:
         parts = [
             str(card).rstrip(),
             "## On the Hub",
-            f"Made from [{model.repo_id}]({_address(model)}) at commit `{of}`. The snippets find the folder after",
+            f"Made from [{model.repo_id}]({model.address}) at commit `{of}`. The snippets find the folder after",
             markdown.code_block(self.snippet(commit), "bash"),
         ]
         return "\n\n".join(parts) + "\n"
-
-
-def _address(hub: Hub) -> str:
-    """The page of a repository."""
-    return f"{hub.api.endpoint}/{hub.repo_id}"

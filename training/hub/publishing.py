@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from lstmpool.training.hub.folder import CodeFile, UnfitFolder, check_files, com
 from lstmpool.training.hub.options import Options, make_parser
 from lstmpool.training.hub.repository import Hub, PushError
 from lstmpool.training.hub.scratch import scratch
+from lstmpool.training.hub.space import ENDING, Page, SpaceHub, checked_page
 from lstmpool.training.model.backbone import LONGEST, how_to_merge
 from lstmpool.training.output.found import EXPORTED, FOLD, SEED, export_of, read_export
 from lstmpool.training.output.markdown import visible
@@ -29,6 +30,7 @@ from lstmpool.training.output.run_record import NAME as RECORD
 from lstmpool.training.tasks.inference import TASKS
 
 
+MAIN = "main"
 NO_LIMIT = 10**9  # tokens; a tokenizer that says more does not know where to cut
 TOLERANCE = 1e-5  # of the largest logit: two processes on one machine may round differently, a lost weight is far off
 
@@ -51,13 +53,13 @@ class Published:
     repo_id: str
     commit: str
     snippet: str
-    export: str = ""  # what is said of the other half of the pair
+    beside: str = ""  # what is said of the export and the page
 
     @property
     def told(self) -> str:
         """What the command says."""
         return (
-            f"{self.repo_id} at commit {self.commit} loads and gives the same logits:\n\n{self.snippet}{self.export}"
+            f"{self.repo_id} at commit {self.commit} loads and gives the same logits:\n\n{self.snippet}{self.beside}"
         )
 
 
@@ -84,29 +86,45 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(folder: Path, repo_id: str | None, options: Options) -> None:
     """Checks what is asked for, and pushes it. Raises InputError or PushError, as `push` does."""
-    hub = pair_hub = None
-    beside = export_of(folder) if options.onnx == "" else Path(options.onnx or "")
-    if options.onnx and repo_id is None and not options.check:
-        raise InputError(
-            f"expected a repository OWNER/NAME, found none: --onnx has taken {options.onnx!r} for its folder. Write "
-            "the flag last, or as --onnx=FOLDER."
-        )
+    hub = pair_hub = page_hub = None
+    export_folder = export_of(folder) if options.onnx == "" else Path(options.onnx or "")
+    _check_words(repo_id, options)
     if not options.check:  # before the long work
         hub = Hub.connect(repo_id, options.branch)
         if options.onnx is not None:
             pair_hub = ExportHub.connect(f"{repo_id}{EXPORTED}", options.branch)
+        if options.space is not None:
+            page_hub = SpaceHub.connect(options.space or f"{repo_id}{ENDING}", options.branch)
     with ExitStack() as stack:
         model = stack.enter_context(checked(folder, options.trust_remote_code))
         print(describe(model), flush=True)
-        pair = None
+        beside: list[Pair | Page] = []
         if options.onnx is not None:
-            export = stack.enter_context(checked_export(beside, model.folder))
+            export = stack.enter_context(checked_export(export_folder, model.folder))
             print(export.describe(), flush=True)
-            pair = Pair(export, pair_hub)
+            beside.append(Pair(export, pair_hub))
         elif read_export(export_of(folder)):
             print(f"{export_of(folder)} is not published: for that, add --onnx.")
+        if options.space is not None:
+            beside.append(stack.enter_context(checked_page(model.folder, model.logits, page_hub)))
+            print("Its page answers as the model does.", flush=True)
         if hub is not None:
-            print(push(model, hub, options, pair).told)
+            print(push(model, hub, options, beside).told)
+
+
+def _check_words(repo_id: str | None, options: Options) -> None:
+    """Raises InputError if a flag has taken the repository for its value, or a Space could not show the page."""
+    for flag, value, what in (("--onnx", options.onnx, "folder"), ("--space", options.space, "name")):
+        if value and repo_id is None and not options.check:
+            raise InputError(
+                f"expected a repository OWNER/NAME, found none: {flag} has taken {value!r} for its {what}. Write the "
+                f"flag last, or as {flag}={'FOLDER' if what == 'folder' else 'OWNER/NAME'}."
+            )
+    if options.space is not None and options.branch != MAIN:
+        raise InputError(
+            f"--space expects the branch {MAIN}, which is the one that a Space shows, found --branch "
+            f"{options.branch}. Leave one of the two flags out."
+        )
 
 
 @contextmanager
@@ -159,10 +177,10 @@ def _check_code(code: list[CodeFile]) -> None:
         )
 
 
-def push(model: Checked, hub: Hub, options: Options, pair: Pair | None = None) -> Published:
+def push(model: Checked, hub: Hub, options: Options, beside: Sequence[Pair | Page] = ()) -> Published:
     """Pushes a checked folder, loads the commit in a fresh process, and pins the model card to it.
 
-    `pair`: the model's export, which is pushed once the model is right, and before its card leads to it.
+    `beside`: the model's export and page, which are pushed once the model is right, and before its card leads to them.
 
     Raises:
         InputError: if nothing was published.
@@ -171,8 +189,8 @@ def push(model: Checked, hub: Hub, options: Options, pair: Pair | None = None) -
     card = (model.folder / "README.md").read_text(encoding="utf-8")
     hub.check_card(card)
     hub.open(options.private, options.tag)
-    if pair is not None:
-        pair.open(hub, options)
+    for each in beside:
+        each.open(hub, options)
     commit = hub.push({path.name: path for path in model.folder.iterdir()})
     pushed = f"{hub.repo_id} has the new commit {commit}"
     try:
@@ -184,18 +202,16 @@ def push(model: Checked, hub: Hub, options: Options, pair: Pair | None = None) -
     if loaded["code"] != {file.name: file.sha256 for file in model.code}:
         raise PushError(f"{pushed}, whose code is not the folder's: {loaded['code']}.")
     card, snippet = pin_card(card, hub.repo_id, commit, model.name, _lines(model.folder))
-    export = ""
-    if pair is not None:
-        mine = pair.push(hub, commit)
-        card = pair.link(card)
-        export = (
-            f"\n\n{pair.hub.repo_id} at commit {mine} gives the same logits without torch:\n\n{pair.snippet(mine)}"
-        )
+    said = ""
+    for each in beside:
+        mine = each.push(hub, commit)
+        card = each.link(card)
+        said += f"\n\n{each.told(hub, mine)}"
     hub.push_card(card, commit)
     if options.tag:
-        for each in [hub] if pair is None else [hub, pair.hub]:
+        for each in [hub, *(one.hub for one in beside)]:
             each.tag(options.tag)
-    return Published(hub.repo_id, commit, snippet, export)
+    return Published(hub.repo_id, commit, snippet, said)
 
 
 def describe(model: Checked) -> str:

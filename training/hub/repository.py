@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoCard, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -58,6 +58,9 @@ class Hub:
     kind: ClassVar[str] = "an lstmpool model"
     mark: ClassVar[str] = "config.json"
     published: ClassVar[set[str]] = PUBLISHED
+    repo_type: ClassVar[str] = "model"
+    card_type: ClassVar[type[RepoCard]] = ModelCard
+    space_sdk: ClassVar[str | None] = None  # of a Space: what runs its page
 
     @staticmethod
     def is_of_kind(marked: dict[str, Any]) -> bool:
@@ -92,7 +95,7 @@ class Hub:
         """Asks the Hub whether it takes the header of the model card."""
         with self._told():
             try:
-                ModelCard(card).validate()
+                self.card_type(card).validate()
             except ValueError as error:
                 raise InputError(f"the Hub refuses the header of README.md: {error}") from None
 
@@ -104,8 +107,13 @@ class Hub:
                 `private` was asked for, or if it has the tag already.
         """
         with self._told():
-            if not self.api.repo_exists(self.repo_id):
-                self.api.create_repo(self.repo_id, private=private or None)  # None: the owner's default
+            if not self.api.repo_exists(self.repo_id, repo_type=self.repo_type):
+                self.api.create_repo(
+                    self.repo_id,
+                    private=private or None,  # None: the owner's default
+                    repo_type=self.repo_type,
+                    space_sdk=self.space_sdk,
+                )
                 self.so_far = f"The new repository {self.repo_id} is there, and empty."
             tags = self._look()
             self._check_is_ours()
@@ -113,7 +121,7 @@ class Hub:
                 raise InputError(f"{self.repo_id} exists and is public. Choose another name, or change its settings.")
             if tag in tags:
                 raise InputError(f"{self.repo_id} has a tag {tag} already. Choose another. {self.so_far}")
-            self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True)
+            self.api.create_branch(self.repo_id, branch=self.branch, repo_type=self.repo_type, exist_ok=True)
 
     def push(self, files: dict[str, Path], message: str = "Upload model") -> str:
         """Makes one commit, which adds these files, by their names on the Hub, and deletes what an earlier push left.
@@ -149,18 +157,18 @@ class Hub:
     def tag(self, tag: str) -> None:
         """Names the newest commit."""
         try:
-            self.api.create_tag(self.repo_id, tag=tag, revision=self.head)
+            self.api.create_tag(self.repo_id, tag=tag, revision=self.head, repo_type=self.repo_type)
         except CONNECTION as error:
             raise PushError(f"{self.repo_id} at commit {self.head} is right, but got no tag {tag}: {error}") from None
 
     def _look(self) -> set[str]:
         """Asks for the newest commit of the branch, or of the one that it will start from. Returns the tags."""
-        info = self.api.model_info(self.repo_id)
-        refs = self.api.list_repo_refs(self.repo_id)
+        info = self.api.repo_info(self.repo_id, repo_type=self.repo_type)
+        refs = self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type)
         heads = {ref.name: ref.target_commit for ref in refs.branches}
         self.private = bool(info.private)
         self.head = heads.get(self.branch, info.sha)
-        self.files = tuple(self.api.list_repo_files(self.repo_id, revision=self.head))
+        self.files = tuple(self.api.list_repo_files(self.repo_id, revision=self.head, repo_type=self.repo_type))
         return {ref.name for ref in refs.tags}
 
     def _check_is_ours(self) -> None:
@@ -171,7 +179,9 @@ class Hub:
         marked = None
         if self.mark in others:
             with scratch() as cache:
-                path = self.api.hf_hub_download(self.repo_id, self.mark, revision=self.head, cache_dir=cache)
+                path = self.api.hf_hub_download(
+                    self.repo_id, self.mark, repo_type=self.repo_type, revision=self.head, cache_dir=cache
+                )
                 marked = read_json(Path(path))
         if not self.is_of_kind(marked or {}):
             raise InputError(
@@ -193,11 +203,16 @@ class Hub:
         """
         with self._told():
             additions = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
-            self.api.preupload_lfs_files(self.repo_id, additions, revision=self.branch)
+            self.api.preupload_lfs_files(self.repo_id, additions, revision=self.branch, repo_type=self.repo_type)
         try:
             with self._told():
                 info = self.api.create_commit(
-                    self.repo_id, operations, commit_message=message, revision=self.branch, parent_commit=self.head
+                    self.repo_id,
+                    operations,
+                    commit_message=message,
+                    revision=self.branch,
+                    parent_commit=self.head,
+                    repo_type=self.repo_type,
                 )
         except InputError as error:
             # The answer was lost, or somebody else was faster: the client's second attempt makes both look the same.
@@ -213,9 +228,15 @@ class Hub:
     def _newest(self) -> str | None:
         """The newest commit, or None if nobody can tell."""
         try:
-            return self.api.model_info(self.repo_id, revision=self.branch).sha
+            return self.api.repo_info(self.repo_id, revision=self.branch, repo_type=self.repo_type).sha
         except CONNECTION:
             return None
+
+    @property
+    def address(self) -> str:
+        """Its page."""
+        place = "spaces/" if self.repo_type == "space" else ""
+        return f"{self.api.endpoint}/{place}{self.repo_id}"
 
     @contextmanager
     def _told(self) -> Iterator[None]:

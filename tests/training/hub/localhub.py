@@ -54,8 +54,12 @@ class LocalHub:
 
 
 def route(methods: str, pattern: str) -> Callable:
-    """Registers a function for requests whose whole path matches; {id} is owner/name, {rev} a revision."""
-    pattern = pattern.replace("{id}", "(?P<id>[^/]+/[^/]+)").replace("{rev}", "(?P<rev>[^/]+)")
+    """Registers a function for requests whose whole path matches; {id} is owner/name, {rev} a revision.
+
+    The `id` of a Space is spaces/owner/name.
+    """
+    pattern = pattern.replace("/api/models/", "/api/(?:models/|(?=spaces/))")
+    pattern = pattern.replace("{id}", "(?P<id>(?:spaces/)?[^/]+/[^/]+)").replace("{rev}", "(?P<rev>[^/]+)")
 
     def add(function: Callable) -> Callable:
         ROUTES.append((methods.split(), re.compile(pattern), function))
@@ -139,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def open(self, id: str, write: bool = False) -> Repo:
         """The repository, if whoever asks may see it (or change it). One that may not be seen is as if missing."""
-        repo, owner = self.hub.repos.get(id), id.split("/")[0]
+        repo, owner = self.hub.repos.get(id), id.split("/")[-2]
         seen = self.user and owner in (self.user["name"], *self.user.get("orgs", []))
         if repo is None or (repo.private and not seen):
             raise HubError(404 if self.user else 401, "Repository not found", "RepoNotFound")
@@ -207,6 +211,10 @@ def create(h: Handler) -> None:
     id = f"{owner}/{body['name']}"
     if not NAME.fullmatch(id):
         raise HubError(400, f"Invalid repo name {id}")
+    if body.get("type") == "space":
+        if body.get("sdk") != "gradio":
+            raise HubError(400, "a Space needs an sdk")
+        id = f"spaces/{id}"
     reply = {"url": f"{h.hub.url}/{id}", "name": id}
     if id in h.hub.repos:
         raise HubError(409, "You already created this model repo", **reply)
