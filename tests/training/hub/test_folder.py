@@ -187,10 +187,10 @@ def test_what_fails_on_this_machine_is_not_told_as_the_hub_s_fault(monkeypatch, 
     hub = Hub(HfApi(endpoint="https://hub.test"), "ann/parcels", "main", "token")
     error.__cause__ = cause
 
-    def fails(repo_id):
+    def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(hub.api, "model_info", fails)
+    monkeypatch.setattr(hub.api, "repo_info", fails)
     with pytest.raises(InputError, match=f"^{re.escape(told)}.*Nothing was pushed"):
         hub.push({})
 
