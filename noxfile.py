@@ -5,6 +5,7 @@ nox                              # all that follows
 nox -s models                    # the model tests, and saved folders loaded by strangers, on each version
 nox -s "models(4.57.6)"          # on one of them
 nox -s exchange                  # folders saved with the oldest version load with the newest, and the other way round
+nox -s page                      # the page of recipes/space, in a browser; Chromium must be there
 nox -t ci                        # what .ci/run adds to the README's commands: the oldest version, and the exchange
 
 A version is supported if there is a file of constraints for it, which says what it is tested next to.
@@ -77,3 +78,10 @@ def exchange(session: nox.Session) -> None:
         for saved_with, loaded_with in ((OLDEST, NEWEST), (NEWEST, OLDEST)):
             check = (str(ROOT / "tests/model/exchange.py"), "check", str(work / saved_with / "models"))
             session.run(python[loaded_with], "-I", *check, external=True)
+
+
+@nox.session
+def page(session: nox.Session) -> None:
+    """The page to try a model on, in a browser."""
+    session.install("-c", "constraints.txt", "-e", ".[page-test]", *TEST_REQUIREMENTS)
+    session.run("pytest", "-q", "-m", "slow or not slow", "tests/pages/test_demo_page.py", *session.posargs)

@@ -8,6 +8,7 @@ L layers after which the model can answer, C labels; `kind` is the `problem_type
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
@@ -88,6 +90,8 @@ class Reader:
         self.model = AutoModelForSequenceClassification.from_pretrained(model, **options).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(model, **options)
         config = self.model.config
+        if config.model_type != "lstmpool":
+            raise ValueError(f"{model} holds a model of the kind {config.model_type}, which is not lstmpool")
         if self.tokenizer.model_max_length > 10**6:
             positions = getattr(config.backbone_config, "max_position_embeddings", None) or LONGEST
             self.tokenizer.model_max_length = min(positions - 2, LONGEST)  # RoBERTa and its kin use two less
@@ -97,6 +101,11 @@ class Reader:
         self.texts = 2 if getattr(config, "pair_encoding", None) == "apart" else _texts_a_row(model, revision)
         self.threshold = getattr(config, "exit_threshold", None)  # models of the first release have none
         config.exit_threshold = None  # or a run would not give all layers
+
+    def cuts(self, *texts: str) -> bool:
+        """Whether the model reads only the beginning of a text, or of a pair of texts."""
+        whole = self.tokenizer(*texts, verbose=False)
+        return len(whole["input_ids"]) > self.tokenizer.model_max_length
 
     @torch.no_grad()
     def read(self, *texts: str) -> Reading:
@@ -119,10 +128,19 @@ def _texts_a_row(model: str, revision: str | None) -> int:
 
 
 def load(words: list[str]) -> Reader:
-    """The model in the folder that is named or, if there are no words, that of `space.json`."""
-    if words:
-        return Reader(words[0])
-    return Reader(**json.loads(Path(__file__).with_name("space.json").read_text(encoding="utf-8")))
+    """The model in the folder that is named or, if there are no words, that of `space.json`.
+
+    Raises:
+        OSError, ValueError, SafetensorError: if there is none that can be loaded.
+    """
+    record = Path(__file__).with_name("space.json")
+    if not words and record.is_file():
+        return Reader(**json.loads(record.read_text(encoding="utf-8")))
+    if len(words) != 1:
+        raise ValueError(f"found {len(words)} names")
+    if not Path(words[0]).is_dir():  # on the Hub, such a name may be a stranger's, whose code would run
+        raise ValueError(f"there is no folder {words[0]}")
+    return Reader(words[0])
 
 
 def scores_table(logits: Tensor, labels: list[str], kind: str) -> str:
@@ -131,8 +149,8 @@ def scores_table(logits: Tensor, labels: list[str], kind: str) -> str:
     if kind == REGRESSION:
         rows = [_row("", [label], f"{score:.4g}") for label, score in zip(labels, scores, strict=True)]
     else:
-        chosen = logits > 0 if kind == MULTI else logits == logits.max()
-        order = logits.argsort(descending=True).tolist()
+        order = logits.argsort(descending=True, stable=True).tolist()
+        chosen = logits > 0 if kind == MULTI else torch.arange(len(logits)) == logits.argmax()
         rows = [_row("chosen" if chosen[i] else "", [labels[i]], f"{scores[i]:.1%}", scores[i]) for i in order]
     return f"<table>{''.join(rows)}</table>"
 
@@ -143,11 +161,13 @@ def layers_table(reading: Reading, labels: list[str], kind: str, threshold: floa
         return f"<h3></h3><p>{NO_SURENESS if kind == REGRESSION else NO_EXITS}</p>"
     rule = "Its exits are off: it reads every text to its highest layer."
     if threshold is not None:
-        rule = f"It stops at the first layer that is at least {threshold:.1%} sure, or at the highest: here at layer "
-        rule += f"{reading.layers[reading.stop]} of {reading.layers[-1]}."
+        here = f"here at layer {reading.layers[reading.stop]} of {reading.layers[-1]}"
+        rule = f"It stops at the first layer that is at least {threshold:.1%} sure, or at the highest: {here}."
     rows = ['<tr><th>layer</th><th>says</th><th class="bar"></th><th class="number">sure</th></tr>']
-    states = [*[""] * reading.stop, "chosen", *["unread"] * len(reading.layers)]
-    for layer, logits, state in zip(reading.layers, reading.logits, states, strict=False):
+    for place, (layer, logits) in enumerate(zip(reading.layers, reading.logits, strict=True)):
+        state = ""
+        if place >= reading.stop:
+            state = "chosen" if place == reading.stop else "unread"
         sure = float(sureness_of(logits, kind))
         rows.append(_row(state, [str(layer), answer_of(logits, labels, kind)], f"{sure:.1%}", sure))
     return f"<h3>Layer by layer</h3><p>{rule}</p><table>{''.join(rows)}</table>"
@@ -167,6 +187,8 @@ def told(reader: Reader, *texts: str) -> str:
     reading, labels, kind = reader.read(*texts), reader.labels, reader.kind
     logits = reading.logits[reading.stop]
     title = "" if kind == REGRESSION else f"<h2>{escape(answer_of(logits, labels, kind))}</h2>"
+    if reader.cuts(*texts):
+        title += f"<p>The text is too long: its first {reader.tokenizer.model_max_length} tokens are read.</p>"
     return title + scores_table(logits, labels, kind) + layers_table(reading, labels, kind, reader.threshold)
 
 
@@ -189,10 +211,13 @@ def page(reader: Reader) -> Any:
 
 
 if __name__ == "__main__":
+    if importlib.util.find_spec("gradio") is None:
+        sys.exit('error: expected gradio, found none. Install it: pip install "lstmpool[demo-page]"')
     try:
         reader = load(sys.argv[1:])
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: expected a model that can be loaded: {error}. Name its folder: python app.py FOLDER")
+    except (OSError, ValueError, SafetensorError) as error:
+        found = str(error).rstrip(".")
+        sys.exit(f"error: expected the folder of a model that can be loaded: {found}. Run python app.py FOLDER")
     from gradio.themes import Default
 
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # of the machine: none is fetched

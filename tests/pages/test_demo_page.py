@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 
 from lstmpool.modeling_lstmpool import LstmPoolForSequenceClassification
 from lstmpool.pairs_lstmpool import pair_template
@@ -166,8 +167,45 @@ def test_space_json_names_the_model(app, tmp_path, monkeypatch):
 
 
 def test_a_wrong_folder_is_told_in_one_line(tmp_path):
-    done = run_python(str(APP), str(tmp_path / "none"), cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: expected a model that can be")
+    pytest.importorskip("gradio", reason="the extra demo-page is not installed")
+    done = run_python(str(APP), "outputs/none", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: expected the folder of a model that can be loaded: there is no folder outputs/none. "
+        "Run python app.py FOLDER\n"
+    )
+
+
+def test_a_name_on_the_hub_is_not_loaded_in_place_of_a_folder(app, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(app, "Reader", None)
+    for words, found in (
+        (["outputs/none"], "there is no folder outputs/none"),
+        (["a", "b"], "2 names"),
+        ([], "0 names"),
+    ):
+        with pytest.raises(ValueError, match=found):
+            app.load(words)
+
+
+def test_a_model_of_another_kind_is_refused(app, tmp_path):
+    config = BertConfig(vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    word_tokenizer().save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="holds a model of the kind bert, which is not lstmpool"):
+        app.load([str(tmp_path / "bert")])
+
+
+def test_a_text_that_is_cut_is_told(app, tmp_path):
+    reader = app.Reader(str(save_model(tmp_path / "plain")))
+    reader.tokenizer.model_max_length = 4
+    assert "too long: its first 4 tokens are read" in app.told(reader, "a b c d e f")
+    assert "too long" not in app.told(reader, "a")
+
+
+def test_of_equal_scores_one_label_is_the_answer(app):
+    table = app.scores_table(torch.tensor([1.0, 2.0, 2.0]), ["a", "b", "c"], "single_label_classification")
+    assert table.count('class="chosen"') == 1 and table.index("b</td>") < table.index("c</td>")
 
 
 # ------------------------------------------------------------------------------------------------------ in a browser

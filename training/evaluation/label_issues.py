@@ -21,8 +21,8 @@ from lstmpool.training.tasks.task import Classification
 
 LINEAR = "a linear model of the backbone's layers before training"
 OF_FOLDS = "the model of its fold"
-# With several labels, no decision that is listed has a higher probability. Of eleven labels that are hard to tell, one
-# is predicted wrongly for most rows, so without this more than half of all rows were listed (benchmarks/LABELS.md).
+# With several labels, no decision that is listed has a higher probability. Of many labels that are hard to tell, one
+# is predicted wrongly for most rows, so that cleanlab by itself lists most of them (benchmarks/LABELS.md).
 DOUBTED = 0.1
 
 

@@ -32,10 +32,8 @@ from lstmpool.training.tasks.task import Task
 
 TOLERANCE = 0.005  # of the headline metric; of an error, this share of it
 ROUNDING = 1e-9  # one of 200 rows is no more than that
-# Of fewer validation rows, a single one is more than the tolerance. And an interval first shows a loss of four rows,
-# with no other gained: e^-4 of the draws have none of these, which is less than 2.5%. Of 200 rows that is 0.02.
+# Of fewer validation rows, a single one is more than the tolerance.
 LEAST_JUDGED = round(1 / TOLERANCE)
-LEAST_LOST = 4
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of a logistic regression
 PARTS = 5  # of the training rows, of which one is held out
 MOST_FITTED, LEAST_FITTED = 2000, 500  # training rows; so few are taken where more would take many minutes

@@ -202,16 +202,31 @@ def push(model: Checked, hub: Hub, options: Options, beside: Sequence[Pair | Pag
     if loaded["code"] != {file.name: file.sha256 for file in model.code}:
         raise PushError(f"{pushed}, whose code is not the folder's: {loaded['code']}.")
     card, snippet = pin_card(card, hub.repo_id, commit, model.name, _lines(model.folder))
-    said = ""
-    for each in beside:
-        mine = each.push(hub, commit)
-        card = each.link(card)
-        said += f"\n\n{each.told(hub, mine)}"
+    said, card = _push_beside(beside, hub, commit, card)
     hub.push_card(card, commit)
     if options.tag:
         for each in [hub, *(one.hub for one in beside)]:
             each.tag(options.tag)
     return Published(hub.repo_id, commit, snippet, said)
+
+
+def _push_beside(beside: Sequence[Pair | Page], hub: Hub, commit: str, card: str) -> tuple[str, str]:
+    """Pushes the export and the page of a model's `commit`. Returns what is said of them, and a card that names them.
+
+    Raises:
+        PushError: if one of them is not right. It names those that were pushed before it.
+    """
+    said = ""
+    done = []
+    for each in beside:
+        try:
+            mine = each.push(hub, commit)
+        except PushError as error:
+            raise PushError(" ".join([str(error), *done])) from None
+        card = each.link(card)
+        said += f"\n\n{each.told(hub, mine)}"
+        done.append(f"{each.hub.repo_id} has the new commit {mine}, which is right.")
+    return said, card
 
 
 def describe(model: Checked) -> str:

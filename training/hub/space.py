@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from lstmpool.training.hub.scratch import scratch
 RECIPE = Path(__file__).parents[2] / "recipes" / "space"
 PROGRAM = Path(__file__).with_name("clean_page.py")
 ENDING = "-demo"  # of its name, unless another is given
-FILES = ("README.md", "app.py", "requirements.txt")
+NEEDED = "requirements.txt"  # with the versions that the checks ran with, less what names a build, such as +cpu
+RUN_WITH = ("torch", "transformers")
+FILES = ("README.md", "app.py", NEEDED)
 RECORD = "space.json"  # which model it loads, and which commit
 SAME = 1e-5  # of the largest logit, of one model in two processes
 PROBED = PROBES[:3]  # those that no tokenizer cuts for the check's sake
@@ -117,6 +120,8 @@ class Page:
         with one_line("the files of the page cannot be copied", remedy="Install lstmpool again."):
             for name in FILES:
                 shutil.copyfile(RECIPE / name, self.folder / name)
+            needed = [f"{name}=={version(name).split('+')[0]}" for name in RUN_WITH]
+            (self.folder / NEEDED).write_text("\n".join(needed) + "\n", encoding="utf-8")
             (self.folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def check(self, source: str, revision: str = "", token: str | None = None) -> None:

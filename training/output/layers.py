@@ -1,7 +1,7 @@
 """What is told of the layers that matter, in the terminal and in the card: see `evaluation/layer_report`."""
 
 from lstmpool.training.errors import counted
-from lstmpool.training.evaluation.layer_report import LEAST_JUDGED, LEAST_LOST, LayerReport, LayerSet
+from lstmpool.training.evaluation.layer_report import LEAST_JUDGED, TOLERANCE, LayerReport, LayerSet
 
 
 def layer_lines(report: LayerReport) -> list[str]:
@@ -34,7 +34,9 @@ def layer_lines(report: LayerReport) -> list[str]:
 def _too_few(report: LayerReport) -> str:
     """Says that so few validation rows cannot name layers, and why."""
     rows = counted(report.validation_rows, "validation row")
-    why = f"an interval over them shows no loss of fewer than {LEAST_LOST} rows"
+    why = (
+        f"one of them counts {100 / report.validation_rows:.1f} points, and at most {100 * TOLERANCE:.1f} may be lost"
+    )
     if report.task.has_numbers:
         why = "the interval over them is too wide"
     return f"{rows} cannot say that a layer can go: {why}. So none is named; it takes {LEAST_JUDGED} or more."

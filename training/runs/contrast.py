@@ -30,7 +30,7 @@ from lstmpool.training.runs.state import State
 BATCH = 16  # texts
 ROWS_A_CLASS = 8  # on average at least: with fewer, classes would be pushed apart by one or two texts
 WARMUP = 0.1  # of the steps
-# Fewer rows are learnt by then: where stage 2 went on past three epochs, it answered other rows worse.
+# With fewer, three epochs of stage 2 gave better scores than 100 steps: see benchmarks/FIRST_RUN.md.
 FEWEST_TO_GO_ON = 200
 
 

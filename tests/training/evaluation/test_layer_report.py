@@ -227,8 +227,8 @@ def test_few_validation_rows_name_no_layers():
     assert record["least_validation_rows"] == 200 and record["without"][1]["score"] == 0.895
     why, numbers, cost = layer_lines(few)
     assert why == (
-        "50 validation rows cannot say that a layer can go: an interval over them shows no loss of fewer than 4 rows. "
-        "So none is named; it takes 200 or more."
+        "50 validation rows cannot say that a layer can go: one of them counts 2.0 points, and at most 0.5 may be "
+        "lost. So none is named; it takes 200 or more."
     )
     assert numbers == (
         "A linear model without layer 4, which training rows miss the least, has accuracy 0.895 on 50 validation "

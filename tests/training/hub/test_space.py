@@ -3,6 +3,8 @@
 import configparser
 import json
 import re
+from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from lstmpool.pairs_lstmpool import pair_template
 from lstmpool.training.errors import InputError
 from lstmpool.training.hub import space as module
 from lstmpool.training.hub.clean_load import probe_logits
-from lstmpool.training.hub.publishing import main
+from lstmpool.training.hub.publishing import _push_beside, main
+from lstmpool.training.hub.repository import PushError
 from lstmpool.training.hub.space import FILES, RECIPE, SpaceHub, checked_page
 
 from ...conftest import tiny_model, word_tokenizer
@@ -70,6 +73,8 @@ def test_the_space_holds_the_page_and_loads_the_commit_of_the_model(hub, pushed)
     (mine,) = space.pushed()
     assert set(mine.files) == {"README.md", "app.py", "requirements.txt", "space.json", ".gitattributes"}
     assert mine.files["app.py"] == (ROOT / "recipes" / "space" / "app.py").read_bytes()
+    needed = [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers")]
+    assert mine.files["requirements.txt"].decode().split() == needed  # with which the page was checked
     (commit,) = model.pushed()
     assert json.loads(mine.files["space.json"]) == {"model": "ann/tried", "revision": commit.id}
     card = mine.files["README.md"].decode()
@@ -217,6 +222,34 @@ def test_a_page_that_does_not_answer_on_the_hub_is_named_with_status_3(hub, clie
         f"error: ann/dumb has the new commit {model.id}, which is right, but its card is not pinned, and its page is"
     )
     assert f"ann/dumb-demo has the new commit {repo.pushed()[-1].id}, which does not answer as it should" in line
+
+
+class Beside:
+    """Stands in for the export or the page of a model."""
+
+    def __init__(self, name, wrong=""):
+        self.hub = SimpleNamespace(repo_id=name)
+        self.wrong = wrong
+
+    def push(self, model, commit):
+        if self.wrong:
+            raise PushError(self.wrong)
+        return f"{commit}-{self.hub.repo_id}"
+
+    def link(self, card):
+        return f"{card} -> {self.hub.repo_id}"
+
+    def told(self, model, commit):
+        return f"{commit} is there"
+
+
+def test_an_export_that_was_pushed_before_a_page_that_fails_is_named():
+    export, page, broken = Beside("onnx"), Beside("demo"), Beside("demo", wrong="the page is not right.")
+    said = "\n\nc-onnx is there\n\nc-demo is there"
+    assert _push_beside([export, page], None, "c", "card") == (said, "card -> onnx -> demo")
+    told = "the page is not right. onnx has the new commit c-onnx, which is right."
+    with pytest.raises(PushError, match=f"^{re.escape(told)}$"):
+        _push_beside([export, broken], None, "c", "card")
 
 
 def test_what_an_older_page_left_does_not_stand_beside_the_new_one():
