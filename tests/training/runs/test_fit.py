@@ -239,6 +239,7 @@ def test_a_default_run_on_few_rows_has_its_steps_also_where_it_was_cut_off(tmp_p
         write_csv(tmp_path / f"{split}.csv", {"text": sentences(n), "label": ["a", "b"] * (n // 2)})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lstmpool.training.flags.defaults.LEAST_STEPS", 80)  # half of them for stage 2
+    monkeypatch.setattr("lstmpool.training.runs.contrast.FEWEST_TO_GO_ON", 36)
     words = ["--backbone=backbone", "--train_file=train.csv", "--output_dir=out", "--use_cpu", "--lstm_hidden_size=4"]
     words += ["--validation_file=validation.csv", "--report_to=none", "--save_total_limit=99", "--disable_tqdm=True"]
     words += ["--bf16=False"]
