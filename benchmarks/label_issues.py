@@ -45,7 +45,10 @@ from lstmpool.training.model.backbone import Backbone
 
 
 SHARE = 0.05  # of the rows, whose label is changed
-ANOTHER, ADDED, MISSING = SLIPS = ("another", "added", "missing")  # a label for another one, one too many, one too few
+ANOTHER = "another"  # a label for another one
+ADDED = "added"  # one too many
+MISSING = "missing"  # one too few
+SLIPS = (ANOTHER, ADDED, MISSING)
 NOW = ["--freeze_backbone", "--stages", "one", "--validation_size", "0", "--max_steps", "1"]
 FLAGS = {"flag": NOW, "folds": ["--freeze_backbone", "--cv_folds", "5"]}
 CONTENDERS = (*FLAGS, "plain")

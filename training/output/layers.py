@@ -14,20 +14,23 @@ def layer_lines(report: LayerReport) -> list[str]:
     if not report.is_enough:
         lines.append(_too_few(report))
     if shallow is not None:
-        lines.append(f"A linear model of {_layers(shallow.layers)} {_beside_all(report, shallow)}")
-        lines[-1] += f" {_time(report, shallow)}"
+        lines.append(
+            f"A linear model of {_layers(shallow.layers)} {_beside_all(report, shallow)} {_time(report, shallow)}"
+        )
     if fewest is not None and fewest != shallow:
         left_out = [layer for layer in report.layers if layer not in fewest.layers]
-        lines.append(f"A linear model without {_layers(left_out)} {_beside_all(report, fewest)}")
-        lines[-1] += f" {_time(report, fewest)}"
-    if shallow is fewest is None:
+        lines.append(
+            f"A linear model without {_layers(left_out)} {_beside_all(report, fewest)} {_time(report, fewest)}"
+        )
+    names_layers = shallow is not None or fewest is not None
+    if not names_layers:
         (left_out,) = set(report.layers) - set(report.path[0].layers)
         lines.append(
             f"A linear model without layer {left_out}, which training rows miss the least, "
             f"{_beside_all(report, report.path[0])}"
         )
     cost = f"All this was fitted to {counted(report.rows, 'training row')}, in {report.seconds:.0f} s"
-    hint = "" if shallow is fewest is None else "; train with --layers to see how good such a model is"
+    hint = "; train with --layers to see how good such a model is" if names_layers else ""
     return [*lines, f"{cost}{hint}."]
 
 

@@ -128,8 +128,10 @@ def _metrics(state: State) -> dict[str, Any]:
     metrics["baselines"] = state.baselines.scores
     if state.exits is not None:
         metrics["early_exit"] = state.exits.record()
-    if state.args.layer_report:  # None: there was nothing to tell
-        metrics["layer_report"] = state.layer_report and state.layer_report.record()
+    if state.layer_report is not None:
+        metrics["layer_report"] = state.layer_report.record()
+    elif state.args.layer_report:  # there was nothing to tell
+        metrics["layer_report"] = None
     if state.label_issues is not None:
         metrics["label_issues"] = state.label_issues.record()
     if state.pooling_choice:

@@ -251,9 +251,12 @@ def _write(job: Job, args: TrainingArguments, evaluation: Evaluation, assigned: 
     """Fills the folder, and prints the table of results."""
     names = [f"fold {fold}" for fold in range(1, job.data_args.cv_folds + 1)]
     by_fold = pandas.DataFrame([evaluation.results[name] for name in names])
-    spread = {"mean": by_fold.mean(skipna=False).to_dict()}
-    spread["sd"] = by_fold.std(skipna=False).to_dict()  # of a sample: divided by n - 1
-    metrics, issues = _metrics(evaluation, names, spread), None
+    spread = {
+        "mean": by_fold.mean(skipna=False).to_dict(),
+        "sd": by_fold.std(skipna=False).to_dict(),  # of a sample: divided by n - 1
+    }
+    metrics = _metrics(evaluation, names, spread)
+    issues = None
     if args.find_label_issues:
         issues = find_issues(job.task, evaluation.logits[ALL], evaluation.targets[ALL], assigned)
         metrics["label_issues"] = issues.record()
